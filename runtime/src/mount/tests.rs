@@ -1,0 +1,1 @@
+//! Tests that attach detached mounts in a mount namespace of their own.

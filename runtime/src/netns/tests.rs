@@ -1,0 +1,1 @@
+//! Tests that make and pin namespaces.

@@ -1,0 +1,7 @@
+//! The only unsafe code of Slipway: thin wrappers of system calls that have no
+//! safe form elsewhere. Each takes borrowed descriptors and returns owned ones.
+
+#[cfg(feature = "engine")]
+pub(crate) mod mount_attr;
+#[cfg(feature = "engine")]
+pub(crate) mod user_ns;
