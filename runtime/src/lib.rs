@@ -9,4 +9,6 @@ pub mod cgroup;
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
+#[cfg(feature = "engine")]
+pub mod seccomp;
 mod sys;
