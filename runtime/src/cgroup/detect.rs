@@ -10,7 +10,7 @@ use super::{CgroupError, Version};
 use crate::mount::table::unescape;
 
 /// The mount table that decides.
-const MOUNT_TABLE: &str = "/proc/self/mountinfo";
+const MOUNT_TABLE: &str = "/proc/thread-self/mountinfo";
 
 /// Every hierarchy that is mounted.
 #[derive(Debug, PartialEq, Eq)]

@@ -27,7 +27,7 @@ impl Entry {
         if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
         let found = table
             .lines()
             .filter_map(Self::parse)

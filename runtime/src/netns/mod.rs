@@ -97,18 +97,16 @@ impl NetNs {
     /// The pin outlives this process. Blocks for about half a millisecond.
     pub fn create_pinned(path: &Path) -> Result<(), NetNsError> {
         let dir = path.parent().unwrap_or(Path::new("/"));
-        let lock = prepare_dir(dir)?;
-        reserve(path)?;
-        // Only the directory's own mount and the choice of the file need the
-        // lock; namespaces are made side by side.
-        drop(lock);
-        let pinned = on_thread("netns-create", || unshare_and_pin(path))
-            .unwrap_or_else(|source| Err(pin_error(path, "start a thread", source)));
-        if pinned.is_err() {
-            // Nothing is mounted, so only the reserved file is left.
-            let _ignored = fs::remove_file(path);
+        prepare_dir(dir)?;
+        if Self::is_pinned(path) {
+            return Err(NetNsError::Exists { path: path.into() });
         }
-        pinned
+        on_thread("netns-create", || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|e| pin_error(path, "unshare", e.into()))?;
+            netlink::loopback_up().map_err(|e| pin_error(path, "bring lo up", e))?;
+            pin_own(dir, path)
+        })
+        .unwrap_or_else(|source| Err(pin_error(path, "start a thread", source)))
     }
 
     /// Removes the pin; the kernel drops the namespace when nothing else
@@ -151,7 +149,8 @@ impl NetNs {
 
     /// Takes away the mount that [`NetNs::create_pinned`] may have put on the
     /// directory of the pins. Does nothing if there is none, and leaves it
-    /// where pins remain.
+    /// where pins remain. For whoever wants the host as it was; an engine
+    /// that goes on later keeps the mount.
     pub fn release_dir(dir: &Path) -> Result<(), NetNsError> {
         let failed = |step, source| NetNsError::Directory {
             path: dir.into(),
@@ -165,7 +164,9 @@ impl NetNs {
         if !mounts.is_mount_point || mounts.holds_mounts {
             return Ok(());
         }
-        unmount(dir, UnmountFlags::NOFOLLOW).map_err(|e| failed("unmount", e.into()))
+        // The lock itself is an open file on that mount: detach it.
+        unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .map_err(|e| failed("unmount", e.into()))
     }
 }
 
@@ -197,10 +198,17 @@ fn on_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> io::Result
     })
 }
 
-fn unshare_and_pin(path: &Path) -> Result<(), NetNsError> {
-    unshare(CloneFlags::CLONE_NEWNET).map_err(|e| pin_error(path, "unshare", e.into()))?;
-    netlink::loopback_up().map_err(|e| pin_error(path, "bring lo up", e))?;
-    mount_bind(OWN_NETNS, path).map_err(|e| pin_error(path, "bind mount", e.into()))
+/// Pins the namespace of this thread. Only this is under the lock: the slow
+/// part, making namespaces, goes side by side.
+fn pin_own(dir: &Path, path: &Path) -> Result<(), NetNsError> {
+    let _lock = lock_dir(dir).map_err(|e| pin_error(path, "lock the directory", e))?;
+    reserve(path)?;
+    mount_bind(OWN_NETNS, path).map_err(|e| {
+        // Nothing is mounted, so only the reserved file is left, and it is
+        // ours as long as the lock is held.
+        let _left_for_the_next = fs::remove_file(path);
+        pin_error(path, "bind mount", e.into())
+    })
 }
 
 fn pin_error(path: &Path, step: &'static str, source: io::Error) -> NetNsError {
@@ -239,30 +247,29 @@ fn reserve(path: &Path) -> Result<(), NetNsError> {
 /// mount namespaces that copied this one (CNI daemons in pods), and a pin
 /// removed here does not live on in them.
 ///
-/// Returns the lock on the directory. It keeps two threads, or two engines,
-/// from stacking two mounts, of which the upper would hide pins of the lower.
-fn prepare_dir(dir: &Path) -> Result<File, NetNsError> {
+/// A lock on the directory keeps two threads, or two engines, from stacking
+/// two mounts, of which the upper would hide pins of the lower.
+fn prepare_dir(dir: &Path) -> Result<(), NetNsError> {
     let failed = |step, source| NetNsError::Directory {
         path: dir.into(),
         step,
         source,
     };
     fs::create_dir_all(dir).map_err(|e| failed("create", e))?;
-    let lock = lock_dir(dir).map_err(|e| failed("lock", e))?;
+    let _lock = lock_dir(dir).map_err(|e| failed("lock", e))?;
     let mounts = Mounts::read(dir)?;
     if mounts.shared {
-        return Ok(lock);
+        return Ok(());
     }
     // A bind mount would hide the pins that are there already: leave it then.
     if !mounts.is_mount_point {
         if mounts.holds_mounts {
-            return Ok(lock);
+            return Ok(());
         }
         mount_bind(dir, dir).map_err(|e| failed("mount it on itself", e.into()))?;
     }
     mount_change(dir, MountPropagationFlags::SHARED)
-        .map_err(|e| failed("make its mount shared", e.into()))?;
-    Ok(lock)
+        .map_err(|e| failed("make its mount shared", e.into()))
 }
 
 /// The lock is on the directory's inode, which stays the same when the
@@ -292,7 +299,7 @@ impl Mounts {
             source,
         };
         let real = fs::canonicalize(dir).map_err(|e| failed("resolve", e))?;
-        let table = fs::read_to_string("/proc/self/mountinfo")
+        let table = fs::read_to_string("/proc/thread-self/mountinfo")
             .map_err(|e| failed("read the mount table", e))?;
         Ok(Self::parse(&table, &real))
     }
