@@ -1,14 +1,24 @@
-//! Pods and containers as the kernel sees them.
+//! Pods, containers and the process that keeps each pod: everything of
+//! Slipway that talks to the kernel.
 //!
-//! Owns namespaces, cgroups, mounts, seccomp filters and monitors, and is the
-//! only home of unsafe code (`sys`). Knows neither CRI nor images.
+//! Owns namespaces, cgroups, mounts, seccomp filters, the protocol between
+//! engine and monitor, the engine's client for it, launchers, exec, container
+//! logs and exit records; the only home of unsafe code (`sys`). Never knows gRPC,
+//! CRI or images. What a crash leaves is said by each module.
 
 #[cfg(feature = "engine")]
 pub mod cgroup;
 #[cfg(feature = "engine")]
+pub mod client;
+pub mod exec;
+pub mod exit;
+pub mod launcher;
+pub mod log;
+#[cfg(feature = "engine")]
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
+pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;
-mod sys;
+pub mod sys;

@@ -1,10 +1,31 @@
-//! The only unsafe code of Slipway: thin wrappers of system calls that have no
-//! safe form elsewhere. Each takes borrowed descriptors and returns owned ones.
+//! System calls that no safe crate offers: the only home of `unsafe`.
+//!
+//! Wrappers take borrowed descriptors and return owned ones. Nothing here
+//! decides anything; a crash leaves nothing.
 
+#[cfg(feature = "engine")]
+pub(crate) mod async_fd;
+pub mod bytes;
+pub mod execve;
+pub mod fds;
 #[cfg(test)]
 #[cfg(feature = "engine")]
 pub(crate) mod filtered_child;
+pub mod fork;
 #[cfg(feature = "engine")]
 pub(crate) mod mount_attr;
+pub mod propagation;
+pub mod seccomp_load;
+pub mod signals;
 #[cfg(feature = "engine")]
 pub(crate) mod user_ns;
+
+use rustix::io::Errno;
+
+/// The result of a raw system call, made by the C library's `syscall`.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result >= 0 {
+        return Ok(result);
+    }
+    Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+}

@@ -1,0 +1,198 @@
+//! One connection to a monitor: requests out, answers and events in.
+//!
+//! Owns the socket, the requests that wait and the task that reads. Dropping a
+//! request's future forgets the answer and harms nothing else. When the socket
+//! closes, all that wait fail with `Gone`, and `Event::Gone` is reported
+//! unless a shutdown was asked for.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::MonitorError;
+use super::types::Event;
+use crate::protocol::{self, Body, Envelope, Incoming, ProtocolError, Received, monotonic_now};
+
+/// A connection. The reading task ends when it is dropped.
+#[derive(Debug)]
+pub(super) struct Connection {
+    shared: Arc<Shared>,
+    reader: tokio::task::AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: AsyncFd<OwnedFd>,
+    waiting: Mutex<Waiting>,
+    next_request: AtomicU64,
+    closing: AtomicBool,
+    events: mpsc::UnboundedSender<Event>,
+}
+
+/// Requests without an answer; `None` once the connection is closed.
+#[derive(Debug)]
+struct Waiting(Option<HashMap<u64, oneshot::Sender<Incoming>>>);
+
+impl Connection {
+    /// Starts reading a connected socket. Must be called within a runtime.
+    pub(super) fn open(socket: OwnedFd) -> std::io::Result<(Self, mpsc::UnboundedReceiver<Event>)> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        let shared = Arc::new(Shared {
+            socket: crate::sys::async_fd::watch(socket)?,
+            waiting: Mutex::new(Waiting(Some(HashMap::new()))),
+            next_request: AtomicU64::new(1),
+            closing: AtomicBool::new(false),
+            events,
+        });
+        let reader = tokio::spawn(read_all(Arc::clone(&shared))).abort_handle();
+        Ok((Self { shared, reader }, receiver))
+    }
+
+    /// Sends a request and waits for its answer.
+    pub(super) async fn ask(
+        &self,
+        body: Body,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Incoming, MonitorError> {
+        let request = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.shared
+            .waiting()
+            .0
+            .as_mut()
+            .ok_or(MonitorError::Gone)?
+            .insert(request, answer);
+        let _forget = Forget {
+            shared: &self.shared,
+            request,
+        };
+        let envelope = Envelope {
+            version: protocol::VERSION,
+            request,
+            sent_at: monotonic_now(),
+            body: Some(body),
+            ..Envelope::default()
+        };
+        self.shared.send(&envelope, fds).await?;
+        let mut incoming = answered.await.map_err(|_closed| MonitorError::Gone)?;
+        if let Some(Body::Failure(failure)) = incoming
+            .envelope
+            .body
+            .take_if(|body| matches!(body, Body::Failure(_)))
+        {
+            return Err(MonitorError::from(*failure));
+        }
+        Ok(incoming)
+    }
+
+    /// The end of this connection is asked for: it is no reason to worry.
+    pub(super) fn expect_close(&self) {
+        self.shared.closing.store(true, Ordering::Release);
+    }
+
+    /// Whether the monitor's side is closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.shared.waiting().0.is_none()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+impl Shared {
+    /// The lock is held for a moment only, never across an await.
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn send(&self, envelope: &Envelope, fds: &[BorrowedFd<'_>]) -> Result<(), MonitorError> {
+        loop {
+            // The first try needs no permission: the socket is rarely full.
+            match protocol::send(self.socket.as_fd(), envelope, fds) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(ProtocolError::Socket { source, .. }) if is_closed(source) => {
+                    return Err(MonitorError::Gone);
+                }
+                Err(error) => return Err(MonitorError::Message(error)),
+            }
+            let mut ready = self
+                .socket
+                .writable()
+                .await
+                .map_err(|_| MonitorError::Gone)?;
+            ready.clear_ready();
+        }
+    }
+
+    fn dispatch(&self, mut incoming: Incoming) {
+        if incoming.envelope.request == 0 {
+            if let Some(Body::Exited(exited)) = incoming.envelope.body.take() {
+                self.tell(Event::Exited(exited.into()));
+            }
+            return;
+        }
+        let waiting = self
+            .waiting()
+            .0
+            .as_mut()
+            .and_then(|all| all.remove(&incoming.envelope.request));
+        if let Some(answer) = waiting {
+            // Nobody listens any more when the asking future was dropped.
+            let _unheard = answer.send(incoming);
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // The engine may have dropped its receiver: then it does not care.
+        let _unheard = self.events.send(event);
+    }
+}
+
+/// Forgets a request whose future was dropped.
+struct Forget<'a> {
+    shared: &'a Shared,
+    request: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Some(waiting) = self.shared.waiting().0.as_mut() {
+            waiting.remove(&self.request);
+        }
+    }
+}
+
+fn is_closed(errno: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(errno, Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN)
+}
+
+async fn read_all(shared: Arc<Shared>) {
+    loop {
+        let Ok(mut ready) = shared.socket.readable().await else {
+            break;
+        };
+        match protocol::receive(shared.socket.as_fd()) {
+            Ok(Received::Packet(incoming)) => shared.dispatch(*incoming),
+            Ok(Received::Nothing) => ready.clear_ready(),
+            Ok(Received::Closed) => break,
+            Err(error) => {
+                tracing::warn!(%error, "connection to a monitor is broken");
+                break;
+            }
+        }
+    }
+    // Dropping the senders wakes all that wait.
+    shared.waiting().0 = None;
+    if !shared.closing.load(Ordering::Acquire) {
+        shared.tell(Event::Gone);
+    }
+}

@@ -1,0 +1,331 @@
+//! Between the engine's types and messages.
+//!
+//! Plain conversion; every field is named, so that none is forgotten.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Spec};
+
+use super::error::MonitorError;
+use super::types::{
+    ContainerReport, ContainerState, CreateContainer, ExecProcess, PodReady, PodSetup,
+};
+use crate::exec::capability_number;
+use crate::exit::ExitRecord;
+use crate::protocol::{
+    self, CapabilitySets, Container, Create, Exec, MountSource, Process, Rlimit, Setup, State,
+    StreamSlots, Sysctl, sealed_memfd,
+};
+
+/// Adds a descriptor to a packet and gives its slot.
+pub(super) fn push<'a>(fds: &mut Vec<BorrowedFd<'a>>, fd: BorrowedFd<'a>) -> u32 {
+    fds.push(fd);
+    // A packet holds at most 253: sending refuses more than that.
+    u32::try_from(fds.len() - 1).unwrap_or(u32::MAX)
+}
+
+pub(super) fn setup(setup: PodSetup, launcher_fd: Option<u32>) -> Result<Setup, MonitorError> {
+    let PodSetup {
+        pod_id,
+        state_dir,
+        exit_dir,
+        cgroup_procs,
+        hostname,
+        new_ipc,
+        netns,
+        sysctls,
+        shared_pid,
+        oom_score_adj,
+    } = setup;
+    if !state_dir.is_absolute() || !exit_dir.is_absolute() {
+        // The monitor lives in /.
+        return Err(invalid("pod's directories", "not absolute"));
+    }
+    Ok(Setup {
+        pod: pod_id,
+        state_dir: bytes(state_dir),
+        exit_dir: bytes(exit_dir),
+        cgroup_procs: all_bytes(cgroup_procs),
+        hostname,
+        new_ipc,
+        netns: netns.map(bytes),
+        sysctls: sysctls
+            .into_iter()
+            .map(|(name, value)| Sysctl { name, value })
+            .collect(),
+        shared_pid,
+        oom_score_adj,
+        launcher_fd,
+        userns_fd: None,
+    })
+}
+
+pub(super) fn pod_ready(ready: protocol::PodReady) -> PodReady {
+    let protocol::PodReady {
+        pid,
+        init_pid,
+        warnings,
+    } = ready;
+    PodReady {
+        pid,
+        init_pid,
+        warnings,
+    }
+}
+
+/// The spec as JSON in a sealed memfd.
+pub(super) fn spec_memfd(spec: &Spec) -> Result<OwnedFd, MonitorError> {
+    let json =
+        serde_json::to_vec(spec).map_err(|error| invalid("runtime spec", &error.to_string()))?;
+    sealed_memfd("spec", &json).map_err(|error| invalid("runtime spec", &error.to_string()))
+}
+
+pub(super) fn create<'a>(
+    c: &'a CreateContainer,
+    fds: &mut Vec<BorrowedFd<'a>>,
+    spec_fd: BorrowedFd<'a>,
+) -> Result<Create, MonitorError> {
+    let CreateContainer {
+        id,
+        launcher,
+        spec: _,
+        rootfs,
+        mounts,
+        cgroup_procs,
+        cgroup_oom,
+        cgroup_kill,
+        seccomp_bpf,
+        log_path,
+        stdin,
+        stdin_once,
+        tty,
+    } = c;
+    let spec_slot = push(fds, spec_fd);
+    let rootfs_slot = push(fds, rootfs.as_fd());
+    let mounts = mounts
+        .iter()
+        .map(|(index, fd)| {
+            let index = u32::try_from(*index).map_err(|_| invalid("mount", "index"))?;
+            Ok(MountSource {
+                index,
+                fd: Some(push(fds, fd.as_fd())),
+                idmap_fd: None,
+            })
+        })
+        .collect::<Result<_, MonitorError>>()?;
+    Ok(Create {
+        id: id.clone(),
+        launcher: (*launcher).into(),
+        spec_fd: Some(spec_slot),
+        rootfs_fd: Some(rootfs_slot),
+        mounts,
+        cgroup_procs: all_bytes(cgroup_procs.clone()),
+        cgroup_oom: cgroup_oom.clone().map(bytes),
+        cgroup_kill: cgroup_kill.clone().map(bytes),
+        seccomp_bpf: seccomp_bpf.clone(),
+        log_path: log_path.clone().map(bytes),
+        stdin: *stdin,
+        stdin_once: *stdin_once,
+        tty: *tty,
+        streams: None,
+        userns_fd: None,
+    })
+}
+
+pub(super) fn exec<'a>(
+    e: &'a ExecProcess,
+    fds: &mut Vec<BorrowedFd<'a>>,
+) -> Result<Exec, MonitorError> {
+    let ExecProcess {
+        container,
+        process,
+        stdin,
+        stdout,
+        stderr,
+        timeout,
+        cgroup_procs,
+    } = e;
+    let streams = StreamSlots {
+        stdin: stdin.as_ref().map(|fd| push(fds, fd.as_fd())),
+        stdout: Some(push(fds, stdout.as_fd())),
+        stderr: Some(push(fds, stderr.as_fd())),
+        tty: None,
+    };
+    Ok(Exec {
+        id: container.clone(),
+        process: Some(convert_process(process)?),
+        streams: Some(streams),
+        timeout: timeout.map_or(0, nanoseconds),
+        cgroup_procs: all_bytes(cgroup_procs.clone()),
+    })
+}
+
+pub(super) fn report(container: Container) -> ContainerReport {
+    let state = container.state();
+    let Container {
+        id,
+        state: _,
+        pid,
+        started_at,
+        exit,
+        lost_log_bytes,
+    } = container;
+    let state = match (state, exit) {
+        (State::Exited, Some(exit)) => ContainerState::Exited(ExitRecord::from(exit)),
+        (State::Running, _) => ContainerState::Running { started_at },
+        _ => ContainerState::Created,
+    };
+    ContainerReport {
+        id,
+        state,
+        pid,
+        lost_log_bytes,
+    }
+}
+
+/// Refuses by name what exec cannot honour.
+fn convert_process(process: &oci_spec::runtime::Process) -> Result<Process, MonitorError> {
+    let refused = [
+        ("process.terminal", process.terminal() == Some(true)),
+        ("process.ioPriority", process.io_priority().is_some()),
+        ("process.scheduler", process.scheduler().is_some()),
+        (
+            "process.execCPUAffinity",
+            process.exec_cpu_affinity().is_some(),
+        ),
+    ];
+    if let Some((what, _)) = refused.iter().find(|(_, set)| *set) {
+        let message = "not for processes that are run in a container".to_owned();
+        return Err(MonitorError::Unsupported {
+            what: (*what).to_owned(),
+            message,
+        });
+    }
+    let user = process.user();
+    let strings = |list: &Option<Vec<String>>| -> Vec<Vec<u8>> {
+        list.iter()
+            .flatten()
+            .map(|text| text.clone().into_bytes())
+            .collect()
+    };
+    Ok(Process {
+        args: strings(process.args()),
+        env: strings(process.env()),
+        cwd: bytes(process.cwd().clone()),
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        umask: user.umask(),
+        capabilities: process
+            .capabilities()
+            .as_ref()
+            .map(capability_sets)
+            .transpose()?,
+        rlimits: process.rlimits().iter().flatten().map(rlimit).collect(),
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        apparmor_profile: process.apparmor_profile().clone().unwrap_or_default(),
+        selinux_label: process.selinux_label().clone().unwrap_or_default(),
+        oom_score_adj: process.oom_score_adj(),
+    })
+}
+
+fn capability_sets(sets: &LinuxCapabilities) -> Result<CapabilitySets, MonitorError> {
+    Ok(CapabilitySets {
+        bounding: capability_bits(sets.bounding().as_ref())?,
+        effective: capability_bits(sets.effective().as_ref())?,
+        permitted: capability_bits(sets.permitted().as_ref())?,
+        inheritable: capability_bits(sets.inheritable().as_ref())?,
+        ambient: capability_bits(sets.ambient().as_ref())?,
+    })
+}
+
+fn capability_bits(set: Option<&Capabilities>) -> Result<u64, MonitorError> {
+    set.into_iter().flatten().try_fold(0, |bits, capability| {
+        let name = capability.to_string();
+        let number = capability_number(&name).ok_or_else(|| invalid("capability", &name))?;
+        Ok(bits | 1 << number)
+    })
+}
+
+fn rlimit(limit: &PosixRlimit) -> Rlimit {
+    Rlimit {
+        resource: rlimit_number(limit.typ()),
+        soft: limit.soft(),
+        hard: limit.hard(),
+    }
+}
+
+/// The kernel's numbers on every architecture that Slipway runs on.
+fn rlimit_number(limit: PosixRlimitType) -> u32 {
+    match limit {
+        PosixRlimitType::RlimitCpu => 0,
+        PosixRlimitType::RlimitFsize => 1,
+        PosixRlimitType::RlimitData => 2,
+        PosixRlimitType::RlimitStack => 3,
+        PosixRlimitType::RlimitCore => 4,
+        PosixRlimitType::RlimitRss => 5,
+        PosixRlimitType::RlimitNproc => 6,
+        PosixRlimitType::RlimitNofile => 7,
+        PosixRlimitType::RlimitMemlock => 8,
+        PosixRlimitType::RlimitAs => 9,
+        PosixRlimitType::RlimitLocks => 10,
+        PosixRlimitType::RlimitSigpending => 11,
+        PosixRlimitType::RlimitMsgqueue => 12,
+        PosixRlimitType::RlimitNice => 13,
+        PosixRlimitType::RlimitRtprio => 14,
+        PosixRlimitType::RlimitRttime => 15,
+    }
+}
+
+fn nanoseconds(timeout: Duration) -> u64 {
+    // 0 would mean "never": a timeout of nothing is the shortest one instead.
+    u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1)
+}
+
+fn bytes(path: PathBuf) -> Vec<u8> {
+    path.into_os_string().into_vec()
+}
+
+fn all_bytes(paths: Vec<PathBuf>) -> Vec<Vec<u8>> {
+    paths.into_iter().map(bytes).collect()
+}
+
+fn invalid(what: &'static str, message: &str) -> MonitorError {
+    MonitorError::Invalid {
+        what,
+        message: message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::Capability;
+
+    use super::*;
+
+    #[test]
+    fn timeout_of_nothing_is_not_never() {
+        assert_eq!(nanoseconds(Duration::ZERO), 1);
+        assert_eq!(nanoseconds(Duration::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn capabilities_become_the_kernels_bits() {
+        let set = Capabilities::from([Capability::Chown, Capability::CheckpointRestore]);
+        assert_eq!(capability_bits(Some(&set)).unwrap(), 1 | 1 << 40);
+        assert_eq!(capability_bits(None).unwrap(), 0);
+    }
+
+    #[test]
+    fn what_exec_cannot_honour_is_refused_by_name() {
+        let mut process = oci_spec::runtime::Process::default();
+        process.set_terminal(Some(true));
+        let error = convert_process(&process).unwrap_err();
+        assert!(
+            matches!(&error, MonitorError::Unsupported { what, .. } if what == "process.terminal")
+        );
+    }
+}

@@ -1,0 +1,28 @@
+//! The engine's side: spawns monitors, reaches them, asks them.
+//!
+//! Owns the pool of idle monitors and the connections. Never touches a
+//! container itself, never blocks the caller's thread for long, never forks:
+//! monitors are spawned by `posix_spawn`. When the engine dies, idle monitors
+//! end and those of pods live on; [`Monitor::connect`] finds them again.
+
+mod binaries;
+mod connection;
+mod convert;
+mod error;
+mod monitor;
+mod pool;
+mod types;
+
+pub use crate::exit::ExitRecord;
+pub use crate::protocol::LauncherKind;
+pub use binaries::MonitorBinaries;
+pub use error::{BinariesError, ConnectError, MonitorError, SpawnError};
+pub use monitor::Monitor;
+pub use pool::MonitorPool;
+pub use types::{
+    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
+    PodReady, PodSetup, Started,
+};
+
+/// Name of a monitor's socket in its pod's state directory.
+pub const SOCKET_NAME: &str = crate::launcher::SOCKET_NAME;

@@ -1,0 +1,317 @@
+//! A monitor, as the engine holds it.
+//!
+//! Owns nothing but a connection: dropping the last clone leaves a pod's
+//! monitor running and ends an idle one. Every call is one request; its future
+//! may be dropped at any time, the monitor finishes what it began.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::sync::mpsc;
+
+use super::binaries::MonitorBinaries;
+use super::connection::Connection;
+use super::convert;
+use super::error::{ConnectError, MonitorError};
+use super::types::{
+    ContainerReport, CreateContainer, Created, Event, ExecExit, ExecProcess, PodReady, PodSetup,
+    Started,
+};
+use crate::launcher::socket_path;
+use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, ProtocolError, Signal};
+
+/// A monitor: one pod's, or an idle one.
+#[derive(Debug, Clone)]
+pub struct Monitor {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    connection: Connection,
+    pid: i32,
+    binaries: Option<Arc<MonitorBinaries>>,
+    events: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
+}
+
+impl Monitor {
+    /// Reaches a monitor that a former engine left, by its socket in the pod's
+    /// state directory.
+    ///
+    /// # Errors
+    /// Nobody lives there, or it does not answer well.
+    pub async fn connect(
+        pod_state_dir: &Path,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ConnectError> {
+        let path = || pod_state_dir.to_owned();
+        let socket = connect_socket(pod_state_dir).map_err(|errno| match errno {
+            Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR => ConnectError::Absent {
+                path: path(),
+                source: errno.into(),
+            },
+            _ => ConnectError::Connect {
+                path: path(),
+                source: errno.into(),
+            },
+        })?;
+        let monitor = Self::greet(socket, None)
+            .await
+            .map_err(|source| ConnectError::Hello {
+                path: path(),
+                source,
+            })?;
+        let events = monitor.take_events().ok_or(MonitorError::Gone);
+        let events = events.map_err(|source| ConnectError::Hello {
+            path: path(),
+            source,
+        })?;
+        Ok((monitor, events))
+    }
+
+    /// Says hello on a connected socket.
+    pub(super) async fn greet(
+        socket: OwnedFd,
+        binaries: Option<Arc<MonitorBinaries>>,
+    ) -> Result<Self, MonitorError> {
+        let (connection, events) = Connection::open(socket)
+            .map_err(|error| MonitorError::Internal(format!("watch a socket: {error}")))?;
+        let hello = Hello {
+            engine: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let answer = connection.ask(Body::Hello(hello), &[]).await?;
+        let Some(Body::Welcome(welcome)) = answer.envelope.body else {
+            return Err(unexpected("hello"));
+        };
+        if !crate::protocol::understands(answer.envelope.version) {
+            return Err(MonitorError::Protocol(format!(
+                "monitor {} speaks version {}, this engine {}",
+                welcome.monitor,
+                answer.envelope.version,
+                crate::protocol::VERSION
+            )));
+        }
+        let events = Mutex::new(Some(events));
+        let inner = Inner {
+            connection,
+            pid: welcome.pid,
+            binaries,
+            events,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.inner.pid
+    }
+
+    /// Whether its side of the connection is closed.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.inner.connection.is_closed()
+    }
+
+    /// Turns an idle monitor into a pod's.
+    ///
+    /// # Errors
+    /// `Setup` names the step, a kernel parameter by its name. The monitor is
+    /// of no use afterwards: shut it down.
+    pub async fn setup(
+        &self,
+        setup: PodSetup,
+    ) -> Result<(PodReady, mpsc::UnboundedReceiver<Event>), MonitorError> {
+        let mut fds = Vec::new();
+        let helper = self
+            .inner
+            .binaries
+            .as_ref()
+            .map(|binaries| binaries.libcontainer());
+        let slot = helper.map(|fd| convert::push(&mut fds, fd));
+        let request = convert::setup(setup, slot)?;
+        let answer = self
+            .inner
+            .connection
+            .ask(Body::Setup(Box::new(request)), &fds)
+            .await?;
+        let Some(Body::PodReady(ready)) = answer.envelope.body else {
+            return Err(unexpected("setup"));
+        };
+        let events = self
+            .take_events()
+            .ok_or_else(|| MonitorError::Exists("the receiver of this monitor's events".into()))?;
+        Ok((convert::pod_ready(ready), events))
+    }
+
+    /// Makes a container that waits for its start.
+    ///
+    /// # Errors
+    /// `Launch`, `Unsupported`, `Timeout`, `Exists`: nothing of it is left.
+    pub async fn create(&self, c: CreateContainer) -> Result<Created, MonitorError> {
+        let spec = convert::spec_memfd(&c.spec)?;
+        let mut fds = Vec::new();
+        let request = convert::create(&c, &mut fds, spec.as_fd())?;
+        let answer = self
+            .inner
+            .connection
+            .ask(Body::Create(Box::new(request)), &fds)
+            .await?;
+        let Some(Body::Created(created)) = answer.envelope.body else {
+            return Err(unexpected("create"));
+        };
+        Ok(Created {
+            pid: created.pid,
+            warnings: created.warnings,
+        })
+    }
+
+    /// Lets a created container run: answers when its program has begun.
+    ///
+    /// # Errors
+    /// `Launch` when the program cannot be executed; the container has exited
+    /// then and is reported so.
+    pub async fn start(&self, container: &str) -> Result<Started, MonitorError> {
+        let answer = self.ask(Body::Start(name(container))).await?;
+        let Some(Body::Started(started)) = answer.envelope.body else {
+            return Err(unexpected("start"));
+        };
+        Ok(Started {
+            started_at: started.started_at,
+        })
+    }
+
+    /// Signals a container's first process. One that ended already is fine.
+    ///
+    /// # Errors
+    /// The container is unknown or the signal is none.
+    pub async fn signal(&self, container: &str, signal: i32) -> Result<(), MonitorError> {
+        self.order(
+            Body::Signal(Signal {
+                id: container.to_owned(),
+                signal,
+            }),
+            "signal",
+        )
+        .await
+    }
+
+    /// Runs a process in a container: answers when it has ended.
+    ///
+    /// # Errors
+    /// `NotRunning`, or `Launch` when it could not be made.
+    pub async fn exec(&self, e: ExecProcess) -> Result<ExecExit, MonitorError> {
+        let mut fds = Vec::new();
+        let request = convert::exec(&e, &mut fds)?;
+        let answer = self
+            .inner
+            .connection
+            .ask(Body::Exec(Box::new(request)), &fds)
+            .await?;
+        match answer.envelope.body {
+            Some(Body::ExecEnded(ended)) if ended.timed_out => Ok(ExecExit::TimedOut),
+            Some(Body::ExecEnded(ended)) => Ok(ExecExit::Exited { code: ended.code }),
+            _ => Err(unexpected("exec")),
+        }
+    }
+
+    /// Forgets a container that exited, or kills one that was only created.
+    /// An unknown one is fine.
+    ///
+    /// # Errors
+    /// `WrongState`: it still runs.
+    pub async fn delete(&self, container: &str) -> Result<(), MonitorError> {
+        self.order(Body::Delete(name(container)), "delete").await
+    }
+
+    /// Opens a container's log again: its file was renamed.
+    ///
+    /// # Errors
+    /// The container is unknown, has no log, or it cannot be opened; then the
+    /// old file is written on.
+    pub async fn reopen_log(&self, container: &str) -> Result<(), MonitorError> {
+        self.order(Body::ReopenLog(name(container)), "reopen the log")
+            .await
+    }
+
+    /// All containers of the pod, in order of creation.
+    ///
+    /// # Errors
+    /// The monitor is gone.
+    pub async fn list(&self) -> Result<Vec<ContainerReport>, MonitorError> {
+        let answer = self.ask(Body::List(Empty {})).await?;
+        let Some(Body::Containers(list)) = answer.envelope.body else {
+            return Err(unexpected("list"));
+        };
+        Ok(list.containers.into_iter().map(convert::report).collect())
+    }
+
+    /// Kills what is left and ends the monitor. One that is gone is fine.
+    ///
+    /// # Errors
+    /// The request could not be sent.
+    pub async fn shutdown(&self) -> Result<(), MonitorError> {
+        self.inner.connection.expect_close();
+        match self.order(Body::Shutdown(Empty {}), "shut down").await {
+            Err(MonitorError::Gone) => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn ask(&self, body: Body) -> Result<Incoming, MonitorError> {
+        const NONE: &[BorrowedFd<'_>] = &[];
+        self.inner.connection.ask(body, NONE).await
+    }
+
+    async fn order(&self, body: Body, what: &str) -> Result<(), MonitorError> {
+        match self.ask(body).await?.envelope.body {
+            Some(Body::Done(_)) => Ok(()),
+            _ => Err(unexpected(what)),
+        }
+    }
+
+    fn take_events(&self) -> Option<mpsc::UnboundedReceiver<Event>> {
+        self.inner
+            .events
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+}
+
+fn name(container: &str) -> ContainerName {
+    ContainerName {
+        id: container.to_owned(),
+    }
+}
+
+fn unexpected(request: &str) -> MonitorError {
+    MonitorError::Protocol(format!("no proper answer to {request}"))
+}
+
+/// Connecting to a unix socket does not wait for its owner to accept; only a
+/// full backlog would, and then `EAGAIN` says so.
+fn connect_socket(state_dir: &Path) -> Result<OwnedFd, Errno> {
+    let directory = crate::launcher::open_directory(state_dir)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(
+        &socket,
+        &SocketAddrUnix::new(socket_path(directory.as_fd()))?,
+    )?;
+    Ok(socket)
+}
+
+impl From<ProtocolError> for MonitorError {
+    fn from(error: ProtocolError) -> Self {
+        Self::Message(error)
+    }
+}

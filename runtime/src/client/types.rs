@@ -1,0 +1,161 @@
+//! What the engine asks of a monitor and what it gets.
+//!
+//! Plain data; holds no logic.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::exit::ExitRecord;
+use crate::protocol::LauncherKind;
+
+/// What a monitor tells without being asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A container's first process ended. Its record is on disk already.
+    Exited(ExitRecord),
+    /// The connection closed without a shutdown: the monitor died.
+    Gone,
+}
+
+/// A pod to set up.
+#[derive(Debug, Clone, Default)]
+pub struct PodSetup {
+    /// The pod's id.
+    pub pod_id: String,
+    /// An existing directory; the monitor's socket is made here.
+    pub state_dir: PathBuf,
+    /// An existing directory; exit records are written here.
+    pub exit_dir: PathBuf,
+    /// `cgroup.procs` files that the monitor joins.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// Set in a new uts namespace. `None`: the host's namespace.
+    pub hostname: Option<String>,
+    /// Whether the pod gets an ipc namespace.
+    pub new_ipc: bool,
+    /// Pinned network namespace to enter. `None`: the host's.
+    pub netns: Option<PathBuf>,
+    /// Kernel parameters, set in the pod's namespaces.
+    pub sysctls: Vec<(String, String)>,
+    /// Whether the built-in init becomes PID 1 of a pid namespace of the pod.
+    pub shared_pid: bool,
+    /// Of the monitor. One that may not be lowered is a warning.
+    pub oom_score_adj: i32,
+}
+
+/// A pod that is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodReady {
+    /// The monitor: `/proc/<pid>/ns/{ipc,uts,net}` are the pod's namespaces.
+    pub pid: i32,
+    /// The pod's own init, if asked for: `/proc/<pid>/ns/pid`.
+    pub init_pid: Option<i32>,
+    /// What was not honoured without harm.
+    pub warnings: Vec<String>,
+}
+
+/// A container to make.
+#[derive(Debug)]
+pub struct CreateContainer {
+    /// Its id.
+    pub id: String,
+    /// Who makes it.
+    pub launcher: LauncherKind,
+    /// The complete runtime spec. `root.path` is ignored.
+    pub spec: oci_spec::runtime::Spec,
+    /// Detached mount of the root filesystem.
+    pub rootfs: OwnedFd,
+    /// Indexes into the spec's mounts and the detached mounts to use as their
+    /// sources.
+    pub mounts: Vec<(usize, OwnedFd)>,
+    /// `cgroup.procs` files that the container joins.
+    pub cgroup_procs: Vec<PathBuf>,
+    /// `memory.events` or `memory.oom_control`, read when it ends.
+    pub cgroup_oom: Option<PathBuf>,
+    /// `cgroup.kill` of the v2 tree.
+    pub cgroup_kill: Option<PathBuf>,
+    /// Compiled seccomp filter for exec.
+    pub seccomp_bpf: Option<Vec<u8>>,
+    /// CRI log. `None`: output is dropped.
+    pub log_path: Option<PathBuf>,
+    /// Whether stdin is a pipe that stays open instead of /dev/null.
+    pub stdin: bool,
+    /// Whether that pipe closes after the first client that attached.
+    pub stdin_once: bool,
+    /// Whether stdio is a terminal.
+    pub tty: bool,
+}
+
+/// A container that waits for its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Created {
+    /// Its first process.
+    pub pid: i32,
+    /// What was not honoured without harm.
+    pub warnings: Vec<String>,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Nanoseconds since 1970.
+    pub started_at: i64,
+}
+
+/// A process to run in a container.
+#[derive(Debug)]
+pub struct ExecProcess {
+    /// The container.
+    pub container: String,
+    /// The process.
+    pub process: oci_spec::runtime::Process,
+    /// Its stdin. `None`: /dev/null.
+    pub stdin: Option<OwnedFd>,
+    /// Its stdout.
+    pub stdout: OwnedFd,
+    /// Its stderr.
+    pub stderr: OwnedFd,
+    /// After this it is killed with its session.
+    pub timeout: Option<Duration>,
+    /// `cgroup.procs` files that it joins: the container's.
+    pub cgroup_procs: Vec<PathBuf>,
+}
+
+/// How a process that was run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecExit {
+    /// By itself or by a signal.
+    Exited {
+        /// Exit code; 128 + n for a signal.
+        code: i32,
+    },
+    /// Its time was up.
+    TimedOut,
+}
+
+/// One container of a monitor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerReport {
+    /// Its id.
+    pub id: String,
+    /// Where it is in its life.
+    pub state: ContainerState,
+    /// Its first process; 0: not there yet.
+    pub pid: i32,
+    /// Output that was lost because the log could not be written.
+    pub lost_log_bytes: u64,
+}
+
+/// Where a container is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ContainerState {
+    /// Being made or waiting for its start.
+    Created,
+    /// Running.
+    Running {
+        /// Nanoseconds since 1970.
+        started_at: i64,
+    },
+    /// Ended.
+    Exited(ExitRecord),
+}

@@ -1,0 +1,17 @@
+//! Processes that are run in a container beside its first one.
+//!
+//! Owns the way from a description ([`Plan`]) to a process that has every
+//! property of the container: namespaces, cgroups, capabilities, seccomp. All
+//! is prepared before the clone; the child only makes system calls. A property
+//! that cannot be given ends the process with the step's name, never starts it
+//! without.
+
+mod child;
+mod plan;
+mod program;
+mod report;
+
+pub use child::{Container, Running, Stdio, spawn};
+pub use plan::{BadProcess, Plan, capability_number};
+pub use program::{DEFAULT_PATH, Program};
+pub use report::{Problem, Step};

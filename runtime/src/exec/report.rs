@@ -1,0 +1,142 @@
+//! What a child says when it cannot become the process it was made for.
+//!
+//! Owns the few bytes that travel through a pipe which closes on exec: nothing
+//! means that the program runs.
+
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+
+/// What the child was doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Step {
+    /// Undoing what the parent did to signals.
+    Signals = 1,
+    /// Becoming the leader of a session.
+    Session = 2,
+    /// Joining a cgroup.
+    Cgroup = 3,
+    /// Adjusting the OOM score.
+    OomScore = 4,
+    /// Writing an AppArmor profile or SELinux label.
+    Label = 5,
+    /// Entering the container's namespaces.
+    Namespaces = 6,
+    /// Connecting its streams.
+    Streams = 7,
+    /// Entering the working directory.
+    Cwd = 8,
+    /// Setting a resource limit.
+    Rlimit = 9,
+    /// Loading the seccomp filter.
+    Seccomp = 10,
+    /// Limiting the bounding set.
+    Bounding = 11,
+    /// Setting groups and user.
+    Ids = 12,
+    /// Setting capabilities.
+    Capabilities = 13,
+    /// Forbidding new privileges.
+    NoNewPrivileges = 14,
+    /// Executing the program.
+    Exec = 15,
+}
+
+impl Step {
+    const ALL: [Self; 15] = [
+        Self::Signals,
+        Self::Session,
+        Self::Cgroup,
+        Self::OomScore,
+        Self::Label,
+        Self::Namespaces,
+        Self::Streams,
+        Self::Cwd,
+        Self::Rlimit,
+        Self::Seccomp,
+        Self::Bounding,
+        Self::Ids,
+        Self::Capabilities,
+        Self::NoNewPrivileges,
+        Self::Exec,
+    ];
+
+    /// Its name in messages.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Signals => "reset signals",
+            Self::Session => "begin a session",
+            Self::Cgroup => "join cgroup",
+            Self::OomScore => "set OOM score",
+            Self::Label => "set security label",
+            Self::Namespaces => "enter namespaces",
+            Self::Streams => "connect streams",
+            Self::Cwd => "enter working directory",
+            Self::Rlimit => "set resource limit",
+            Self::Seccomp => "load seccomp filter",
+            Self::Bounding => "limit capabilities",
+            Self::Ids => "set user and groups",
+            Self::Capabilities => "set capabilities",
+            Self::NoNewPrivileges => "set no_new_privs",
+            Self::Exec => "exec",
+        }
+    }
+}
+
+/// A step that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Problem {
+    /// Which.
+    pub step: Step,
+    /// Why.
+    pub errno: Errno,
+}
+
+impl Problem {
+    /// As bytes for the pipe.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 5] {
+        let [a, b, c, d] = self.errno.raw_os_error().to_ne_bytes();
+        [self.step as u8, a, b, c, d]
+    }
+
+    /// Reads what came through the pipe, without waiting. `None`: nothing.
+    #[must_use]
+    pub fn read(pipe: BorrowedFd<'_>) -> Option<Self> {
+        let mut bytes = [0; 5];
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut bytes)).ok()?;
+        if length != bytes.len() {
+            return None;
+        }
+        let [step, a, b, c, d] = bytes;
+        let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
+        Some(Self {
+            step,
+            errno: Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn every_step_survives_the_pipe() {
+        for step in Step::ALL {
+            let (read, write) = rustix::pipe::pipe().unwrap();
+            let problem = Problem {
+                step,
+                errno: Errno::ACCESS,
+            };
+            rustix::io::write(&write, &problem.to_bytes()).unwrap();
+            assert_eq!(Problem::read(read.as_fd()), Some(problem));
+            drop(write);
+            assert_eq!(Problem::read(read.as_fd()), None);
+        }
+    }
+}

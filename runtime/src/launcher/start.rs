@@ -1,0 +1,161 @@
+//! The socket on which a container's first process waits for its start.
+//!
+//! Owns both ends: [`StartGate`] in the monitor, [`StartSocket`] in the process
+//! that waits. One byte lets it go; then either the socket closes with exec,
+//! or words come back. When the monitor dies, what waits reads the end of the
+//! socket and gives up.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+/// Longest text that a process may leave.
+const MAX_MESSAGE: usize = 4096;
+
+/// Makes both ends. The waiting one blocks and closes on exec.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn start_pair() -> Result<(StartGate, OwnedFd), Errno> {
+    let (gate, socket) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::ioctl_fionbio(&gate, true)?;
+    Ok((StartGate(gate), socket))
+}
+
+/// The monitor's end.
+#[derive(Debug)]
+pub struct StartGate(OwnedFd);
+
+/// What became of a process that was let go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartOutcome {
+    /// Its program runs, or it died without a word: its exit will tell.
+    Running,
+    /// Its program could not be executed.
+    Failed {
+        /// Why.
+        message: String,
+        /// The executable is missing or cannot be executed.
+        not_found: bool,
+    },
+}
+
+impl StartGate {
+    /// Lets the process go.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn open(&self) -> Result<(), Errno> {
+        rustix::net::send(&self.0, b"g", rustix::net::SendFlags::NOSIGNAL).map(drop)
+    }
+
+    /// What became of it. `None`: nothing is known yet.
+    #[must_use]
+    pub fn outcome(&self) -> Option<StartOutcome> {
+        let mut text = vec![0; MAX_MESSAGE];
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut text));
+        let text = match read {
+            Err(Errno::AGAIN) => return None,
+            Ok(length) => text.get(..length).unwrap_or_default(),
+            Err(_) => &[],
+        };
+        let Some((kind, message)) = text.split_first() else {
+            return Some(StartOutcome::Running);
+        };
+        Some(StartOutcome::Failed {
+            message: String::from_utf8_lossy(message).into_owned(),
+            not_found: *kind == b'n',
+        })
+    }
+}
+
+impl AsFd for StartGate {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// The end of the process that waits. Uses `read` and `write` only: a seccomp
+/// filter is in force already, and hardly any forbids these.
+#[derive(Debug, Clone, Copy)]
+pub struct StartSocket<'a>(BorrowedFd<'a>);
+
+impl<'a> StartSocket<'a> {
+    /// Takes the socket.
+    #[must_use]
+    pub fn new(socket: BorrowedFd<'a>) -> Self {
+        Self(socket)
+    }
+
+    /// Waits to be let go. `false`: the monitor is gone.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(self.0, &mut [0; 1]));
+        read == Ok(1)
+    }
+
+    /// Says why the program cannot be executed.
+    pub fn fail(&self, message: &str, not_found: bool) {
+        let mut text = vec![if not_found { b'n' } else { b'e' }];
+        text.extend_from_slice(
+            message
+                .as_bytes()
+                .get(..MAX_MESSAGE - 1)
+                .unwrap_or(message.as_bytes()),
+        );
+        // The exit code tells that something went wrong, should this fail.
+        let _lost = rustix::io::write(self.0, &text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_then_close_means_running() {
+        let (gate, socket) = start_pair().unwrap();
+        assert_eq!(gate.outcome(), None);
+        gate.open().unwrap();
+        assert!(StartSocket::new(socket.as_fd()).wait());
+        assert_eq!(gate.outcome(), None);
+        drop(socket);
+        assert_eq!(gate.outcome(), Some(StartOutcome::Running));
+    }
+
+    #[test]
+    fn words_arrive_before_the_end() {
+        for (message, not_found) in [("no such file", true), ("out of memory", false)] {
+            let (gate, socket) = start_pair().unwrap();
+            StartSocket::new(socket.as_fd()).fail(message, not_found);
+            drop(socket);
+            let message = message.to_owned();
+            assert_eq!(
+                gate.outcome(),
+                Some(StartOutcome::Failed { message, not_found })
+            );
+        }
+    }
+
+    #[test]
+    fn dead_monitor_lets_nobody_go() {
+        let (gate, socket) = start_pair().unwrap();
+        drop(gate);
+        assert!(!StartSocket::new(socket.as_fd()).wait());
+    }
+
+    #[test]
+    fn long_words_are_cut() {
+        let (gate, socket) = start_pair().unwrap();
+        StartSocket::new(socket.as_fd()).fail(&"x".repeat(10_000), true);
+        let outcome = gate.outcome();
+        assert!(matches!(outcome, Some(StartOutcome::Failed { message, .. })
+            if message.len() == MAX_MESSAGE - 1));
+    }
+}

@@ -1,0 +1,144 @@
+//! A container's log file.
+//!
+//! Owns the open file. Writes whole records only, so that readers never see
+//! half of one: what a full disk cut off is taken back. A crash may leave half
+//! a record at the end.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+/// An append-only log.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    file: OwnedFd,
+    lost: u64,
+}
+
+impl LogFile {
+    /// Opens the log, made if it is not there.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn open(path: &Path) -> Result<Self, Errno> {
+        Ok(Self {
+            path: path.to_owned(),
+            file: open(path)?,
+            lost: 0,
+        })
+    }
+
+    /// Opens the log again, after its file was renamed. On failure the old
+    /// file stays in use.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn reopen(&mut self) -> Result<(), Errno> {
+        self.file = open(&self.path)?;
+        Ok(())
+    }
+
+    /// Appends records. What cannot be written is dropped and counted.
+    pub fn append(&mut self, records: &[u8]) {
+        let mut rest = records;
+        while !rest.is_empty() {
+            match rustix::io::retry_on_intr(|| rustix::io::write(&self.file, rest)) {
+                Ok(0) | Err(_) => {
+                    let torn = records.len() - rest.len();
+                    let kept = self.take_back(records.get(..torn).unwrap_or_default());
+                    self.lost += (records.len() - kept) as u64;
+                    return;
+                }
+                Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            }
+        }
+    }
+
+    /// Bytes that could not be written so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Cuts the file behind the last whole record of what was written; says
+    /// how much of it is kept.
+    fn take_back(&self, written: &[u8]) -> usize {
+        let whole = written
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let torn = (written.len() - whole) as u64;
+        if torn > 0 {
+            let cut = rustix::fs::fstat(&self.file).and_then(|stat| {
+                let length = u64::try_from(stat.st_size).unwrap_or(0);
+                rustix::fs::ftruncate(&self.file, length.saturating_sub(torn))
+            });
+            if cut.is_err() {
+                return written.len();
+            }
+        }
+        whole
+    }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rotation_between_records_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = LogFile::open(&path).unwrap();
+        log.append(b"one\n");
+        std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
+        log.append(b"two\n");
+        log.reopen().unwrap();
+        log.append(b"three\n");
+        assert_eq!(
+            std::fs::read(dir.path().join("0.log.1")).unwrap(),
+            b"one\ntwo\n"
+        );
+        assert_eq!(std::fs::read(path).unwrap(), b"three\n");
+    }
+
+    #[test]
+    fn failed_reopen_keeps_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/0.log");
+        std::fs::create_dir(dir.path().join("logs")).unwrap();
+        let mut log = LogFile::open(&path).unwrap();
+        std::fs::rename(dir.path().join("logs"), dir.path().join("moved")).unwrap();
+        assert_eq!(log.reopen(), Err(Errno::NOENT));
+        log.append(b"one\n");
+        assert_eq!(
+            std::fs::read(dir.path().join("moved/0.log")).unwrap(),
+            b"one\n"
+        );
+    }
+
+    #[test]
+    fn what_a_full_disk_refuses_is_counted() {
+        let mut log = LogFile::open(Path::new("/dev/full")).unwrap();
+        log.append(b"one\ntwo\n");
+        assert_eq!(log.lost(), 8);
+    }
+
+    #[test]
+    fn torn_record_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let log = LogFile::open(&path).unwrap();
+        std::fs::write(&path, b"zero\none\ntw").unwrap();
+        assert_eq!(log.take_back(b"one\ntw"), 4);
+        assert_eq!(std::fs::read(&path).unwrap(), b"zero\none\n");
+    }
+}

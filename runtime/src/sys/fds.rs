@@ -1,0 +1,53 @@
+//! Descriptor tables: closing what a new program must not have.
+
+#![expect(unsafe_code, reason = "bare system calls")]
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::io::Errno;
+
+/// Whether a range of descriptors is closed at once or on exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Close {
+    /// Marks them: they close when the process executes a program.
+    OnExec,
+    /// Closes them now. Only for a process that ends without touching them:
+    /// see [`close_from`].
+    Now,
+}
+
+/// Closes or marks all descriptors from `first` on.
+///
+/// With [`Close::Now`] owners of these descriptors are left with numbers that
+/// mean nothing: call it only in a child made by [`super::fork::spawn`], which
+/// runs no destructors of its parent's values and ends by exec or exit.
+///
+/// # Errors
+/// The kernel is older than 5.11 (`OnExec`) or 5.9 (`Now`).
+pub fn close_from(first: u32, close: Close) -> Result<(), Errno> {
+    let flags = match close {
+        Close::OnExec => libc::CLOSE_RANGE_CLOEXEC,
+        Close::Now => 0,
+    };
+    // SAFETY: marking changes no descriptor's meaning. Closing is limited by
+    // the contract above to processes whose owners of descriptors never run.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    super::check(result).map(drop)
+}
+
+/// Copies a descriptor to a number of the caller's choice; it closes on exec.
+///
+/// Whoever owned that number before is left with another file: call it only in
+/// a child made by [`super::fork::spawn`], as [`close_from`] with `Now`.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn copy_to(fd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: dup3 reads no memory. That `number` gets another meaning is
+    // limited by the contract above.
+    let result = unsafe { libc::dup3(fd.as_raw_fd(), number, libc::O_CLOEXEC) };
+    super::check(result.into())?;
+    // SAFETY: the kernel made this descriptor just now, and owners of the
+    // number's former meaning never run in such a child.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
