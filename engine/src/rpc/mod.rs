@@ -63,7 +63,7 @@ use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::index::{Inbox, Lookup};
 use crate::pod::task::{Command, Reply};
-use crate::status;
+use crate::status as codes;
 
 /// Both services on one engine.
 #[derive(Clone)]
@@ -89,11 +89,11 @@ fn ambiguous(what: &str, id: &str) -> Status {
 fn must_find<T>(lookup: Lookup<T>, field: &str, id: &str, unknown: PodError) -> Result<T, Status> {
     if id.is_empty() {
         let field = field.to_owned();
-        return Err(status::bad_request(&BadRequest::Missing { field }));
+        return Err(codes::bad_request(&BadRequest::Missing { field }));
     }
     match lookup {
         Lookup::Found(thing) => Ok(thing),
-        Lookup::Unknown => Err(status::pod(&unknown)),
+        Lookup::Unknown => Err(codes::pod(&unknown)),
         Lookup::Ambiguous => Err(ambiguous(field, id)),
     }
 }
@@ -110,7 +110,7 @@ async fn ask<T>(
     }
     match answer.await {
         Ok(Ok(value)) => Ok(Some(value)),
-        Ok(Err(error)) => Err(status::pod(&error)),
+        Ok(Err(error)) => Err(codes::pod(&error)),
         Err(_) => Ok(None),
     }
 }
