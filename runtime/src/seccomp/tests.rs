@@ -209,9 +209,17 @@ fn the_32_bit_entry_is_filtered_too() {
     }
     let report = run(&compile(default_profile()).unwrap(), &calls, Abi::I386);
     let got: Vec<i64> = report.results.into_iter().map(Option::unwrap).collect();
+    let fault = -i64::from(libc::EFAULT);
     assert_eq!(
         got,
-        [std::process::id().into(), EPERM, EPERM, ENOSYS, ENOSYS]
+        [
+            std::process::id().into(),
+            EPERM,
+            EPERM,
+            ENOSYS,
+            ENOSYS,
+            fault
+        ]
     );
     // A profile without the architecture kills whoever enters that way.
     let native = profile(&json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
