@@ -220,4 +220,12 @@ mod tests {
         let none = Layout::new(parse("22 27 0:21 / /proc rw - proc proc rw\n"));
         assert!(matches!(none, Err(CgroupError::NotMounted)));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_mount_table_breaks_the_parser(table in "([ -~]{0,60} - cgroup2? [ -~]{0,40}\n){0,4}|\\PC{0,200}") {
+            let trees = parse(&table);
+            proptest::prop_assert!(trees.len() <= table.lines().count());
+        }
+    }
 }

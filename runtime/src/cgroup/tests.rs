@@ -484,3 +484,47 @@ fn pressure_is_read_where_there_is_a_v2_tree() {
     assert_eq!(stats.cpu_psi.is_some(), counted);
     assert_eq!(stats.io_psi.is_some(), counted);
 }
+
+#[test]
+fn a_parent_with_processes_keeps_its_controllers_and_is_told_apart() {
+    let scratch = Scratch::new();
+    if scratch.hierarchies.version() != Version::V2 {
+        return;
+    }
+    let pod = scratch.child("pod");
+    let _sleeper = Sleeper::start_in(&pod);
+    let cgroup = scratch.child("pod/container");
+    let limits = Resources {
+        memory_limit: 64 * MIB,
+        ..Resources::default()
+    };
+    let error = cgroup.apply(&limits).unwrap_err();
+    assert!(
+        matches!(&error, CgroupError::NoController { controller, .. } if controller == "memory")
+    );
+    assert!(error.to_string().contains(cgroup.path()), "{error}");
+}
+
+#[test]
+fn orphaned_parents_go_only_when_v1_has_them_no_more() {
+    let scratch = Scratch::new();
+    let cgroup = scratch.child("kubepods/pod/container");
+    let pod = scratch
+        .hierarchies
+        .open(&format!("{}/kubepods/pod", scratch.top.path()));
+    cgroup.remove_orphaned_parents().unwrap();
+    assert!(pod.exists());
+    cgroup.remove().unwrap();
+    cgroup.remove_orphaned_parents().unwrap();
+    assert!(pod.dirs().unwrap().iter().all(|dir| dir.exists()));
+    if scratch.hierarchies.version() != Version::Hybrid {
+        return;
+    }
+    for tree in cgroup.layout.trees.iter().filter(|tree| !tree.is_v2()) {
+        fs::remove_dir(pod.dir(tree).unwrap()).unwrap();
+    }
+    assert!(pod.exists());
+    cgroup.remove_orphaned_parents().unwrap();
+    assert!(!pod.exists());
+    assert!(scratch.child("kubepods").exists());
+}

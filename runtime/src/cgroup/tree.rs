@@ -201,6 +201,35 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Removes those parents of this cgroup that are left in the v2 tree of a
+    /// hybrid only. The kubelet makes and removes its cgroups in the v1
+    /// hierarchies; their twins in the v2 tree come from [`Cgroup::make`] and
+    /// nobody else would miss them. Parents that are in use, or that a v1
+    /// hierarchy still has, stay; so does everything on other layouts.
+    pub fn remove_orphaned_parents(&self) -> Result<(), CgroupError> {
+        let relative = self.relative()?;
+        let (Version::Hybrid, Some(v2)) = (self.layout.version, self.layout.v2()) else {
+            return Ok(());
+        };
+        for parent in Path::new(relative).ancestors().skip(1) {
+            let is_root = parent.as_os_str().is_empty();
+            let mut v1 = self.layout.trees.iter().filter(|tree| !tree.is_v2());
+            if is_root || v1.any(|tree| tree.root.join(parent).exists()) {
+                return Ok(());
+            }
+            let path = v2.root.join(parent);
+            match fs::remove_dir(&path) {
+                Ok(()) => {}
+                Err(e) if is_gone(&e) => {}
+                Err(e) if matches!(errno(&e), libc::EBUSY | libc::ENOTEMPTY) => return Ok(()),
+                Err(source) => return Err(CgroupError::Remove { path, source }),
+            }
+        }
+        Ok(())
+    }
+}
+
 fn make_dirs(root: &Path, relative: &str) -> Result<(), CgroupError> {
     let leaf = root.join(relative);
     match fs::create_dir(&leaf) {

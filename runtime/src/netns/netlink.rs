@@ -184,4 +184,17 @@ mod tests {
         assert!(split_attribute(&[3, 0, 1, 0, 9]).is_none());
         assert_eq!(parse_link(&[0; 20]), InterfaceStats::default());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_breaks_the_parser(bytes in proptest::collection::vec(0u8..40, 0..200)) {
+            let mut rest = bytes.as_slice();
+            while let Some((_, body, next)) = split_message(rest) {
+                parse_link(body);
+                proptest::prop_assert!(next.len() < rest.len());
+                rest = next;
+            }
+            parse_link(&bytes);
+        }
+    }
 }

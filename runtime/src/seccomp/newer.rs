@@ -48,38 +48,51 @@ pub(super) fn prologue(
     arches: &[Architecture],
 ) -> Result<Vec<u8>, SeccompError> {
     let mut program = Program::default();
+    let with_x32 = arches.iter().any(|arch| arch.lib == ScmpArch::X32);
     for arch in arches {
         let answers = answers(profile, default, arch.lib)?;
         let limit = limit(profile, default, arch.lib, &answers);
-        let Some((token, number_bit)) = token(arch.lib) else {
+        let Some((token, numbers)) = token(arch.lib, with_x32) else {
             continue;
         };
-        if answers.is_empty() && limit.is_none() {
+        if answers.is_empty() && limit.is_none() && numbers != Numbers::LowOnly {
             continue;
         }
+        let bit = if numbers == Numbers::High { X32_BIT } else { 0 };
         let mut block = Program::default();
-        block.answer_calls(&answers, number_bit);
+        block.answer_calls(&answers, bit);
         if let Some(limit) = limit {
-            block.answer_above(limit | number_bit);
+            block.answer_above(limit | bit);
         }
-        program.guarded(
-            token,
-            (arch.lib == ScmpArch::X8664, number_bit != 0),
-            &block,
-        );
+        program.guarded(token, numbers, &block);
     }
     Ok(program.bytes())
 }
 
-/// The kernel's name of an architecture in a filter's input, and a bit that
-/// is set in all of its call numbers. None for those that were never tried.
-fn token(arch: ScmpArch) -> Option<(u32, u32)> {
+/// Which call numbers of a token belong to an architecture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Numbers {
+    /// All of them.
+    All,
+    /// Those without the x32 bit; the profile has x32 as well.
+    Low,
+    /// Those without the x32 bit. The others answer ENOSYS, as on most
+    /// kernels, where x32 is switched off; libseccomp would kill.
+    LowOnly,
+    /// Those with the x32 bit.
+    High,
+}
+
+/// The kernel's name of an architecture in a filter's input, and its numbers.
+/// None for those that were never tried.
+fn token(arch: ScmpArch, with_x32: bool) -> Option<(u32, Numbers)> {
     match arch {
-        ScmpArch::X8664 => Some((0xc000_003e, 0)),
-        ScmpArch::X32 => Some((0xc000_003e, X32_BIT)),
-        ScmpArch::X86 => Some((0x4000_0003, 0)),
-        ScmpArch::Aarch64 => Some((0xc000_00b7, 0)),
-        ScmpArch::Arm => Some((0x4000_0028, 0)),
+        ScmpArch::X8664 if with_x32 => Some((0xc000_003e, Numbers::Low)),
+        ScmpArch::X8664 => Some((0xc000_003e, Numbers::LowOnly)),
+        ScmpArch::X32 => Some((0xc000_003e, Numbers::High)),
+        ScmpArch::X86 => Some((0x4000_0003, Numbers::All)),
+        ScmpArch::Aarch64 => Some((0xc000_00b7, Numbers::All)),
+        ScmpArch::Arm => Some((0x4000_0028, Numbers::All)),
         _ => None,
     }
 }
@@ -183,6 +196,8 @@ const JUMP_GREATER: u16 = 0x25;
 const JUMP_SET: u16 = 0x45;
 const JUMP: u16 = 0x05;
 const RETURN: u16 = 0x06;
+/// The answer of a kernel that does not have the call.
+const MISSING: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
 /// Offsets in the kernel's `struct seccomp_data`.
 const NUMBER: u32 = 0;
 const ARCH: u32 = 4;
@@ -207,31 +222,36 @@ impl Program {
 
     fn answer_above(&mut self, limit: u32) {
         self.push(JUMP_GREATER, 0, 1, limit);
-        self.push(
-            RETURN,
-            0,
-            0,
-            libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned(),
-        );
+        self.push(RETURN, 0, 0, MISSING);
     }
 
-    /// Runs `block` for calls of one architecture, then goes on. `shared`:
-    /// the token is also x32's, and whether this is x32.
-    fn guarded(&mut self, token: u32, shared: (bool, bool), block: &Program) {
-        let (x86_64, x32) = shared;
+    /// Runs `block` for the calls of one architecture, then goes on.
+    fn guarded(&mut self, token: u32, numbers: Numbers, block: &Program) {
+        let over = u32::try_from(block.code.len()).unwrap_or(u32::MAX);
+        let mut select = Program::default();
+        select.push(LOAD, 0, 0, NUMBER);
+        match numbers {
+            Numbers::All => {}
+            Numbers::Low => {
+                select.push(JUMP_SET, 0, 1, X32_BIT);
+                select.push(JUMP, 0, 0, over);
+            }
+            Numbers::LowOnly => {
+                select.push(JUMP_SET, 0, 1, X32_BIT);
+                select.push(RETURN, 0, 0, MISSING);
+            }
+            Numbers::High => {
+                select.push(JUMP_SET, 1, 0, X32_BIT);
+                select.push(JUMP, 0, 0, over);
+            }
+        }
+        let selecting = u32::try_from(select.code.len()).unwrap_or(u32::MAX);
+        self.push(LOAD, 0, 0, ARCH);
         // A conditional jump spans 255 instructions only: let it step over a
         // plain jump, which spans any number.
-        let over = u32::try_from(block.code.len()).unwrap_or(u32::MAX);
-        let select = u32::from(x86_64 || x32) * 2;
-        self.push(LOAD, 0, 0, ARCH);
         self.push(JUMP_EQUAL, 1, 0, token);
-        self.push(JUMP, 0, 0, over + select + 1);
-        self.push(LOAD, 0, 0, NUMBER);
-        if x86_64 || x32 {
-            let (with_bit, without) = if x32 { (1, 0) } else { (0, 1) };
-            self.push(JUMP_SET, with_bit, without, X32_BIT);
-            self.push(JUMP, 0, 0, over);
-        }
+        self.push(JUMP, 0, 0, selecting.saturating_add(over));
+        self.code.extend_from_slice(&select.code);
         self.code.extend_from_slice(&block.code);
     }
 

@@ -187,28 +187,79 @@ fn numbers_above_the_profile_answer_enosys_unless_it_lets_calls_pass() {
 
 #[test]
 fn the_32_bit_entry_is_filtered_too() {
-    if !cfg!(target_arch = "x86_64") {
-        return;
-    }
-    // i386 numbers: getppid, mount, umount, clone3, and one nobody knows.
+    // i386 numbers: getppid, mount, umount, clone3, one nobody knows, and
+    // socketcall, by which most 32-bit programs reach the network.
     let calls = [
         call(64, &[]),
         call(21, &[]),
         call(22, &[]),
         call(435, &[]),
         call(9999, &[]),
+        call(102, &[1, 0]),
     ];
+    let open = profile(&json!({ "defaultAction": "SCMP_ACT_LOG",
+        "architectures": ["SCMP_ARCH_NATIVE", "SCMP_ARCH_X86"] }));
+    let report = compile(&open)
+        .ok()
+        .map(|filter| run(&filter, &calls[..1], Abi::I386));
+    let entry = report.and_then(|report| report.results[0]);
+    if entry != Some(std::process::id().into()) {
+        // Another architecture, or a kernel without 32-bit calls.
+        return;
+    }
     let report = run(&compile(default_profile()).unwrap(), &calls, Abi::I386);
     let got: Vec<i64> = report.results.into_iter().map(Option::unwrap).collect();
+    let fault = -i64::from(libc::EFAULT);
     assert_eq!(
         got,
-        [std::process::id().into(), EPERM, EPERM, ENOSYS, ENOSYS]
+        [
+            std::process::id().into(),
+            EPERM,
+            EPERM,
+            ENOSYS,
+            ENOSYS,
+            fault
+        ]
     );
     // A profile without the architecture kills whoever enters that way.
     let native = profile(&json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
         { "names": ["reboot"], "action": "SCMP_ACT_ERRNO" }] }));
     let report = run(&compile(&native).unwrap(), &calls[..1], Abi::I386);
     assert_eq!(report.signal, Some(libc::SIGSYS));
+}
+
+#[test]
+fn x32_numbers_are_missing_calls_unless_the_profile_has_the_architecture() {
+    if !cfg!(target_arch = "x86_64") {
+        return;
+    }
+    let getppid = [call(libc::SYS_getppid | 0x4000_0000, &[])];
+    assert_eq!(results(default_profile(), &getppid), [ENOSYS]);
+    let deny = |arches: serde_json::Value| {
+        profile(
+            &json!({ "defaultAction": "SCMP_ACT_ALLOW", "architectures": arches,
+            "syscalls": [{ "names": ["getppid"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77 }] }),
+        )
+    };
+    assert_eq!(
+        results(&deny(json!(["SCMP_ARCH_X86_64"])), &getppid),
+        [ENOSYS]
+    );
+    let both = deny(json!(["SCMP_ARCH_X86_64", "SCMP_ARCH_X32"]));
+    assert_eq!(results(&both, &getppid), [-77]);
+    // Newer calls are told apart as well.
+    let newer = profile(&json!({ "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X32", "SCMP_ARCH_X86"],
+        "syscalls": [{ "names": ["mseal"], "action": "SCMP_ACT_ERRNO", "errnoRet": 77 }] }));
+    let calls = [
+        call(462, &[]),
+        call(462 | 0x4000_0000, &[]),
+        call(libc::SYS_getppid, &[]),
+    ];
+    assert_eq!(
+        results(&newer, &calls),
+        [-77, -77, std::process::id().into()]
+    );
 }
 
 #[test]
