@@ -1,0 +1,9 @@
+//! The store as its callers see it: imports, pulls from a registry made for
+//! the purpose, snapshots, removal, restarts.
+
+mod import;
+#[expect(
+    clippy::unwrap_used,
+    reason = "helpers of tests, which the exception for tests misses"
+)]
+mod support;
