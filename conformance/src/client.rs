@@ -63,7 +63,11 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn version(&mut self) -> Result<v1::VersionResponse, Status> {
-        Ok(self.runtime.version(v1::VersionRequest::default()).await?.into_inner())
+        Ok(self
+            .runtime
+            .version(v1::VersionRequest::default())
+            .await?
+            .into_inner())
     }
 
     /// PullImage without credentials.
@@ -72,8 +76,16 @@ impl Client {
     /// The engine's.
     pub async fn pull(&mut self, name: &str) -> Result<String, Status> {
         let image = Some(image(name));
-        let request = v1::PullImageRequest { image, ..Default::default() };
-        Ok(self.images.pull_image(request).await?.into_inner().image_ref)
+        let request = v1::PullImageRequest {
+            image,
+            ..Default::default()
+        };
+        Ok(self
+            .images
+            .pull_image(request)
+            .await?
+            .into_inner()
+            .image_ref)
     }
 
     /// RunPodSandbox with the default handler.
@@ -82,8 +94,16 @@ impl Client {
     /// The engine's.
     pub async fn run_pod(&mut self, config: &v1::PodSandboxConfig) -> Result<String, Status> {
         let config = Some(config.clone());
-        let request = v1::RunPodSandboxRequest { config, runtime_handler: String::new() };
-        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+        let request = v1::RunPodSandboxRequest {
+            config,
+            runtime_handler: String::new(),
+        };
+        Ok(self
+            .runtime
+            .run_pod_sandbox(request)
+            .await?
+            .into_inner()
+            .pod_sandbox_id)
     }
 
     /// CreateContainer.
@@ -101,7 +121,12 @@ impl Client {
             config: Some(config.clone()),
             sandbox_config: Some(sandbox.clone()),
         };
-        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+        Ok(self
+            .runtime
+            .create_container(request)
+            .await?
+            .into_inner()
+            .container_id)
     }
 
     /// StartContainer.
@@ -109,7 +134,9 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn start(&mut self, id: &str) -> Result<(), Status> {
-        let request = v1::StartContainerRequest { container_id: id.to_owned() };
+        let request = v1::StartContainerRequest {
+            container_id: id.to_owned(),
+        };
         self.runtime.start_container(request).await.map(|_| ())
     }
 
@@ -136,10 +163,14 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn container(&mut self, id: &str) -> Result<v1::ContainerStatus, Status> {
-        let request =
-            v1::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let request = v1::ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
         let answer = self.runtime.container_status(request).await?.into_inner();
-        answer.status.ok_or_else(|| Status::internal("a status without a status"))
+        answer
+            .status
+            .ok_or_else(|| Status::internal("a status without a status"))
     }
 
     /// PodSandboxStatus.
@@ -147,8 +178,10 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn pod(&mut self, id: &str) -> Result<v1::PodSandboxStatusResponse, Status> {
-        let request =
-            v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let request = v1::PodSandboxStatusRequest {
+            pod_sandbox_id: id.to_owned(),
+            verbose: true,
+        };
         Ok(self.runtime.pod_sandbox_status(request).await?.into_inner())
     }
 
@@ -158,7 +191,12 @@ impl Client {
     /// The engine's.
     pub async fn pods(&mut self) -> Result<Vec<v1::PodSandbox>, Status> {
         let request = v1::ListPodSandboxRequest::default();
-        Ok(self.runtime.list_pod_sandbox(request).await?.into_inner().items)
+        Ok(self
+            .runtime
+            .list_pod_sandbox(request)
+            .await?
+            .into_inner()
+            .items)
     }
 
     /// ListContainers without a filter.
@@ -167,7 +205,12 @@ impl Client {
     /// The engine's.
     pub async fn containers(&mut self) -> Result<Vec<v1::Container>, Status> {
         let request = v1::ListContainersRequest::default();
-        Ok(self.runtime.list_containers(request).await?.into_inner().containers)
+        Ok(self
+            .runtime
+            .list_containers(request)
+            .await?
+            .into_inner()
+            .containers)
     }
 
     /// StopContainer.
@@ -175,7 +218,10 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn stop(&mut self, id: &str, timeout: i64) -> Result<(), Status> {
-        let request = v1::StopContainerRequest { container_id: id.to_owned(), timeout };
+        let request = v1::StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout,
+        };
         self.runtime.stop_container(request).await.map(|_| ())
     }
 
@@ -184,7 +230,9 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn remove(&mut self, id: &str) -> Result<(), Status> {
-        let request = v1::RemoveContainerRequest { container_id: id.to_owned() };
+        let request = v1::RemoveContainerRequest {
+            container_id: id.to_owned(),
+        };
         self.runtime.remove_container(request).await.map(|_| ())
     }
 
@@ -193,7 +241,9 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn stop_pod(&mut self, id: &str) -> Result<(), Status> {
-        let request = v1::StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let request = v1::StopPodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         self.runtime.stop_pod_sandbox(request).await.map(|_| ())
     }
 
@@ -202,7 +252,9 @@ impl Client {
     /// # Errors
     /// The engine's.
     pub async fn remove_pod(&mut self, id: &str) -> Result<(), Status> {
-        let request = v1::RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        let request = v1::RemovePodSandboxRequest {
+            pod_sandbox_id: id.to_owned(),
+        };
         self.runtime.remove_pod_sandbox(request).await.map(|_| ())
     }
 }
@@ -210,14 +262,19 @@ impl Client {
 /// An image by its name.
 #[must_use]
 pub fn image(name: &str) -> v1::ImageSpec {
-    v1::ImageSpec { image: name.to_owned(), ..Default::default() }
+    v1::ImageSpec {
+        image: name.to_owned(),
+        ..Default::default()
+    }
 }
 
 /// A pod as a kubelet would ask for it: a PID namespace for each container.
 #[must_use]
 pub fn pod_config(name: &str, cgroup: &str, logs: &Path) -> v1::PodSandboxConfig {
-    let namespaces =
-        v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() };
+    let namespaces = v1::NamespaceOption {
+        pid: v1::NamespaceMode::Container as i32,
+        ..Default::default()
+    };
     v1::PodSandboxConfig {
         metadata: Some(v1::PodSandboxMetadata {
             name: name.to_owned(),
@@ -244,10 +301,15 @@ pub fn pod_config(name: &str, cgroup: &str, logs: &Path) -> v1::PodSandboxConfig
 /// the score for the OOM killer of a burstable pod.
 #[must_use]
 pub fn container_config(name: &str, image_name: &str, command: &[&str]) -> v1::ContainerConfig {
-    let namespaces =
-        v1::NamespaceOption { pid: v1::NamespaceMode::Container as i32, ..Default::default() };
+    let namespaces = v1::NamespaceOption {
+        pid: v1::NamespaceMode::Container as i32,
+        ..Default::default()
+    };
     v1::ContainerConfig {
-        metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+        metadata: Some(v1::ContainerMetadata {
+            name: name.to_owned(),
+            attempt: 0,
+        }),
         image: Some(image(image_name)),
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         labels: HashMap::from([("container".to_owned(), name.to_owned())]),
@@ -259,7 +321,10 @@ pub fn container_config(name: &str, image_name: &str, command: &[&str]) -> v1::C
                 cpu_shares: 102,
                 memory_limit_in_bytes: 128 * 1024 * 1024,
                 oom_score_adj: 900,
-                hugepage_limits: vec![v1::HugepageLimit { page_size: "2MB".into(), limit: 0 }],
+                hugepage_limits: vec![v1::HugepageLimit {
+                    page_size: "2MB".into(),
+                    limit: 0,
+                }],
                 ..Default::default()
             }),
             security_context: Some(v1::LinuxContainerSecurityContext {
@@ -300,5 +365,11 @@ pub fn masked_paths() -> Vec<String> {
 /// What the kubelet makes read-only for an ordinary container.
 #[must_use]
 pub fn readonly_paths() -> Vec<String> {
-    owned(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"])
+    owned(&[
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ])
 }

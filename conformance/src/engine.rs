@@ -34,7 +34,11 @@ pub fn executable() -> anyhow::Result<PathBuf> {
         return Ok(PathBuf::from(path));
     }
     let own = std::env::current_exe().context("find the own executable")?;
-    let found = own.ancestors().skip(1).map(|dir| dir.join("slipway")).find(|path| path.is_file());
+    let found = own
+        .ancestors()
+        .skip(1)
+        .map(|dir| dir.join("slipway"))
+        .find(|path| path.is_file());
     found.context("no slipway beside the test; build it first, or set SLIPWAY")
 }
 
@@ -44,8 +48,15 @@ impl Engine {
     /// # Errors
     /// The folder cannot be made.
     pub fn prepare(slipway: &Path) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("slipway-scratch-").tempdir()?;
-        let unique = dir.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-scratch-")
+            .tempdir()?;
+        let unique = dir
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let engine = Self {
             slipway: slipway.to_owned(),
             child: None,
@@ -98,7 +109,12 @@ impl Engine {
     /// # Errors
     /// The command failed.
     pub fn import(&self, archive: &Path) -> anyhow::Result<String> {
-        let output = self.command("image").arg("import").args(self.places()).arg(archive).output()?;
+        let output = self
+            .command("image")
+            .arg("import")
+            .args(self.places())
+            .arg(archive)
+            .output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "slipway image import: {said}");
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
@@ -120,7 +136,10 @@ impl Engine {
             ("--listen", self.socket()),
             ("--config-dir", self.path("config")),
         ];
-        pairs.into_iter().flat_map(|(flag, path)| [flag.into(), path.into_os_string()]).collect()
+        pairs
+            .into_iter()
+            .flat_map(|(flag, path)| [flag.into(), path.into_os_string()])
+            .collect()
     }
 
     /// Starts an engine and waits until it answers.
@@ -149,17 +168,28 @@ impl Engine {
     /// # Errors
     /// It cannot be executed.
     pub fn spawn(&mut self) -> anyhow::Result<()> {
-        let log = std::fs::File::options().create(true).append(true).open(self.path("engine.log"))?;
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("engine.log"))?;
         let mut command = self.command("serve");
-        command.args(self.places()).args(["--log-level", "info,engine=debug"]);
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn();
+        command
+            .args(self.places())
+            .args(["--log-level", "info,engine=debug"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
         self.child = Some(child.with_context(|| format!("run {}", self.slipway.display()))?);
         Ok(())
     }
 
     /// Whether the engine has ended by itself.
     pub fn has_ended(&mut self) -> bool {
-        self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
     }
 
     /// The engine's process.
@@ -193,7 +223,9 @@ impl Engine {
     }
 
     fn signal(&mut self, signal: Signal) -> anyhow::Result<Duration> {
-        let Some(mut child) = self.child.take() else { bail!("no engine runs") };
+        let Some(mut child) = self.child.take() else {
+            bail!("no engine runs")
+        };
         let began = Instant::now();
         kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal the engine")?;
         let status = child.wait()?;
@@ -239,7 +271,9 @@ impl Drop for Engine {
 
 /// Removes a cgroup and what is empty below it, in every hierarchy.
 fn remove_cgroups(cgroup: &str) {
-    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else { return };
+    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else {
+        return;
+    };
     let roots = hierarchies.filter_map(Result::ok).map(|entry| entry.path());
     for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
         let dir = root.join(cgroup.trim_start_matches('/'));
@@ -250,7 +284,11 @@ fn remove_cgroups(cgroup: &str) {
 }
 
 fn remove_empty(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+    for entry in std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_empty(&entry.path());
         }

@@ -39,14 +39,18 @@ fn mounts(things: &mut BTreeSet<String>) {
 }
 
 fn names(kind: &str, dir: &Path, things: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
         things.insert(format!("{kind} {}", entry.file_name().to_string_lossy()));
     }
 }
 
 fn cgroups(dir: &Path, depth: u32, things: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
         let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
         if is_dir && depth > 0 {
@@ -58,14 +62,21 @@ fn cgroups(dir: &Path, depth: u32, things: &mut BTreeSet<String>) {
 
 /// Only those that Slipway may have started: others come and go.
 fn processes(things: &mut BTreeSet<String>) {
-    let Ok(entries) = std::fs::read_dir("/proc") else { return };
+    let Ok(entries) = std::fs::read_dir("/proc") else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
-        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else { continue };
+        let Ok(line) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         let first = line.split(' ').next().unwrap_or_default();
         let name = first.rsplit('/').next().unwrap_or_default();
         if name.starts_with("slipway-") && !["slipway-demo", "slipway-bench"].contains(&name) {
-            things.insert(format!("process {} {line}", entry.file_name().to_string_lossy()));
+            things.insert(format!(
+                "process {} {line}",
+                entry.file_name().to_string_lossy()
+            ));
         }
     }
 }

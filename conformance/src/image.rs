@@ -73,13 +73,20 @@ pub fn write(path: &Path, extras: &Extras) -> anyhow::Result<()> {
     })
     .to_string();
     let name = extras.name.as_deref().unwrap_or(NAME);
-    let mut entry =
-        descriptor("application/vnd.oci.image.manifest.v1+json", manifest.as_bytes());
+    let mut entry = descriptor(
+        "application/vnd.oci.image.manifest.v1+json",
+        manifest.as_bytes(),
+    );
     entry["annotations"] = json!({ "org.opencontainers.image.ref.name": name });
     let index = json!({ "schemaVersion": 2, "manifests": [entry] }).to_string();
     let file = std::fs::File::create(path).with_context(|| format!("create {}", path.display()))?;
     let mut archive = Builder::new(file);
-    add(&mut archive, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)?;
+    add(
+        &mut archive,
+        "oci-layout",
+        br#"{"imageLayoutVersion":"1.0.0"}"#,
+        0o644,
+    )?;
     add(&mut archive, "index.json", index.as_bytes(), 0o644)?;
     for blob in [config.as_bytes(), manifest.as_bytes(), &compressed] {
         let name = digest(blob).replace(':', "/");
@@ -134,7 +141,12 @@ fn layer(extras: &Extras) -> anyhow::Result<Vec<u8>> {
     }
     let passwd = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
     add(&mut tar, "etc/passwd", passwd, 0o644)?;
-    add(&mut tar, "etc/group", b"root:x:0:\nextra:x:4242:nobody\nnogroup:x:65534:\n", 0o644)?;
+    add(
+        &mut tar,
+        "etc/group",
+        b"root:x:0:\nextra:x:4242:nobody\nnogroup:x:65534:\n",
+        0o644,
+    )?;
     add(&mut tar, "bin/busybox", &busybox, 0o755)?;
     for applet in APPLETS {
         let mut header = Header::new_gnu();

@@ -20,10 +20,18 @@ pub fn enter() -> anyhow::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)
         .context("unshare the mount and network namespaces (are you root?)")?;
     for flags in [MsFlags::MS_PRIVATE, MsFlags::MS_SHARED] {
-        mount(None::<&str>, "/", None::<&str>, flags | MsFlags::MS_REC, None::<&str>)
-            .context("change the propagation of all mounts")?;
+        mount(
+            None::<&str>,
+            "/",
+            None::<&str>,
+            flags | MsFlags::MS_REC,
+            None::<&str>,
+        )
+        .context("change the propagation of all mounts")?;
     }
-    let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let up = Command::new("ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
     ensure!(up.context("run ip")?.success(), "ip link set lo up failed");
     Ok(())
 }

@@ -18,7 +18,10 @@ pub mod walk;
 use std::time::{Duration, Instant};
 
 /// Waits until `met` answers something; `None` past the deadline.
-pub async fn eventually<T>(deadline: Duration, mut met: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+pub async fn eventually<T>(
+    deadline: Duration,
+    mut met: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {
         if let Some(found) = met().await {

@@ -29,7 +29,11 @@ pub struct Steps(pub Vec<Step>);
 impl Steps {
     /// Notes a step that began at `began`.
     pub fn note(&mut self, name: &str, began: Instant, seen: impl Into<String>) {
-        let step = Step { name: name.to_owned(), took: began.elapsed(), seen: seen.into() };
+        let step = Step {
+            name: name.to_owned(),
+            took: began.elapsed(),
+            seen: seen.into(),
+        };
         self.0.push(step);
     }
 
@@ -65,7 +69,10 @@ pub async fn pod_life(
     let pod = client.run_pod(&sandbox).await.context("RunPodSandbox")?;
     steps.note("RunPodSandbox", began, &pod[..12]);
     let began = Instant::now();
-    let container = client.create(&pod, &config, &sandbox).await.context("CreateContainer")?;
+    let container = client
+        .create(&pod, &config, &sandbox)
+        .await
+        .context("CreateContainer")?;
     steps.note("CreateContainer", began, &container[..12]);
     let began = Instant::now();
     client.start(&container).await.context("StartContainer")?;
@@ -75,8 +82,15 @@ pub async fn pod_life(
 
     let began = Instant::now();
     client.stop(&container, 0).await.context("StopContainer")?;
-    let status = client.container(&container).await.context("ContainerStatus")?;
-    steps.note("StopContainer", began, format!("exit code {}", status.exit_code));
+    let status = client
+        .container(&container)
+        .await
+        .context("ContainerStatus")?;
+    steps.note(
+        "StopContainer",
+        began,
+        format!("exit code {}", status.exit_code),
+    );
     let began = Instant::now();
     client.remove(&container).await.context("RemoveContainer")?;
     steps.note("RemoveContainer", began, "");
@@ -101,23 +115,37 @@ async fn look(
     let log = logs.join("main/0.log");
     let line = eventually(Duration::from_secs(5), async || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
-        text.lines().find(|line| line.contains(GREETING)).map(str::to_owned)
+        text.lines()
+            .find(|line| line.contains(GREETING))
+            .map(str::to_owned)
     })
     .await
     .context("the greeting is not in the log")?;
     steps.note("log", began, line);
     let began = Instant::now();
-    let output = client.exec(container, &["hostname"], 5).await.context("ExecSync")?;
+    let output = client
+        .exec(container, &["hostname"], 5)
+        .await
+        .context("ExecSync")?;
     ensure!(output.stdout.trim() == "demo", "hostname says {output:?}");
     steps.note("ExecSync hostname", began, output.stdout.trim());
     let began = Instant::now();
     let status = client.pod(pod).await.context("PodSandboxStatus")?;
-    let network = status.status.and_then(|status| status.network).unwrap_or_default();
+    let network = status
+        .status
+        .and_then(|status| status.network)
+        .unwrap_or_default();
     ensure!(!network.ip.is_empty(), "the sandbox has no address");
     steps.note("PodSandboxStatus", began, format!("address {}", network.ip));
     let began = Instant::now();
-    let status = client.container(container).await.context("ContainerStatus")?;
-    ensure!(status.state == proto::v1::ContainerState::ContainerRunning as i32, "{status:?}");
+    let status = client
+        .container(container)
+        .await
+        .context("ContainerStatus")?;
+    ensure!(
+        status.state == proto::v1::ContainerState::ContainerRunning as i32,
+        "{status:?}"
+    );
     steps.note("ContainerStatus", began, "running");
     Ok(())
 }

@@ -58,7 +58,11 @@ impl Engine {
 
     /// The cgroup of a pod's own processes.
     pub(crate) fn pod_cgroup(parent: &str, id: &PodId) -> String {
-        let parent = if parent.is_empty() { DEFAULT_CGROUP } else { parent };
+        let parent = if parent.is_empty() {
+            DEFAULT_CGROUP
+        } else {
+            parent
+        };
         format!("{parent}/{id}")
     }
 
@@ -72,8 +76,13 @@ impl Engine {
     /// Gives a cgroup back, with the parent if it is Slipway's own and empty.
     pub(crate) fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<(), PodError> {
         let step = || format!("remove cgroup {}", cgroup.path());
-        cgroup.remove().map_err(|error| PodError::runtime(step(), error))?;
-        let parent = cgroup.path().rsplit_once('/').map_or("", |(parent, _)| parent);
+        cgroup
+            .remove()
+            .map_err(|error| PodError::runtime(step(), error))?;
+        let parent = cgroup
+            .path()
+            .rsplit_once('/')
+            .map_or("", |(parent, _)| parent);
         if parent == DEFAULT_CGROUP
             && let Err(error) = self.cgroups.open(parent).remove()
         {
@@ -90,7 +99,9 @@ impl Engine {
 
 /// Now, in nanoseconds since the epoch.
 pub(crate) fn now() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 

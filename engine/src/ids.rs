@@ -38,9 +38,7 @@ fn checked(text: &str) -> Result<String, NotAnId> {
 macro_rules! id {
     ($name:ident, $doc:literal) => {
         #[doc = $doc]
-        #[derive(
-            Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-        )]
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
         pub(crate) struct $name(String);
 
@@ -100,7 +98,14 @@ mod tests {
 
     #[test]
     fn upper_case_short_and_foreign_texts_are_no_ids() {
-        for text in ["", "abc", &"A".repeat(64), &"g".repeat(64), &"a".repeat(65), "../x"] {
+        for text in [
+            "",
+            "abc",
+            &"A".repeat(64),
+            &"g".repeat(64),
+            &"a".repeat(65),
+            "../x",
+        ] {
             assert!(ContainerId::try_from(text).is_err(), "{text}");
         }
     }

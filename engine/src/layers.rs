@@ -55,7 +55,13 @@ where
         // The service that was polled ready is the one to call.
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        let rpc = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        let rpc = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
         let span = tracing::info_span!("rpc", rpc);
         let deadline = timeout_of(&request);
         let work = async move {
@@ -64,7 +70,9 @@ where
             let answer = match deadline {
                 Some(limit) => match tokio::time::timeout(limit, call).await {
                     Ok(answer) => answer,
-                    Err(_) => Ok(Ok(Status::deadline_exceeded("the client's deadline").into_http())),
+                    Err(_) => Ok(Ok(
+                        Status::deadline_exceeded("the client's deadline").into_http()
+                    )),
                 },
                 None => call.await,
             };
@@ -85,7 +93,12 @@ where
 
 fn report(response: &Response<Body>, elapsed: Duration) {
     let milliseconds = elapsed.as_secs_f64() * 1000.0;
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     match header("grpc-status") {
         None | Some("0") => tracing::debug!(milliseconds, "done"),
         Some(code) => {

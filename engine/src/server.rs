@@ -65,12 +65,16 @@ pub(crate) async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(ServerError::NoSocket { path: path.to_owned() });
+            return Err(ServerError::NoSocket {
+                path: path.to_owned(),
+            });
         }
         Ok(_) => {
             // A crashed engine leaves its socket; nobody answers on that one.
             if UnixStream::connect(path).await.is_ok() {
-                return Err(ServerError::InUse { path: path.to_owned() });
+                return Err(ServerError::InUse {
+                    path: path.to_owned(),
+                });
             }
             std::fs::remove_file(path).map_err(named("remove the stale socket"))?;
         }

@@ -31,7 +31,14 @@ impl Samples {
     pub(crate) fn rate(&self, id: &str, at: i64, cpu_ns: u64) -> Option<u64> {
         let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(last) = samples.get_mut(id) else {
-            samples.insert(id.to_owned(), Sample { at, cpu_ns, rate: None });
+            samples.insert(
+                id.to_owned(),
+                Sample {
+                    at,
+                    cpu_ns,
+                    rate: None,
+                },
+            );
             return None;
         };
         let elapsed = at - last.at;
@@ -47,7 +54,10 @@ impl Samples {
 
     /// Forgets a removed container.
     pub(crate) fn forget(&self, id: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 }
 
@@ -79,11 +89,17 @@ pub(crate) async fn of_containers(
     containers: Vec<Arc<ContainerView>>,
 ) -> Result<Vec<ContainerUse>, PodError> {
     let mut uses = blocking_with(engine, move |engine| {
-        Ok(containers.into_iter().map(|container| measure(engine, container)).collect::<Vec<_>>())
+        Ok(containers
+            .into_iter()
+            .map(|container| measure(engine, container))
+            .collect::<Vec<_>>())
     })
     .await?;
     for one in &mut uses {
-        one.layer = engine.images.snapshot_usage(one.container.id.as_str()).await;
+        one.layer = engine
+            .images
+            .snapshot_usage(one.container.id.as_str())
+            .await;
     }
     Ok(uses)
 }
@@ -91,10 +107,17 @@ pub(crate) async fn of_containers(
 fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
     let cgroup = read(engine, &container.cgroup);
     let rate = |stats: &Stats| {
-        engine.samples.rate(container.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
+        engine
+            .samples
+            .rate(container.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
     };
     let nano_cores = cgroup.as_ref().and_then(rate);
-    ContainerUse { container, cgroup, nano_cores, layer: None }
+    ContainerUse {
+        container,
+        cgroup,
+        nano_cores,
+        layer: None,
+    }
 }
 
 fn read(engine: &Engine, path: &str) -> Option<Stats> {
@@ -102,7 +125,10 @@ fn read(engine: &Engine, path: &str) -> Option<Stats> {
     if !cgroup.exists() {
         return None;
     }
-    cgroup.stats().inspect_err(|error| tracing::debug!(path, %error, "cgroup statistics")).ok()
+    cgroup
+        .stats()
+        .inspect_err(|error| tracing::debug!(path, %error, "cgroup statistics"))
+        .ok()
 }
 
 /// Reads the use of sandboxes and all their running containers.
@@ -112,8 +138,11 @@ pub(crate) async fn of_pods(
 ) -> Result<Vec<PodUse>, PodError> {
     let mut uses = Vec::new();
     for pod in pods {
-        let running =
-            pod.containers.iter().filter(|container| container.state.is_running()).cloned();
+        let running = pod
+            .containers
+            .iter()
+            .filter(|container| container.state.is_running())
+            .cloned();
         let containers = of_containers(engine, running.collect()).await?;
         uses.push(of_pod(engine, pod, containers).await?);
     }
@@ -130,8 +159,11 @@ async fn of_pod(
         // Without a cgroup of its own, the pod's use is that of its parts.
         let own = !pod.config.cgroup_parent.is_empty();
         let cgroup = if own { read(engine, parent) } else { None };
-        let rate =
-            |stats: &Stats| engine.samples.rate(pod.id.as_str(), stats.timestamp, stats.cpu_usage_ns);
+        let rate = |stats: &Stats| {
+            engine
+                .samples
+                .rate(pod.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
+        };
         let nano_cores = cgroup.as_ref().and_then(rate);
         let interfaces = match &pod.netns {
             Some(netns) if pod.ready => runtime::netns::interface_stats(netns)
@@ -139,7 +171,14 @@ async fn of_pod(
                 .unwrap_or_default(),
             _ => Vec::new(),
         };
-        Ok(PodUse { pod, containers, cgroup, nano_cores, interfaces, at: now() })
+        Ok(PodUse {
+            pod,
+            containers,
+            cgroup,
+            nano_cores,
+            interfaces,
+            at: now(),
+        })
     })
     .await
 }
@@ -153,7 +192,10 @@ mod tests {
         let samples = Samples::default();
         assert_eq!(samples.rate("a", 1_000_000_000, 0), None);
         assert_eq!(samples.rate("a", 1_000_000_001, 9), None);
-        assert_eq!(samples.rate("a", 3_000_000_000, 1_000_000_000), Some(500_000_000));
+        assert_eq!(
+            samples.rate("a", 3_000_000_000, 1_000_000_000),
+            Some(500_000_000)
+        );
         samples.forget("a");
         assert_eq!(samples.rate("a", 4_000_000_000, 0), None);
     }

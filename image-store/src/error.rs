@@ -20,7 +20,6 @@ pub type Cause = Arc<dyn Error + Send + Sync>;
 
 /// Why a pull failed. Nothing of it is kept.
 #[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
 pub enum PullError {
     /// The name breaks the grammar.
     #[error("`{reference}` is not an image reference")]

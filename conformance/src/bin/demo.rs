@@ -31,7 +31,11 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let result = if args.inside { inside(&args) } else { outside() };
+    let result = if args.inside {
+        inside(&args)
+    } else {
+        outside()
+    };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -45,7 +49,10 @@ fn main() -> ExitCode {
 fn outside() -> anyhow::Result<()> {
     let before = Picture::take();
     let own = std::env::current_exe().context("find the own executable")?;
-    let status = Command::new(own).args(std::env::args_os().skip(1)).arg("--inside").status();
+    let status = Command::new(own)
+        .args(std::env::args_os().skip(1))
+        .arg("--inside")
+        .status();
     ensure!(status.context("run the demo")?.success(), "the demo failed");
     let left = Picture::take().added_since(&before);
     ensure!(left.is_empty(), "left behind: {left:#?}");
@@ -59,7 +66,10 @@ fn inside(args: &Args) -> anyhow::Result<()> {
     if args.image.is_none() {
         isolation::enter()?;
     }
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(demo(args))
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(demo(args))
 }
 
 async fn demo(args: &Args) -> anyhow::Result<()> {
@@ -75,7 +85,11 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut client = engine.start().await?;
     let version = client.version().await?;
-    steps.note("engine up", began, format!("{} {}", version.runtime_name, version.runtime_version));
+    steps.note(
+        "engine up",
+        began,
+        format!("{} {}", version.runtime_name, version.runtime_version),
+    );
     if let Some(name) = &args.image {
         let began = Instant::now();
         let id = client.pull(name).await.context("PullImage")?;

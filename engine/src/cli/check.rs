@@ -28,7 +28,11 @@ struct Finding {
 }
 
 fn finding(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Finding {
-    Finding { name, verdict, detail: detail.into() }
+    Finding {
+        name,
+        verdict,
+        detail: detail.into(),
+    }
 }
 
 /// Looks at everything and prints what it found; the exit status says whether
@@ -45,7 +49,12 @@ pub(super) fn run(args: CheckArgs) -> ExitCode {
             Err(error) => eprintln!("slipway: {error}"),
         }
     } else {
-        for Finding { name, verdict, detail } in &findings {
+        for Finding {
+            name,
+            verdict,
+            detail,
+        } in &findings
+        {
             let word = match verdict {
                 Verdict::Ok => "ok     ",
                 Verdict::Warning => "warning",
@@ -54,8 +63,14 @@ pub(super) fn run(args: CheckArgs) -> ExitCode {
             println!("{word}  {name}: {detail}");
         }
     }
-    let fits = findings.iter().all(|finding| finding.verdict != Verdict::Missing);
-    if fits { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let fits = findings
+        .iter()
+        .all(|finding| finding.verdict != Verdict::Missing);
+    if fits {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn all(config: &Config) -> Vec<Finding> {
@@ -77,14 +92,23 @@ fn all(config: &Config) -> Vec<Finding> {
 }
 
 fn kernel() -> Finding {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or(0));
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     // 5.14: cgroup.kill, the youngest thing without which nothing works.
     if version >= (5, 14) {
         finding("kernel", Verdict::Ok, release)
     } else {
-        finding("kernel", Verdict::Missing, format!("{release}; 5.14 or later is needed"))
+        finding(
+            "kernel",
+            Verdict::Missing,
+            format!("{release}; 5.14 or later is needed"),
+        )
     }
 }
 
@@ -132,7 +156,10 @@ fn monitor() -> Finding {
 
 fn overlay() -> Finding {
     let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if known.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay") {
+    if known
+        .lines()
+        .any(|line| line.trim_start_matches("nodev").trim() == "overlay")
+    {
         return finding("overlay", Verdict::Ok, "known to the kernel");
     }
     let detail = "not in /proc/filesystems; the kernel may still load it as a module";
@@ -169,26 +196,39 @@ fn mounts() -> Finding {
     if runtime::mount::supports_recursive_read_only() {
         finding("mounts", Verdict::Ok, "recursive read-only mounts work")
     } else {
-        finding("mounts", Verdict::Warning, "the kernel has no recursive read-only mounts")
+        finding(
+            "mounts",
+            Verdict::Warning,
+            "the kernel has no recursive read-only mounts",
+        )
     }
 }
 
 fn network(config: &Config) -> Finding {
     let network = crate::network::Network::new(config.cni.clone(), config.cni_cache_dir());
     match &*network.readiness() {
-        crate::network::Readiness::Ready => {
-            finding("network", Verdict::Ok, config.cni.conf_dir.display().to_string())
+        crate::network::Readiness::Ready => finding(
+            "network",
+            Verdict::Ok,
+            config.cni.conf_dir.display().to_string(),
+        ),
+        crate::network::Readiness::NotReady(why) => {
+            finding("network", Verdict::Warning, why.clone())
         }
-        crate::network::Readiness::NotReady(why) => finding("network", Verdict::Warning, why.clone()),
     }
 }
 
 fn folder(name: &'static str, path: &Path) -> Finding {
-    let there = path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let there = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
     match rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
         Ok(()) => finding(name, Verdict::Ok, path.display().to_string()),
-        Err(error) => {
-            finding(name, Verdict::Missing, format!("{} cannot be written: {error}", there.display()))
-        }
+        Err(error) => finding(
+            name,
+            Verdict::Missing,
+            format!("{} cannot be written: {error}", there.display()),
+        ),
     }
 }

@@ -15,7 +15,12 @@ pub(super) fn run(command: ImageCommand) -> anyhow::Result<()> {
         .context("start the async runtime")?;
     runtime.block_on(async {
         match command {
-            ImageCommand::Import { places, path, name, json } => {
+            ImageCommand::Import {
+                places,
+                path,
+                name,
+                json,
+            } => {
                 let ids = open(places).await?.import(&path, name.as_deref()).await?;
                 let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
                 if json {
@@ -48,7 +53,11 @@ fn list(store: &ImageStore, as_json: bool) {
         return;
     }
     for image in images {
-        let names = if image.tags.is_empty() { &image.digests } else { &image.tags };
+        let names = if image.tags.is_empty() {
+            &image.digests
+        } else {
+            &image.tags
+        };
         println!("{}  {} bytes  {}", image.id, image.size, names.join(" "));
     }
 }
@@ -62,6 +71,9 @@ async fn open(places: PlaceArgs) -> anyhow::Result<ImageStore> {
     })
     .await
     .with_context(|| {
-        format!("open the images of {} (is an engine running on it?)", config.root.display())
+        format!(
+            "open the images of {} (is an engine running on it?)",
+            config.root.display()
+        )
     })
 }

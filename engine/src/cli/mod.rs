@@ -60,8 +60,20 @@ struct PlaceArgs {
 
 impl PlaceArgs {
     fn places(self) -> Places {
-        let Self { root, state, listen, config, config_dir } = self;
-        Places { root, state, listen, file: config, dir: config_dir }
+        let Self {
+            root,
+            state,
+            listen,
+            config,
+            config_dir,
+        } = self;
+        Places {
+            root,
+            state,
+            listen,
+            file: config,
+            dir: config_dir,
+        }
     }
 }
 

@@ -31,14 +31,18 @@ const NETWORK_PERIOD: Duration = Duration::from_secs(2);
 
 /// Runs the engine until SIGTERM or SIGINT.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
-    let ServeArgs { places, log_format, log_level } = args;
+    let ServeArgs {
+        places,
+        log_format,
+        log_level,
+    } = args;
     log::start(log_format, &log_level)?;
     let config = config::load(&places.places())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("start the async runtime")?;
-    let result = runtime.block_on(serve(config));
+    let result = runtime.block_on(Box::pin(serve(config)));
     // Threads that still wait for the kernel must not hold the end up.
     runtime.shutdown_timeout(Duration::from_millis(200));
     result
@@ -56,7 +60,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let network = tokio::spawn(watch_network(Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    let serving = server::serve(listener, &listen, Services::new(Arc::clone(&engine)), stopped);
+    let serving = server::serve(
+        listener,
+        &listen,
+        Services::new(Arc::clone(&engine)),
+        stopped,
+    );
     tokio::pin!(serving);
     // Only a service manager that set NOTIFY_SOCKET hears of it.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -86,11 +95,17 @@ async fn end(
 /// The folders, and the lock that keeps a second engine off the same root.
 fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
     use std::os::unix::fs::DirBuilderExt;
-    let dirs = [config.pods_dir(), config.cni_cache_dir(), config.pods_state_dir()];
+    let dirs = [
+        config.pods_dir(),
+        config.cni_cache_dir(),
+        config.pods_state_dir(),
+    ];
     for dir in &dirs {
         let mut builder = std::fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(dir).with_context(|| format!("create {}", dir.display()))?;
+        builder
+            .create(dir)
+            .with_context(|| format!("create {}", dir.display()))?;
     }
     let path = config.root.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
@@ -140,7 +155,10 @@ async fn watch_network(engine: Arc<Engine>) {
     loop {
         ticks.tick().await;
         let engine = Arc::clone(&engine);
-        if tokio::task::spawn_blocking(move || engine.network.refresh()).await.is_err() {
+        if tokio::task::spawn_blocking(move || engine.network.refresh())
+            .await
+            .is_err()
+        {
             tracing::error!("looking at the network configuration panicked");
         }
     }

@@ -45,25 +45,40 @@ pub(crate) enum ConfigError {
 }
 
 fn wrong(key: &str, reason: impl Into<String>) -> ConfigError {
-    ConfigError::Value { key: key.to_owned(), reason: reason.into() }
+    ConfigError::Value {
+        key: key.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn not_yet(key: &str, feature: &'static str) -> ConfigError {
-    ConfigError::NotYet { key: key.to_owned(), feature }
+    ConfigError::NotYet {
+        key: key.to_owned(),
+        feature,
+    }
 }
 
 fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
     if path.is_absolute() {
         Ok(path)
     } else {
-        Err(wrong(key, format!("{} is not an absolute path", path.display())))
+        Err(wrong(
+            key,
+            format!("{} is not an absolute path", path.display()),
+        ))
     }
 }
 
 /// Checks every part; takes nothing from the node but the current folder, which
 /// relative paths of the command line are resolved against.
 pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, ConfigError> {
-    let Raw { cgroup, cni, registry, streaming, runtime } = raw;
+    let Raw {
+        cgroup,
+        cni,
+        registry,
+        streaming,
+        runtime,
+    } = raw;
     check_cgroup(cgroup)?;
     check_streaming(streaming)?;
     let here = |key: &str, path: &Path| {
@@ -96,9 +111,10 @@ fn check_cgroup(cgroup: raw::Cgroup) -> Result<(), ConfigError> {
     match driver.as_deref() {
         None | Some("cgroupfs") => Ok(()),
         Some("systemd") => Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
-        Some(other) => {
-            Err(wrong("cgroup.driver", format!("{other:?} is neither \"cgroupfs\" nor \"systemd\"")))
-        }
+        Some(other) => Err(wrong(
+            "cgroup.driver",
+            format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
+        )),
     }
 }
 
@@ -106,37 +122,66 @@ fn check_streaming(streaming: raw::Streaming) -> Result<(), ConfigError> {
     let raw::Streaming { address, port } = streaming;
     if let Some(address) = address {
         if parse_address(&address).is_none() {
-            return Err(wrong("streaming.address", format!("{address:?} is no IP address")));
+            return Err(wrong(
+                "streaming.address",
+                format!("{address:?} is no IP address"),
+            ));
         }
-        return Err(not_yet("streaming.address", "streaming (exec, attach, port-forward)"));
+        return Err(not_yet(
+            "streaming.address",
+            "streaming (exec, attach, port-forward)",
+        ));
     }
     match port {
-        Some(_) => Err(not_yet("streaming.port", "streaming (exec, attach, port-forward)")),
+        Some(_) => Err(not_yet(
+            "streaming.port",
+            "streaming (exec, attach, port-forward)",
+        )),
         None => Ok(()),
     }
 }
 
 fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
-    let raw::Cni { conf_dir, bin_dirs, netns_dir } = cni;
+    let raw::Cni {
+        conf_dir,
+        bin_dirs,
+        netns_dir,
+    } = cni;
     let bin_dirs = bin_dirs.unwrap_or_else(|| {
-        ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from).to_vec()
+        ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+            .map(PathBuf::from)
+            .to_vec()
     });
     Ok(Cni {
-        conf_dir: absolute("cni.conf_dir", conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()))?,
+        conf_dir: absolute(
+            "cni.conf_dir",
+            conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()),
+        )?,
         bin_dirs: bin_dirs
             .into_iter()
             .map(|path| absolute("cni.bin_dirs", path))
             .collect::<Result<_, _>>()?,
-        netns_dir: absolute("cni.netns_dir", netns_dir.unwrap_or_else(|| "/run/netns".into()))?,
+        netns_dir: absolute(
+            "cni.netns_dir",
+            netns_dir.unwrap_or_else(|| "/run/netns".into()),
+        )?,
     })
 }
 
 fn check_runtime(
     runtime: raw::Runtime,
 ) -> Result<(String, BTreeMap<String, Handler>), ConfigError> {
-    let raw::Runtime { default_handler, handlers } = runtime;
+    let raw::Runtime {
+        default_handler,
+        handlers,
+    } = runtime;
     let mut checked = BTreeMap::new();
-    checked.insert("libcontainer".to_owned(), Handler { launcher: Launcher::Libcontainer });
+    checked.insert(
+        "libcontainer".to_owned(),
+        Handler {
+            launcher: Launcher::Libcontainer,
+        },
+    );
     for (name, handler) in handlers {
         checked.insert(name.clone(), check_handler(&name, handler)?);
     }
@@ -153,7 +198,11 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
     if name.is_empty() {
         return Err(wrong(&key(""), "the empty name is the default handler's"));
     }
-    let raw::Handler { launcher, path, options } = handler;
+    let raw::Handler {
+        launcher,
+        path,
+        options,
+    } = handler;
     match launcher.as_deref() {
         Some("libcontainer") => {}
         Some("native") => return Err(not_yet(&key("launcher"), "the native launcher")),
@@ -161,17 +210,28 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
         Some("shim") => return Err(not_yet(&key("launcher"), "the shim launcher")),
         Some(other) => {
             let known = "\"native\", \"libcontainer\", \"oci\" or \"shim\"";
-            return Err(wrong(&key("launcher"), format!("{other:?} is none of {known}")));
+            return Err(wrong(
+                &key("launcher"),
+                format!("{other:?} is none of {known}"),
+            ));
         }
         None => return Err(wrong(&key("launcher"), "is missing")),
     }
     if path.is_some() {
-        return Err(wrong(&key("path"), "the libcontainer launcher is built in, it has no path"));
+        return Err(wrong(
+            &key("path"),
+            "the libcontainer launcher is built in, it has no path",
+        ));
     }
     if options.is_some_and(|options| !options.is_empty()) {
-        return Err(wrong(&key("options"), "the libcontainer launcher has no options"));
+        return Err(wrong(
+            &key("options"),
+            "the libcontainer launcher has no options",
+        ));
     }
-    Ok(Handler { launcher: Launcher::Libcontainer })
+    Ok(Handler {
+        launcher: Launcher::Libcontainer,
+    })
 }
 
 #[cfg(test)]
@@ -222,8 +282,14 @@ mod tests {
     #[test]
     fn an_unknown_key_fails_and_is_named_with_its_file() {
         let error = with(&[("x.toml", "[cni]\nconf_dirs = \"/a\"\n")]).expect_err("unknown");
-        let text = format!("{error}: {}", std::error::Error::source(&error).expect("source"));
-        assert!(text.contains("x.toml") && text.contains("conf_dirs"), "{text}");
+        let text = format!(
+            "{error}: {}",
+            std::error::Error::source(&error).expect("source")
+        );
+        assert!(
+            text.contains("x.toml") && text.contains("conf_dirs"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -231,8 +297,14 @@ mod tests {
         for (text, key) in [
             ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
             ("[streaming]\nport = 0\n", "streaming.port"),
-            ("[streaming]\naddress = \"127.0.0.1\"\n", "streaming.address"),
-            ("[runtime.handlers.x]\nlauncher = \"oci\"\n", "runtime.handlers.x.launcher"),
+            (
+                "[streaming]\naddress = \"127.0.0.1\"\n",
+                "streaming.address",
+            ),
+            (
+                "[runtime.handlers.x]\nlauncher = \"oci\"\n",
+                "runtime.handlers.x.launcher",
+            ),
         ] {
             let error = with(&[("x.toml", text)]).expect_err("not yet");
             assert!(matches!(error, ConfigError::NotYet { .. }), "{error}");
@@ -245,7 +317,10 @@ mod tests {
         for (text, key) in [
             ("[cgroup]\ndriver = \"upstart\"\n", "cgroup.driver"),
             ("[cni]\nconf_dir = \"relative\"\n", "cni.conf_dir"),
-            ("[runtime]\ndefault_handler = \"none\"\n", "runtime.default_handler"),
+            (
+                "[runtime]\ndefault_handler = \"none\"\n",
+                "runtime.default_handler",
+            ),
             ("[runtime.handlers.x]\n", "runtime.handlers.x.launcher"),
             ("[streaming]\naddress = \"nowhere\"\n", "streaming.address"),
         ] {

@@ -72,7 +72,11 @@ pub(crate) struct Config {
 impl Config {
     /// The handler that `name` asks for; the empty name is the default one.
     pub(crate) fn handler(&self, name: &str) -> Option<&Handler> {
-        let name = if name.is_empty() { &self.default_handler } else { name };
+        let name = if name.is_empty() {
+            &self.default_handler
+        } else {
+            name
+        };
         self.handlers.get(name)
     }
 
@@ -114,8 +118,14 @@ pub(crate) fn load(places: &Places) -> Result<Config, ConfigError> {
         Some(file) => sources.push(merge::read(file)?),
         None => sources.extend(merge::read_if_there(Path::new(DEFAULT_FILE))?),
     }
-    let dir = places.dir.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DIR));
-    let main = places.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let dir = places
+        .dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_DIR));
+    let main = places
+        .file
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
     let drop_ins = merge::drop_ins(&dir, places.dir.is_some())?;
     for file in drop_ins.into_iter().filter(|file| *file != main) {
         sources.push(merge::read(&file)?);

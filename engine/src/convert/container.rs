@@ -36,12 +36,18 @@ pub(crate) fn from_proto(
         stop_signal,
     } = config;
     if !cdi_devices.is_empty() {
-        return Err(unsupported("config.CDI_devices", "the Container Device Interface"));
+        return Err(unsupported(
+            "config.CDI_devices",
+            "the Container Device Interface",
+        ));
     }
     for (field, texts) in [("config.command", &command), ("config.args", &args)] {
         texts.iter().try_for_each(|text| no_nul(field, text))?;
     }
-    let v1::LinuxContainerConfig { resources, security_context } = linux.unwrap_or_default();
+    let v1::LinuxContainerConfig {
+        resources,
+        security_context,
+    } = linux.unwrap_or_default();
     let resources = resources.unwrap_or_default();
     let stop_signal = v1::Signal::try_from(stop_signal)
         .map_err(|_| wrong("config.stop_signal", format!("{stop_signal} is not known")))?;
@@ -52,9 +58,14 @@ pub(crate) fn from_proto(
         args,
         working_dir: match working_dir.as_str() {
             "" => working_dir,
-            path => absolute("config.working_dir", path)?.to_string_lossy().into_owned(),
+            path => absolute("config.working_dir", path)?
+                .to_string_lossy()
+                .into_owned(),
         },
-        envs: envs.into_iter().map(env_from_proto).collect::<Result<_, _>>()?,
+        envs: envs
+            .into_iter()
+            .map(env_from_proto)
+            .collect::<Result<_, _>>()?,
         mounts: enumerated(mounts, mount_from_proto)?,
         devices: enumerated(devices, device_from_proto)?,
         labels: labels.into_iter().collect(),
@@ -76,13 +87,20 @@ fn enumerated<P, T>(
     items: Vec<P>,
     convert: impl Fn(usize, P) -> Result<T, BadRequest>,
 ) -> Result<Vec<T>, BadRequest> {
-    items.into_iter().enumerate().map(|(at, item)| convert(at, item)).collect()
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(at, item)| convert(at, item))
+        .collect()
 }
 
 fn key_from_proto(metadata: Option<v1::ContainerMetadata>) -> Result<ContainerKey, BadRequest> {
     let v1::ContainerMetadata { name, attempt } =
         metadata.ok_or_else(|| missing("config.metadata"))?;
-    Ok(ContainerKey { name: required("config.metadata.name", name)?, attempt })
+    Ok(ContainerKey {
+        name: required("config.metadata.name", name)?,
+        attempt,
+    })
 }
 
 /// The identity of a container as the API says it.
@@ -110,7 +128,11 @@ fn image_from_proto(image: Option<v1::ImageSpec>) -> Result<ImageName, BadReques
 
 /// The image as a status repeats it.
 pub(crate) fn image_to_proto(image: &ImageName) -> v1::ImageSpec {
-    let ImageName { image, annotations, user_specified } = image.clone();
+    let ImageName {
+        image,
+        annotations,
+        user_specified,
+    } = image.clone();
     v1::ImageSpec {
         image,
         annotations: annotations.into_iter().collect(),
@@ -128,8 +150,12 @@ fn env_from_proto(pair: v1::KeyValue) -> Result<(String, String), BadRequest> {
     }
     no_nul(&field, &key)?;
     // The OCI runtime configuration is JSON, which has no way to say other bytes.
-    let value = String::from_utf8(value)
-        .map_err(|_| wrong(field.clone(), "the value is not UTF-8, which OCI bundles demand"))?;
+    let value = String::from_utf8(value).map_err(|_| {
+        wrong(
+            field.clone(),
+            "the value is not UTF-8, which OCI bundles demand",
+        )
+    })?;
     no_nul(&field, &value)?;
     Ok((key, value))
 }
@@ -163,7 +189,12 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
         Ok(v1::MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
-        Err(_) => return Err(wrong(field("propagation"), format!("{propagation} is not known"))),
+        Err(_) => {
+            return Err(wrong(
+                field("propagation"),
+                format!("{propagation} is not known"),
+            ));
+        }
     };
     if recursive_read_only && !(readonly && propagation == Propagation::Private) {
         let reason = "needs readonly and PROPAGATION_PRIVATE";
@@ -189,7 +220,13 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
 
 /// A mount as a status repeats it.
 pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
-    let Mount { container_path, host_path, read_only, recursive_read_only, propagation } = mount;
+    let Mount {
+        container_path,
+        host_path,
+        read_only,
+        recursive_read_only,
+        propagation,
+    } = mount;
     let propagation = match propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
@@ -206,7 +243,11 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
 }
 
 fn device_from_proto(at: usize, device: v1::Device) -> Result<Device, BadRequest> {
-    let v1::Device { container_path, host_path, permissions } = device;
+    let v1::Device {
+        container_path,
+        host_path,
+        permissions,
+    } = device;
     let field = |name: &str| format!("config.devices[{at}].{name}");
     let known = |letter: char| "rwm".contains(letter);
     if permissions.is_empty() || !permissions.chars().all(known) {
@@ -216,7 +257,13 @@ fn device_from_proto(at: usize, device: v1::Device) -> Result<Device, BadRequest
     let host_path = absolute(&field("host_path"), &host_path)?;
     let container_path = match container_path.as_str() {
         "" => host_path.to_string_lossy().into_owned(),
-        path => absolute(&field("container_path"), path)?.to_string_lossy().into_owned(),
+        path => absolute(&field("container_path"), path)?
+            .to_string_lossy()
+            .into_owned(),
     };
-    Ok(Device { container_path, host_path, permissions })
+    Ok(Device {
+        container_path,
+        host_path,
+        permissions,
+    })
 }

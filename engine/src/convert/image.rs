@@ -54,7 +54,9 @@ pub(crate) fn auth_from_proto(auth: Option<v1::AuthConfig>) -> Option<Auth> {
 /// An image with all its names.
 pub(crate) fn to_proto(image: &Image) -> v1::Image {
     let config = image.config.config().as_ref();
-    let user = config.and_then(|config| config.user().clone()).unwrap_or_default();
+    let user = config
+        .and_then(|config| config.user().clone())
+        .unwrap_or_default();
     let user = user.split(':').next().unwrap_or_default();
     let (uid, username) = match (user, user.parse::<i64>()) {
         ("", _) => (Some(v1::Int64Value { value: 0 }), String::new()),
@@ -68,7 +70,10 @@ pub(crate) fn to_proto(image: &Image) -> v1::Image {
         size: image.size,
         uid,
         username,
-        spec: Some(v1::ImageSpec { image: image.id.to_string(), ..Default::default() }),
+        spec: Some(v1::ImageSpec {
+            image: image.id.to_string(),
+            ..Default::default()
+        }),
         pinned: image.pinned,
     }
 }

@@ -46,20 +46,32 @@ pub(crate) enum BadRequest {
 
 /// Shorthands for the three.
 pub(crate) fn missing(field: &str) -> BadRequest {
-    BadRequest::Missing { field: field.to_owned() }
+    BadRequest::Missing {
+        field: field.to_owned(),
+    }
 }
 
 pub(crate) fn wrong(field: impl Into<String>, reason: impl Into<String>) -> BadRequest {
-    BadRequest::Value { field: field.into(), reason: reason.into() }
+    BadRequest::Value {
+        field: field.into(),
+        reason: reason.into(),
+    }
 }
 
 pub(crate) fn unsupported(field: &str, feature: &'static str) -> BadRequest {
-    BadRequest::Unsupported { field: field.to_owned(), feature }
+    BadRequest::Unsupported {
+        field: field.to_owned(),
+        feature,
+    }
 }
 
 /// A text that must not be empty.
 pub(crate) fn required(field: &str, text: String) -> Result<String, BadRequest> {
-    if text.is_empty() { Err(missing(field)) } else { Ok(text) }
+    if text.is_empty() {
+        Err(missing(field))
+    } else {
+        Ok(text)
+    }
 }
 
 /// An absolute path without `..`.
@@ -78,8 +90,14 @@ pub(crate) fn absolute(field: &str, text: &str) -> Result<PathBuf, BadRequest> {
 /// A relative path that stays below where it starts.
 pub(crate) fn relative(field: &str, text: &str) -> Result<PathBuf, BadRequest> {
     let path = Path::new(text);
-    if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Err(wrong(field, format!("{text:?} must be relative and without \"..\"")));
+    if !path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    {
+        return Err(wrong(
+            field,
+            format!("{text:?} must be relative and without \"..\""),
+        ));
     }
     no_nul(field, text)?;
     Ok(path.to_owned())
@@ -87,7 +105,11 @@ pub(crate) fn relative(field: &str, text: &str) -> Result<PathBuf, BadRequest> {
 
 /// A text that can be handed to the kernel.
 pub(crate) fn no_nul(field: &str, text: &str) -> Result<(), BadRequest> {
-    if text.contains('\0') { Err(wrong(field, "contains a NUL byte")) } else { Ok(()) }
+    if text.contains('\0') {
+        Err(wrong(field, "contains a NUL byte"))
+    } else {
+        Ok(())
+    }
 }
 
 /// An id that fits the kernel's `uid_t` and `gid_t`; -1 means "unchanged" there.

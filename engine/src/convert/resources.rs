@@ -26,7 +26,10 @@ pub(crate) fn from_proto(
         if value >= 0 {
             Ok(value)
         } else {
-            Err(wrong(format!("{field}.{name}"), format!("{value} is negative")))
+            Err(wrong(
+                format!("{field}.{name}"),
+                format!("{value} is negative"),
+            ))
         }
     };
     if !(-1000..=1000).contains(&oom_score_adj) {
@@ -84,7 +87,13 @@ pub(crate) fn to_proto(resources: &Resources) -> v1::LinuxContainerResources {
 /// What an update changes: a value that is given replaces the old one.
 pub(crate) fn merge(old: &Resources, update: &Resources) -> Resources {
     let number = |old: i64, new: i64| if new == 0 { old } else { new };
-    let text = |old: &String, new: &String| if new.is_empty() { old.clone() } else { new.clone() };
+    let text = |old: &String, new: &String| {
+        if new.is_empty() {
+            old.clone()
+        } else {
+            new.clone()
+        }
+    };
     let mut unified = old.unified.clone();
     unified.extend(update.unified.clone());
     Resources {

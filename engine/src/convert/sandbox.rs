@@ -24,7 +24,10 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
     } = config;
     let key = key_from_proto(metadata)?;
     if hostname.len() > 64 {
-        return Err(wrong("config.hostname", "is longer than 64 bytes, the kernel's limit"));
+        return Err(wrong(
+            "config.hostname",
+            "is longer than 64 bytes, the kernel's limit",
+        ));
     }
     no_nul("config.hostname", &hostname)?;
     let linux = linux_from_proto(linux.unwrap_or_default())?;
@@ -56,8 +59,12 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
 pub(crate) fn key_from_proto(
     metadata: Option<v1::PodSandboxMetadata>,
 ) -> Result<SandboxKey, BadRequest> {
-    let v1::PodSandboxMetadata { name, uid, namespace, attempt } =
-        metadata.ok_or_else(|| missing("config.metadata"))?;
+    let v1::PodSandboxMetadata {
+        name,
+        uid,
+        namespace,
+        attempt,
+    } = metadata.ok_or_else(|| missing("config.metadata"))?;
     Ok(SandboxKey {
         name: required("config.metadata.name", name)?,
         namespace: required("config.metadata.namespace", namespace)?,
@@ -68,17 +75,40 @@ pub(crate) fn key_from_proto(
 
 /// The identity as the API says it.
 pub(crate) fn key_to_proto(key: &SandboxKey) -> v1::PodSandboxMetadata {
-    let SandboxKey { namespace, name, uid, attempt } = key.clone();
-    v1::PodSandboxMetadata { name, uid, namespace, attempt }
+    let SandboxKey {
+        namespace,
+        name,
+        uid,
+        attempt,
+    } = key.clone();
+    v1::PodSandboxMetadata {
+        name,
+        uid,
+        namespace,
+        attempt,
+    }
 }
 
 fn dns_from_proto(dns: v1::DnsConfig) -> Dns {
-    let v1::DnsConfig { servers, searches, options } = dns;
-    Dns { servers, searches, options }
+    let v1::DnsConfig {
+        servers,
+        searches,
+        options,
+    } = dns;
+    Dns {
+        servers,
+        searches,
+        options,
+    }
 }
 
 fn port_from_proto(at: usize, mapping: v1::PortMapping) -> Result<Option<PortMapping>, BadRequest> {
-    let v1::PortMapping { protocol, container_port, host_port, host_ip } = mapping;
+    let v1::PortMapping {
+        protocol,
+        container_port,
+        host_port,
+        host_ip,
+    } = mapping;
     let field = |name: &str| format!("config.port_mappings[{at}].{name}");
     let transport = match v1::Protocol::try_from(protocol) {
         Ok(v1::Protocol::Tcp) => Transport::Tcp,
@@ -92,11 +122,19 @@ fn port_from_proto(at: usize, mapping: v1::PortMapping) -> Result<Option<PortMap
     let container_port = port("container_port", container_port)?;
     let host_port = port("host_port", host_port)?;
     if !host_ip.is_empty() && host_ip.parse::<std::net::IpAddr>().is_err() {
-        return Err(wrong(field("host_ip"), format!("{host_ip:?} is no IP address")));
+        return Err(wrong(
+            field("host_ip"),
+            format!("{host_ip:?} is no IP address"),
+        ));
     }
     // Host port 0 says that the container listens there, and asks for nothing.
     let wanted = host_port != 0;
-    Ok(wanted.then_some(PortMapping { transport, container_port, host_port, host_ip }))
+    Ok(wanted.then_some(PortMapping {
+        transport,
+        container_port,
+        host_port,
+        host_ip,
+    }))
 }
 
 struct Linux {
@@ -120,12 +158,19 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
     let field = "config.linux.cgroup_parent";
     let cgroup_parent = match cgroup_parent.as_str() {
         "" => String::new(),
-        path => absolute(field, path)?.to_string_lossy().trim_end_matches('/').to_owned(),
+        path => absolute(field, path)?
+            .to_string_lossy()
+            .trim_end_matches('/')
+            .to_owned(),
     };
     if cgroup_parent.ends_with(".slice") && !cgroup_parent.trim_start_matches('/').contains('/') {
-        tracing::debug!(cgroup_parent, "a slice name below the cgroupfs driver is a plain folder");
+        tracing::debug!(
+            cgroup_parent,
+            "a slice name below the cgroupfs driver is a plain folder"
+        );
     }
     let context = security_context.unwrap_or_default();
+    #[expect(deprecated, reason = "every field is named, the old ones too")]
     let v1::LinuxSandboxSecurityContext {
         namespace_options,
         selinux_options,
@@ -140,17 +185,30 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
         apparmor: _,
         seccomp_profile_path: _,
     } = context;
-    refuse_selinux("config.linux.security_context.selinux_options", selinux_options)?;
+    refuse_selinux(
+        "config.linux.security_context.selinux_options",
+        selinux_options,
+    )?;
     let field = "config.linux.security_context.namespace_options";
     let (network, pid, ipc) = namespaces_from_proto(field, namespace_options.unwrap_or_default())?;
     if matches!(pid, PidMode::Target(_)) {
-        return Err(wrong(format!("{field}.pid"), "TARGET is for containers, not for sandboxes"));
+        return Err(wrong(
+            format!("{field}.pid"),
+            "TARGET is for containers, not for sandboxes",
+        ));
     }
     for name in sysctls.keys() {
         check_sysctl(name, network, ipc)?;
     }
     let sysctls = sysctls.into_iter().collect();
-    Ok(Linux { cgroup_parent, network, pid, ipc, sysctls, privileged })
+    Ok(Linux {
+        cgroup_parent,
+        network,
+        pid,
+        ipc,
+        sysctls,
+        privileged,
+    })
 }
 
 /// A sysctl must be one of a namespace that the pod has for itself: any other
@@ -158,8 +216,13 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
 fn check_sysctl(name: &str, network: NetworkMode, ipc: IpcMode) -> Result<(), BadRequest> {
     let field = format!("config.linux.sysctls[{name}]");
     let dotted = name.replace('/', ".");
-    let of_ipc = ["kernel.sem", "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni"]
-        .contains(&dotted.as_str())
+    let of_ipc = [
+        "kernel.sem",
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+    ]
+    .contains(&dotted.as_str())
         || dotted.starts_with("kernel.shm")
         || dotted.starts_with("fs.mqueue.");
     if of_ipc {
@@ -182,7 +245,12 @@ pub(super) fn refuse_selinux(
     field: &str,
     options: Option<v1::SeLinuxOption>,
 ) -> Result<(), BadRequest> {
-    let v1::SeLinuxOption { user, role, r#type, level } = options.unwrap_or_default();
+    let v1::SeLinuxOption {
+        user,
+        role,
+        r#type,
+        level,
+    } = options.unwrap_or_default();
     if [user, role, r#type, level].iter().all(String::is_empty) {
         Ok(())
     } else {
@@ -195,7 +263,13 @@ pub(super) fn namespaces_from_proto(
     field: &str,
     options: v1::NamespaceOption,
 ) -> Result<(NetworkMode, PidMode, IpcMode), BadRequest> {
-    let v1::NamespaceOption { network, pid, ipc, target_id, userns_options } = options;
+    let v1::NamespaceOption {
+        network,
+        pid,
+        ipc,
+        target_id,
+        userns_options,
+    } = options;
     let mode = |name: &str, mode: i32| {
         v1::NamespaceMode::try_from(mode)
             .map_err(|_| wrong(format!("{field}.{name}"), format!("{mode} is not known")))
@@ -206,11 +280,22 @@ pub(super) fn namespaces_from_proto(
         Mode::Node => Ok(false),
         other @ (Mode::Container | Mode::Target) => {
             let name = format!("{field}.{name}");
-            Err(wrong(name, format!("{} is not possible here", other.as_str_name())))
+            Err(wrong(
+                name,
+                format!("{} is not possible here", other.as_str_name()),
+            ))
         }
     };
-    let network = if pod_or_node("network", network)? { NetworkMode::Pod } else { NetworkMode::Node };
-    let ipc = if pod_or_node("ipc", ipc)? { IpcMode::Pod } else { IpcMode::Node };
+    let network = if pod_or_node("network", network)? {
+        NetworkMode::Pod
+    } else {
+        NetworkMode::Node
+    };
+    let ipc = if pod_or_node("ipc", ipc)? {
+        IpcMode::Pod
+    } else {
+        IpcMode::Node
+    };
     let pid = match mode("pid", pid)? {
         Mode::Pod => PidMode::Pod,
         Mode::Container => PidMode::Container,
@@ -222,14 +307,20 @@ pub(super) fn namespaces_from_proto(
 }
 
 fn refuse_userns(field: &str, options: Option<v1::UserNamespace>) -> Result<(), BadRequest> {
-    let Some(v1::UserNamespace { mode, uids, gids }) = options else { return Ok(()) };
+    let Some(v1::UserNamespace { mode, uids, gids }) = options else {
+        return Ok(());
+    };
     match v1::NamespaceMode::try_from(mode) {
         Ok(v1::NamespaceMode::Node) if uids.is_empty() && gids.is_empty() => Ok(()),
-        Ok(v1::NamespaceMode::Node) => {
-            Err(wrong(field, "mappings are for the mode POD, the mode is NODE"))
-        }
+        Ok(v1::NamespaceMode::Node) => Err(wrong(
+            field,
+            "mappings are for the mode POD, the mode is NODE",
+        )),
         Ok(v1::NamespaceMode::Pod) => Err(unsupported(field, "a user namespace per pod")),
-        _ => Err(wrong(format!("{field}.mode"), "only POD and NODE are possible")),
+        _ => Err(wrong(
+            format!("{field}.mode"),
+            "only POD and NODE are possible",
+        )),
     }
 }
 
@@ -297,9 +388,15 @@ mod tests {
     #[test]
     fn a_user_namespace_is_refused_by_name() {
         let mut config = valid();
-        let userns = v1::UserNamespace { mode: 0, uids: vec![], gids: vec![] };
-        let options =
-            v1::NamespaceOption { userns_options: Some(userns), ..Default::default() };
+        let userns = v1::UserNamespace {
+            mode: 0,
+            uids: vec![],
+            gids: vec![],
+        };
+        let options = v1::NamespaceOption {
+            userns_options: Some(userns),
+            ..Default::default()
+        };
         config.linux = Some(v1::LinuxPodSandboxConfig {
             security_context: Some(v1::LinuxSandboxSecurityContext {
                 namespace_options: Some(options),
@@ -315,7 +412,10 @@ mod tests {
         for name in ["vm.swappiness", "kernel.hostname", "net.ipv4.ip_forward"] {
             let mut config = valid();
             let node = v1::NamespaceMode::Node as i32;
-            let options = v1::NamespaceOption { network: node, ..Default::default() };
+            let options = v1::NamespaceOption {
+                network: node,
+                ..Default::default()
+            };
             config.linux = Some(v1::LinuxPodSandboxConfig {
                 sysctls: [(name.to_owned(), "1".to_owned())].into(),
                 security_context: Some(v1::LinuxSandboxSecurityContext {
@@ -338,8 +438,10 @@ mod tests {
     #[test]
     fn host_port_zero_asks_for_nothing() {
         let mut config = valid();
-        config.port_mappings =
-            vec![v1::PortMapping { container_port: 80, ..Default::default() }];
+        config.port_mappings = vec![v1::PortMapping {
+            container_port: 80,
+            ..Default::default()
+        }];
         assert!(from_proto(config).expect("valid").port_mappings.is_empty());
     }
 }

@@ -57,7 +57,10 @@ pub(crate) fn to_kernel(signal: Signal) -> Option<i32> {
     match api {
         0 => None,
         RTMIN_IN_API..=RTMAX_IN_API => Some(RTMIN + api - RTMIN_IN_API),
-        _ => usize::try_from(api - 1).ok().and_then(|at| KERNEL.get(at)).copied(),
+        _ => usize::try_from(api - 1)
+            .ok()
+            .and_then(|at| KERNEL.get(at))
+            .copied(),
     }
 }
 
@@ -67,7 +70,8 @@ pub(crate) fn from_kernel(signal: i32) -> Signal {
         RTMIN_IN_API + signal - RTMIN
     } else {
         let at = KERNEL.iter().position(|known| *known == signal);
-        at.and_then(|at| i32::try_from(at + 1).ok()).unwrap_or_default()
+        at.and_then(|at| i32::try_from(at + 1).ok())
+            .unwrap_or_default()
     };
     Signal::try_from(api).unwrap_or(Signal::RuntimeDefault)
 }
@@ -80,12 +84,19 @@ pub(crate) fn parse(text: &str) -> Option<i32> {
     }
     let name = text.strip_prefix("SIG").unwrap_or(&text);
     let offset = |rest: &str| {
-        if rest.is_empty() { Some(0) } else { rest.get(1..).and_then(|n| n.parse::<i32>().ok()) }
+        if rest.is_empty() {
+            Some(0)
+        } else {
+            rest.get(1..).and_then(|n| n.parse::<i32>().ok())
+        }
     };
     let real_time = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(rest), _) => offset(rest).map(|n| RTMIN + n),
         (_, Some(rest)) => offset(rest).map(|n| 64 - n),
-        _ => NAMES.iter().position(|known| *known == name).map(|at| KERNEL[at]),
+        _ => NAMES
+            .iter()
+            .position(|known| *known == name)
+            .map(|at| KERNEL[at]),
     };
     real_time.filter(|number| (1..=64).contains(number))
 }
@@ -108,9 +119,13 @@ mod tests {
 
     #[test]
     fn an_image_names_signals_in_many_ways() {
-        for (text, number) in
-            [("SIGTERM", 15), ("term", 15), ("9", 9), ("RTMIN+3", 37), ("SIGRTMAX-1", 63)]
-        {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("9", 9),
+            ("RTMIN+3", 37),
+            ("SIGRTMAX-1", 63),
+        ] {
             assert_eq!(parse(text), Some(number), "{text}");
         }
         for text in ["", "SIG", "0", "65", "SIGNOPE", "RTMIN+99"] {

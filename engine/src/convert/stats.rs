@@ -10,17 +10,27 @@ use crate::network::INTERFACE;
 use crate::pod::view::{ContainerView, PodView};
 use crate::stats::{ContainerUse, PodUse};
 
-#[expect(clippy::unnecessary_wraps, reason = "the API's fields are optional messages")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "the API's fields are optional messages"
+)]
 fn number(value: u64) -> Option<v1::UInt64Value> {
     Some(v1::UInt64Value { value })
 }
 
 /// One container's use; `mountpoint` is where writable layers are.
 pub(crate) fn container(usage: &ContainerUse, mountpoint: &str) -> v1::ContainerStats {
-    let ContainerUse { container, cgroup, nano_cores, layer } = usage;
+    let ContainerUse {
+        container,
+        cgroup,
+        nano_cores,
+        layer,
+    } = usage;
     let writable_layer = layer.as_ref().map(|layer| v1::FilesystemUsage {
         timestamp: crate::engine::now(),
-        fs_id: Some(v1::FilesystemIdentifier { mountpoint: mountpoint.to_owned() }),
+        fs_id: Some(v1::FilesystemIdentifier {
+            mountpoint: mountpoint.to_owned(),
+        }),
         used_bytes: number(layer.bytes),
         inodes_used: number(layer.inodes),
     });
@@ -53,7 +63,9 @@ fn cpu(stats: &Stats, nano_cores: Option<u64>) -> v1::CpuUsage {
 }
 
 fn memory(stats: &Stats) -> v1::MemoryUsage {
-    let available = stats.memory_limit.map(|limit| limit.saturating_sub(stats.memory_working_set));
+    let available = stats
+        .memory_limit
+        .map(|limit| limit.saturating_sub(stats.memory_working_set));
     v1::MemoryUsage {
         timestamp: stats.timestamp,
         working_set_bytes: number(stats.memory_working_set),
@@ -70,14 +82,19 @@ fn swap(stats: &Stats) -> Option<v1::SwapUsage> {
     let used = stats.swap_usage?;
     Some(v1::SwapUsage {
         timestamp: stats.timestamp,
-        swap_available_bytes: stats.swap_limit.and_then(|limit| number(limit.saturating_sub(used))),
+        swap_available_bytes: stats
+            .swap_limit
+            .and_then(|limit| number(limit.saturating_sub(used))),
         swap_usage_bytes: number(used),
     })
 }
 
 fn io(stats: &Stats) -> Option<v1::IoUsage> {
     let pressure = stats.io_psi.as_ref()?;
-    Some(v1::IoUsage { timestamp: stats.timestamp, psi: Some(psi(pressure)) })
+    Some(v1::IoUsage {
+        timestamp: stats.timestamp,
+        psi: Some(psi(pressure)),
+    })
 }
 
 fn psi(pressure: &Psi) -> v1::PsiStats {
@@ -87,14 +104,28 @@ fn psi(pressure: &Psi) -> v1::PsiStats {
         avg60: data.avg60,
         avg300: data.avg300,
     };
-    v1::PsiStats { full: Some(data(&pressure.full)), some: Some(data(&pressure.some)) }
+    v1::PsiStats {
+        full: Some(data(&pressure.full)),
+        some: Some(data(&pressure.some)),
+    }
 }
 
 /// One sandbox's use.
 pub(crate) fn pod(usage: &PodUse, mountpoint: &str) -> v1::PodSandboxStats {
-    let PodUse { pod, containers, cgroup, nano_cores, interfaces, at } = usage;
+    let PodUse {
+        pod,
+        containers,
+        cgroup,
+        nano_cores,
+        interfaces,
+        at,
+    } = usage;
     let each = |pick: fn(&Stats) -> u64| {
-        containers.iter().filter_map(|one| one.cgroup.as_ref()).map(pick).sum::<u64>()
+        containers
+            .iter()
+            .filter_map(|one| one.cgroup.as_ref())
+            .map(pick)
+            .sum::<u64>()
     };
     let (cpu, memory) = match cgroup {
         Some(stats) => (cpu(stats, *nano_cores), memory(stats)),
@@ -123,7 +154,10 @@ pub(crate) fn pod(usage: &PodUse, mountpoint: &str) -> v1::PodSandboxStats {
             timestamp: *at,
             process_count: number(each(|stats| stats.pids)),
         }),
-        containers: containers.iter().map(|one| container(one, mountpoint)).collect(),
+        containers: containers
+            .iter()
+            .map(|one| container(one, mountpoint))
+            .collect(),
         io: cgroup.as_ref().and_then(io),
     };
     v1::PodSandboxStats {
@@ -158,6 +192,10 @@ fn network(interfaces: &[InterfaceStats], at: i64) -> Option<v1::NetworkUsage> {
     Some(v1::NetworkUsage {
         timestamp: at,
         default_interface: default.first().map(|one| usage(one)),
-        interfaces: others.into_iter().filter(|one| one.name != "lo").map(usage).collect(),
+        interfaces: others
+            .into_iter()
+            .filter(|one| one.name != "lo")
+            .map(usage)
+            .collect(),
     })
 }

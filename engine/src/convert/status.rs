@@ -47,8 +47,15 @@ pub(crate) fn pod(pod: &PodView) -> v1::PodSandboxStatus {
         additional_ips: ips.map(|ip| v1::PodIp { ip }).collect(),
     };
     let options = sandbox::namespaces_to_proto(&pod.config);
-    let v1::PodSandbox { id, metadata, state, created_at, labels, annotations, runtime_handler } =
-        pod_line(pod);
+    let v1::PodSandbox {
+        id,
+        metadata,
+        state,
+        created_at,
+        labels,
+        annotations,
+        runtime_handler,
+    } = pod_line(pod);
     v1::PodSandboxStatus {
         id,
         metadata,
@@ -56,7 +63,9 @@ pub(crate) fn pod(pod: &PodView) -> v1::PodSandboxStatus {
         created_at,
         network: Some(network),
         linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace { options: Some(options) }),
+            namespaces: Some(v1::Namespace {
+                options: Some(options),
+            }),
         }),
         labels,
         annotations,
@@ -95,11 +104,27 @@ pub(crate) fn container(container: &ContainerView) -> v1::ContainerStatus {
     let user = v1::LinuxContainerUser {
         uid: i64::from(container.user.uid),
         gid: i64::from(container.user.gid),
-        supplemental_groups: container.user.groups.iter().copied().map(i64::from).collect(),
+        supplemental_groups: container
+            .user
+            .groups
+            .iter()
+            .copied()
+            .map(i64::from)
+            .collect(),
     };
     let log_path = container.log_path.as_ref();
-    let v1::Container { id, metadata, image, image_ref, created_at, labels, annotations, image_id, state, pod_sandbox_id: _ } =
-        container_line(container);
+    let v1::Container {
+        id,
+        metadata,
+        image,
+        image_ref,
+        created_at,
+        labels,
+        annotations,
+        image_id,
+        state,
+        pod_sandbox_id: _,
+    } = container_line(container);
     v1::ContainerStatus {
         id,
         metadata,
@@ -115,7 +140,9 @@ pub(crate) fn container(container: &ContainerView) -> v1::ContainerStatus {
         labels,
         annotations,
         mounts: container.config.mounts.iter().map(mount_to_proto).collect(),
-        log_path: log_path.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        log_path: log_path
+            .map(|path| path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
         resources: Some(v1::ContainerResources {
             linux: Some(resources::to_proto(&container.resources)),
             windows: None,

@@ -9,7 +9,9 @@ use super::{Attachment, INTERFACE, NetworkError};
 use crate::ids::PodId;
 
 fn file(cache: &Path, id: &PodId, attachment: &Attachment) -> PathBuf {
-    cache.join("results").join(format!("{}-{id}-{INTERFACE}", attachment.list.name()))
+    cache
+        .join("results")
+        .join(format!("{}-{id}-{INTERFACE}", attachment.list.name()))
 }
 
 /// Keeps the result; written to a temporary name and renamed.
@@ -35,11 +37,17 @@ pub(super) fn store(
         std::fs::write(&temporary, entry.to_string())?;
         std::fs::rename(&temporary, &path)
     };
-    write().map_err(|source| NetworkError::Cache { path: path.clone(), source })
+    write().map_err(|source| NetworkError::Cache {
+        path: path.clone(),
+        source,
+    })
 }
 
 fn pairs(args: &str) -> Vec<[&str; 2]> {
-    args.split(';').filter_map(|pair| pair.split_once('=')).map(|(key, value)| [key, value]).collect()
+    args.split(';')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(key, value)| [key, value])
+        .collect()
 }
 
 /// The result of ADD; `None` where ADD never ended or the file is unreadable:

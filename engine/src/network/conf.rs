@@ -42,7 +42,9 @@ impl NetworkList {
 
     /// Whether any plugin of the chain asks for this capability.
     pub(crate) fn has_capability(&self, name: &str) -> bool {
-        self.plugins.iter().any(|plugin| plugin["capabilities"][name] == Value::Bool(true))
+        self.plugins
+            .iter()
+            .any(|plugin| plugin["capabilities"][name] == Value::Bool(true))
     }
 
     /// What one plugin gets on its standard input.
@@ -57,7 +59,9 @@ impl NetworkList {
         input.insert("name".into(), json!(self.name));
         input.insert("cniVersion".into(), json!(self.cni_version));
         let wants = |name: &str| {
-            asked.as_ref().is_some_and(|asked| asked[name] == Value::Bool(true))
+            asked
+                .as_ref()
+                .is_some_and(|asked| asked[name] == Value::Bool(true))
         };
         let runtime: Map<String, Value> = capabilities
             .iter()
@@ -81,7 +85,10 @@ pub(super) fn kind(plugin: &Value) -> &str {
 
 /// The first configuration of a folder in name order; `None` where there is none.
 pub(super) fn load(dir: &Path) -> Result<Option<NetworkList>, NetworkError> {
-    let named = |path: &Path, source| NetworkError::Conf { path: path.to_owned(), source };
+    let named = |path: &Path, source| NetworkError::Conf {
+        path: path.to_owned(),
+        source,
+    };
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -89,15 +96,24 @@ pub(super) fn load(dir: &Path) -> Result<Option<NetworkList>, NetworkError> {
     };
     let kinds = ["conflist", "conf", "json"];
     let wanted = |path: &PathBuf| {
-        path.extension().and_then(|kind| kind.to_str()).is_some_and(|kind| kinds.contains(&kind))
+        path.extension()
+            .and_then(|kind| kind.to_str())
+            .is_some_and(|kind| kinds.contains(&kind))
     };
-    let mut files: Vec<PathBuf> =
-        entries.filter_map(Result::ok).map(|entry| entry.path()).filter(wanted).collect();
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(wanted)
+        .collect();
     files.sort();
-    let Some(first) = files.first() else { return Ok(None) };
+    let Some(first) = files.first() else {
+        return Ok(None);
+    };
     let text = std::fs::read(first).map_err(|error| named(first, ConfError::Read(error)))?;
     let is_list = first.extension().is_some_and(|kind| kind == "conflist");
-    parse(&text, is_list).map(Some).map_err(|source| named(first, source))
+    parse(&text, is_list)
+        .map(Some)
+        .map_err(|source| named(first, source))
 }
 
 /// Parses a list, or a single plugin as a list of one.
@@ -109,22 +125,34 @@ pub(super) fn parse(text: &[u8], is_list: bool) -> Result<NetworkList, ConfError
     // The name becomes part of a file name of the cache.
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     if !name.chars().all(plain) || name.starts_with('.') {
-        return Err(ConfError::Shape(format!("name {name:?} is not made of letters, digits, . _ -")));
+        return Err(ConfError::Shape(format!(
+            "name {name:?} is not made of letters, digits, . _ -"
+        )));
     }
     let cni_version = value["cniVersion"].as_str().unwrap_or("0.2.0").to_owned();
     let plugins = if is_list {
-        let plugins = value["plugins"].as_array().filter(|plugins| !plugins.is_empty());
-        plugins.ok_or_else(|| shape("\"plugins\" is missing or empty"))?.clone()
+        let plugins = value["plugins"]
+            .as_array()
+            .filter(|plugins| !plugins.is_empty());
+        plugins
+            .ok_or_else(|| shape("\"plugins\" is missing or empty"))?
+            .clone()
     } else {
         vec![value]
     };
     for plugin in &plugins {
         let kind = kind(plugin);
         if kind.is_empty() || kind.contains('/') || kind.starts_with('.') {
-            return Err(ConfError::Shape(format!("plugin type {kind:?} is no file name")));
+            return Err(ConfError::Shape(format!(
+                "plugin type {kind:?} is no file name"
+            )));
         }
     }
-    Ok(NetworkList { name, cni_version, plugins })
+    Ok(NetworkList {
+        name,
+        cni_version,
+        plugins,
+    })
 }
 
 #[cfg(test)]
@@ -138,14 +166,21 @@ mod tests {
     #[test]
     fn a_plugin_gets_only_the_capabilities_it_asks_for() {
         let list = parse(CHAIN, true).expect("valid");
-        let given = [("portMappings".to_owned(), json!([1])), ("dns".to_owned(), json!({}))].into();
+        let given = [
+            ("portMappings".to_owned(), json!([1])),
+            ("dns".to_owned(), json!({})),
+        ]
+        .into();
         let plugins: Vec<_> = list.plugins().collect();
         let bridge = list.input(plugins[0], &given, None);
         assert_eq!(bridge.get("runtimeConfig"), None);
         let portmap = list.input(plugins[1], &given, Some(&json!({"ips": []})));
         assert_eq!(portmap["runtimeConfig"], json!({"portMappings": [1]}));
         assert_eq!(portmap["prevResult"], json!({"ips": []}));
-        assert_eq!((portmap["name"].as_str(), portmap["cniVersion"].as_str()), (Some("net"), Some("1.0.0")));
+        assert_eq!(
+            (portmap["name"].as_str(), portmap["cniVersion"].as_str()),
+            (Some("net"), Some("1.0.0"))
+        );
     }
 
     #[test]
@@ -165,11 +200,19 @@ mod tests {
     #[test]
     fn the_first_file_in_name_order_counts() {
         let dir = tempfile::tempdir().expect("tempdir");
-        for (file, name) in [("20-b.conf", "b"), ("10-a.conf", "a"), ("00-readme.txt", "x")] {
+        for (file, name) in [
+            ("20-b.conf", "b"),
+            ("10-a.conf", "a"),
+            ("00-readme.txt", "x"),
+        ] {
             let text = format!(r#"{{"name":"{name}","type":"t"}}"#);
             std::fs::write(dir.path().join(file), text).expect("write");
         }
         assert_eq!(load(dir.path()).expect("valid").expect("there").name(), "a");
-        assert!(load(&dir.path().join("missing")).expect("no error").is_none());
+        assert!(
+            load(&dir.path().join("missing"))
+                .expect("no error")
+                .is_none()
+        );
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub(crate) use conf::NetworkList;
+use plugin::Call;
 pub(crate) use plugin::PluginError;
 
 use crate::config::Cni;
@@ -101,14 +102,23 @@ impl Network {
     /// Reads the configuration once; [`Network::refresh`] does so again.
     pub(crate) fn new(cni: Cni, cache: PathBuf) -> Self {
         let starting = Arc::new(Readiness::NotReady("not looked for yet".into()));
-        let network = Self { cni, cache, readiness: RwLock::new(starting) };
+        let network = Self {
+            cni,
+            cache,
+            readiness: RwLock::new(starting),
+        };
         network.refresh();
         network
     }
 
     /// Whether a network for pods is configured; without I/O.
     pub(crate) fn readiness(&self) -> Arc<Readiness> {
-        Arc::clone(&self.readiness.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(
+            &self
+                .readiness
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     /// Looks at the configuration folder again.
@@ -121,7 +131,10 @@ impl Network {
             )),
             Err(error) => Readiness::NotReady(chain(&error)),
         };
-        *self.readiness.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+        *self
+            .readiness
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
     }
 
     /// What a new pod will be attached to; `None` = loopback only.
@@ -130,7 +143,9 @@ impl Network {
         id: &PodId,
         config: &SandboxConfig,
     ) -> Result<Option<Attachment>, NetworkError> {
-        let Some(list) = conf::load(&self.cni.conf_dir)? else { return Ok(None) };
+        let Some(list) = conf::load(&self.cni.conf_dir)? else {
+            return Ok(None);
+        };
         let key = &config.key;
         let args = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID={}",
@@ -152,7 +167,11 @@ impl Network {
         bandwidth(config, &mut capabilities);
         let annotations = json!(config.annotations);
         capabilities.insert("io.kubernetes.cri.pod-annotations".to_owned(), annotations);
-        Ok(Some(Attachment { list, args, capabilities }))
+        Ok(Some(Attachment {
+            list,
+            args,
+            capabilities,
+        }))
     }
 
     /// Attaches a pod and answers its addresses.
@@ -163,9 +182,16 @@ impl Network {
         attachment: &Attachment,
     ) -> Result<Vec<String>, NetworkError> {
         let list = &attachment.list;
+        let call = Call {
+            command: "ADD",
+            id,
+            netns,
+            args: &attachment.args,
+            bin_dirs: &self.cni.bin_dirs,
+            deadline: ADD_DEADLINE,
+        };
         let mut previous = None;
         for plugin in list.plugins() {
-            let call = self.call("ADD", id, netns, attachment, ADD_DEADLINE);
             let result = call
                 .run(plugin, list, &attachment.capabilities, previous.as_ref())
                 .await
@@ -187,9 +213,19 @@ impl Network {
     ) -> Result<(), NetworkError> {
         let list = &attachment.list;
         let result = cache::load(&self.cache, id, attachment);
+        let call = Call {
+            command: "DEL",
+            id,
+            netns,
+            args: &attachment.args,
+            bin_dirs: &self.cni.bin_dirs,
+            deadline: DEL_DEADLINE,
+        };
         for plugin in list.plugins().rev() {
-            let call = self.call("DEL", id, netns, attachment, DEL_DEADLINE);
-            match call.run(plugin, list, &attachment.capabilities, result.as_ref()).await {
+            match call
+                .run(plugin, list, &attachment.capabilities, result.as_ref())
+                .await
+            {
                 Ok(_) => {}
                 Err(PluginError::NotInstalled { .. }) => {
                     tracing::warn!(pod = %id, plugin = conf::kind(plugin), "plugin for DEL is gone");
@@ -200,18 +236,6 @@ impl Network {
         cache::forget(&self.cache, id, attachment);
         Ok(())
     }
-
-    fn call<'a>(
-        &'a self,
-        command: &'static str,
-        id: &'a PodId,
-        netns: &'a Path,
-        attachment: &'a Attachment,
-        deadline: Duration,
-    ) -> plugin::Call<'a> {
-        let bin_dirs = &self.cni.bin_dirs;
-        plugin::Call { command, id, netns, args: &attachment.args, bin_dirs, deadline }
-    }
 }
 
 fn failed(
@@ -221,7 +245,12 @@ fn failed(
     source: PluginError,
 ) -> NetworkError {
     let (network, plugin) = (list.name().to_owned(), conf::kind(plugin).to_owned());
-    NetworkError::Plugin { network, command, plugin, source }
+    NetworkError::Plugin {
+        network,
+        command,
+        plugin,
+        source,
+    }
 }
 
 fn mapping(mapping: &crate::model::PortMapping) -> Value {
@@ -236,7 +265,9 @@ fn mapping(mapping: &crate::model::PortMapping) -> Value {
 /// Kubernetes' bandwidth annotations, in bits per second.
 fn bandwidth(config: &SandboxConfig, capabilities: &mut BTreeMap<String, Value>) {
     let rate = |name: &str| {
-        let text = config.annotations.get(&format!("kubernetes.io/{name}-bandwidth"))?;
+        let text = config
+            .annotations
+            .get(&format!("kubernetes.io/{name}-bandwidth"))?;
         quantity(text)
     };
     let mut value = serde_json::Map::new();
@@ -270,17 +301,24 @@ fn quantity(text: &str) -> Option<u64> {
 
 /// The pod's addresses in the result of ADD.
 fn addresses(list: &NetworkList, result: &Value) -> Result<Vec<String>, NetworkError> {
-    let problem = |problem: String| NetworkError::Result { network: list.name().to_owned(), problem };
+    let problem = |problem: String| NetworkError::Result {
+        network: list.name().to_owned(),
+        problem,
+    };
     let entries: Vec<&str> = match (&result["ips"], &result["ip4"], &result["ip6"]) {
         (Value::Array(ips), _, _) => ips.iter().filter_map(|ip| ip["address"].as_str()).collect(),
         // CNI 0.1 and 0.2 had one of each family.
-        (_, four, six) => [four, six].iter().filter_map(|ip| ip["ip"].as_str()).collect(),
+        (_, four, six) => [four, six]
+            .iter()
+            .filter_map(|ip| ip["ip"].as_str())
+            .collect(),
     };
     let mut addresses = Vec::new();
     for entry in entries {
         let bare = entry.split('/').next().unwrap_or_default();
-        let address: IpAddr =
-            bare.parse().map_err(|_| problem(format!("has an address {entry:?}")))?;
+        let address: IpAddr = bare
+            .parse()
+            .map_err(|_| problem(format!("has an address {entry:?}")))?;
         addresses.push(address.to_string());
     }
     if addresses.is_empty() {
@@ -306,13 +344,20 @@ mod tests {
     use super::*;
 
     fn list() -> NetworkList {
-        conf::parse(br#"{"name":"n","type":"bridge","cniVersion":"1.0.0"}"#, false).expect("valid")
+        conf::parse(
+            br#"{"name":"n","type":"bridge","cniVersion":"1.0.0"}"#,
+            false,
+        )
+        .expect("valid")
     }
 
     #[test]
     fn addresses_of_both_families_are_found_in_order() {
         let result = json!({"ips": [{"address": "10.0.0.2/24"}, {"address": "fd00::2/64"}]});
-        assert_eq!(addresses(&list(), &result).expect("valid"), ["10.0.0.2", "fd00::2"]);
+        assert_eq!(
+            addresses(&list(), &result).expect("valid"),
+            ["10.0.0.2", "fd00::2"]
+        );
         let old = json!({"ip4": {"ip": "10.0.0.3/24"}});
         assert_eq!(addresses(&list(), &old).expect("valid"), ["10.0.0.3"]);
     }
@@ -325,9 +370,12 @@ mod tests {
 
     #[test]
     fn quantities_have_decimal_and_binary_units() {
-        for (text, rate) in
-            [("10M", Some(10_000_000)), ("1Ki", Some(1024)), ("7", Some(7)), ("1.5M", None)]
-        {
+        for (text, rate) in [
+            ("10M", Some(10_000_000)),
+            ("1Ki", Some(1024)),
+            ("7", Some(7)),
+            ("1.5M", None),
+        ] {
             assert_eq!(quantity(text), rate, "{text}");
         }
     }

@@ -77,9 +77,13 @@ impl Call<'_> {
     ) -> Result<Value, PluginError> {
         let name = kind(plugin);
         let candidates = self.bin_dirs.iter().map(|dir| dir.join(name));
-        let path = candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-            PluginError::NotInstalled { name: name.to_owned(), dirs: self.bin_dirs.to_vec() }
-        })?;
+        let path = candidates
+            .into_iter()
+            .find(|path| path.is_file())
+            .ok_or_else(|| PluginError::NotInstalled {
+                name: name.to_owned(),
+                dirs: self.bin_dirs.to_vec(),
+            })?;
         let input = list.input(plugin, capabilities, previous).to_string();
         let run = self.execute(&path, input);
         match tokio::time::timeout(self.deadline, run).await {
@@ -95,7 +99,10 @@ impl Call<'_> {
         let dirs = std::env::join_paths(self.bin_dirs).map_err(std::io::Error::other)?;
         let mut child = Command::new(path)
             .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env(
+                "PATH",
+                "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            )
             .env("CNI_COMMAND", self.command)
             .env("CNI_CONTAINERID", self.id.as_str())
             .env("CNI_NETNS", self.netns)
@@ -132,12 +139,18 @@ fn understand(output: &std::process::Output) -> Result<Value, PluginError> {
         (Some(code), Some(message)) => {
             let details = said["details"].as_str().filter(|text| !text.is_empty());
             let details = details.map(|text| format!("; {text}")).unwrap_or_default();
-            Err(PluginError::Answer { code, message: format!("{message}{details}") })
+            Err(PluginError::Answer {
+                code,
+                message: format!("{message}{details}"),
+            })
         }
         _ => {
             let mut output_text = String::from_utf8_lossy(text).into_owned();
             output_text.push_str(&String::from_utf8_lossy(output.stderr.trim_ascii()));
-            Err(PluginError::Status { status: output.status, output: output_text })
+            Err(PluginError::Status {
+                status: output.status,
+                output: output_text,
+            })
         }
     }
 }

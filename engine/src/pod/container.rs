@@ -9,7 +9,7 @@ use image_store::Image;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError};
 
 use super::error::PodError;
-use super::record::{ContainerRecord, PodDir, PodRecord, User};
+use super::record::{ContainerRecord, PodRecord, User};
 use crate::config::Launcher;
 use crate::convert::{resources, sandbox, signal};
 use crate::engine::{Engine, blocking_with, now};
@@ -24,6 +24,8 @@ use crate::spec::{self, Built};
 pub(crate) struct Host {
     pub(crate) pod: PodRecord,
     pub(crate) monitor: Monitor,
+    /// First process of the container whose PID namespace is to be entered.
+    pub(crate) target_pid: Option<i32>,
 }
 
 /// The intent: everything that follows from the request, before any work.
@@ -37,7 +39,11 @@ pub(crate) fn intend(
         .images
         .find(&config.image.image)
         .ok_or_else(|| PodError::NoImage(config.image.image.clone()))?;
-    let of_image = image.config.config().as_ref().and_then(|config| config.stop_signal().clone());
+    let of_image = image
+        .config
+        .config()
+        .as_ref()
+        .and_then(|config| config.stop_signal().clone());
     let stop_signal = config
         .stop_signal
         .or_else(|| of_image.as_deref().and_then(signal::parse))
@@ -71,9 +77,8 @@ pub(crate) async fn create(
     engine: Arc<Engine>,
     host: Host,
     record: ContainerRecord,
-    target_pid: Option<i32>,
 ) -> Result<Made, PodError> {
-    let made = make(&engine, &host, record.clone(), target_pid).await;
+    let made = make(&engine, &host, record.clone()).await;
     if made.is_err() {
         let dir = engine.pod_dir(&host.pod.id);
         let undone = super::teardown::container(&engine, &dir, &record, Some(&host.monitor)).await;
@@ -89,29 +94,38 @@ async fn make(
     engine: &Arc<Engine>,
     host: &Host,
     mut record: ContainerRecord,
-    target_pid: Option<i32>,
 ) -> Result<Made, PodError> {
     let image = engine
         .images
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
-    let snapshot = engine.images.create_snapshot(record.id.as_str(), &image.id).await?;
+    let snapshot = engine
+        .images
+        .create_snapshot(record.id.as_str(), &image.id)
+        .await?;
     failpoint::hit("create-snapshot");
     let prepared = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
             let rootfs = snapshot.mount(false)?;
-            prepare(engine, &host, &record, &image, rootfs, target_pid)
+            prepare(engine, &host, &record, &image, rootfs)
         })
         .await?
     };
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
     record.process = Some(prepared.process);
-    let created = host.monitor.create(prepared.order).await.map_err(launch_error)?;
+    let created = host
+        .monitor
+        .create(prepared.order)
+        .await
+        .map_err(launch_error)?;
     failpoint::hit("create-launched");
-    Ok(Made { record, pid: created.pid })
+    Ok(Made {
+        record,
+        pid: created.pid,
+    })
 }
 
 struct Prepared {
@@ -126,11 +140,16 @@ fn prepare(
     record: &ContainerRecord,
     image: &Image,
     rootfs: OwnedFd,
-    target_pid: Option<i32>,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
-    let inputs = inputs(engine, host, record, image, &rootfs, target_pid);
-    let Built { spec, process, sources, user, filter } = spec::build(&inputs)?;
+    let inputs = inputs(engine, host, record, image, &rootfs);
+    let Built {
+        spec,
+        process,
+        sources,
+        user,
+        filter,
+    } = spec::build(&inputs)?;
     if let Some(log) = &record.log_path {
         make_log_dir(log)?;
     }
@@ -147,7 +166,11 @@ fn prepare(
     let shares_pids = config.security.pid != PidMode::Container;
     let order = CreateContainer {
         id: record.id.to_string(),
-        launcher: match engine.config.handler(&host.pod.handler).map(|handler| handler.launcher) {
+        launcher: match engine
+            .config
+            .handler(&host.pod.handler)
+            .map(|handler| handler.launcher)
+        {
             Some(Launcher::Libcontainer) => LauncherKind::Libcontainer,
             None => return Err(PodError::NoHandler(host.pod.handler.clone())),
         },
@@ -156,14 +179,22 @@ fn prepare(
         mounts: sources,
         cgroup_procs: cgroup.procs_files(),
         cgroup_oom: cgroup.oom_file(),
-        cgroup_kill: if shares_pids { cgroup.kill_file() } else { None },
+        cgroup_kill: if shares_pids {
+            cgroup.kill_file()
+        } else {
+            None
+        },
         seccomp_bpf: filter.map(|filter| filter.to_vec()),
         log_path: record.log_path.clone(),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
     };
-    Ok(Prepared { order, user, process })
+    Ok(Prepared {
+        order,
+        user,
+        process,
+    })
 }
 
 fn inputs<'a>(
@@ -172,15 +203,13 @@ fn inputs<'a>(
     record: &'a ContainerRecord,
     image: &'a Image,
     rootfs: &'a OwnedFd,
-    target_pid: Option<i32>,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
     let pid_of_namespace = match record.config.security.pid {
-        PidMode::Target(_) => target_pid,
+        PidMode::Target(_) => host.target_pid,
         PidMode::Pod | PidMode::Container | PidMode::Node => host.pod.init_pid,
     };
     spec::Inputs {
-        id: &record.id,
         config: &record.config,
         sandbox: &pod.config,
         image: &image.config,
@@ -197,9 +226,13 @@ fn inputs<'a>(
 }
 
 fn make_log_dir(log: &std::path::Path) -> Result<(), PodError> {
-    let Some(dir) = log.parent() else { return Ok(()) };
-    std::fs::create_dir_all(dir)
-        .map_err(|source| PodError::Log { path: PathBuf::from(dir), source })
+    let Some(dir) = log.parent() else {
+        return Ok(());
+    };
+    std::fs::create_dir_all(dir).map_err(|source| PodError::Log {
+        path: PathBuf::from(dir),
+        source,
+    })
 }
 
 /// A launcher's error as a caller should read it.
@@ -231,9 +264,4 @@ pub(crate) async fn update(
 /// Whether a record may be believed to describe a living process.
 pub(crate) fn of_this_boot(engine: &Engine, record: &ContainerRecord) -> bool {
     record.boot_id == engine.boot_id
-}
-
-/// A removed record's folder.
-pub(crate) fn dir(engine: &Engine, pod: &PodRecord) -> PodDir {
-    engine.pod_dir(&pod.id)
 }

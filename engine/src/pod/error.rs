@@ -108,6 +108,9 @@ impl PodError {
         step: impl Into<String>,
         source: impl std::error::Error + Send + Sync + 'static,
     ) -> Self {
-        Self::Runtime { step: step.into(), source: Box::new(source) }
+        Self::Runtime {
+            step: step.into(),
+            source: Box::new(source),
+        }
     }
 }

@@ -4,15 +4,14 @@
 //! it and reports its end. What the command itself wrote before it ended is in
 //! the pipes by then, so a grandchild that keeps them open holds nobody up.
 
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use runtime::client::{ExecExit, ExecProcess, MonitorError};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::Receiver;
 
 use super::error::PodError;
 use super::view::{ContainerView, PodView};
@@ -49,7 +48,7 @@ pub(crate) async fn exec_sync(
     };
     let mut process = (**template).clone();
     process.set_args(Some(words)).set_terminal(Some(false));
-    let pipe = || nonblocking_pipe().map_err(|error| PodError::runtime("make a pipe", error));
+    let pipe = || half_blocking_pipe().map_err(|error| PodError::runtime("make a pipe", error));
     let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
     let seconds = u64::try_from(timeout).unwrap_or(0);
     let order = ExecProcess {
@@ -75,9 +74,11 @@ pub(crate) async fn exec_sync(
     out.rest();
     err.rest();
     match exit.map_err(|error| exec_error(container, error))? {
-        ExecExit::Exited { code } => {
-            Ok(Output { stdout: out.bytes.into(), stderr: err.bytes.into(), exit_code: code })
-        }
+        ExecExit::Exited { code } => Ok(Output {
+            stdout: out.bytes.into(),
+            stderr: err.bytes.into(),
+            exit_code: code,
+        }),
         ExecExit::TimedOut => Err(PodError::Timeout(timeout)),
     }
 }
@@ -94,53 +95,58 @@ fn exec_error(container: &ContainerView, error: MonitorError) -> PodError {
 }
 
 /// The reading end does not block; the writing end does, as programs expect.
-fn nonblocking_pipe() -> io::Result<(AsyncFd<std::fs::File>, OwnedFd)> {
+fn half_blocking_pipe() -> io::Result<(Receiver, OwnedFd)> {
     let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    rustix::io::ioctl_fionbio(&read, true)?;
-    let file = std::fs::File::from(read);
-    Ok((AsyncFd::with_interest(file, Interest::READABLE)?, write))
+    Ok((Receiver::from_owned_fd(read)?, write))
 }
 
 struct Collector {
-    pipe: AsyncFd<std::fs::File>,
+    pipe: Receiver,
     bytes: Vec<u8>,
     finished: bool,
 }
 
 impl Collector {
-    fn new(pipe: AsyncFd<std::fs::File>) -> Self {
-        Self { pipe, bytes: Vec::new(), finished: false }
+    fn new(pipe: Receiver) -> Self {
+        Self {
+            pipe,
+            bytes: Vec::new(),
+            finished: false,
+        }
     }
 
     /// Waits until there is something to read, and reads it.
     async fn more(&mut self) {
-        let Ok(mut guard) = self.pipe.readable().await else {
+        if self.pipe.readable().await.is_err() {
             self.finished = true;
             return;
-        };
-        let mut buffer = [0_u8; 16 * 1024];
-        match guard.try_io(|pipe| pipe.get_ref().read(&mut buffer)) {
-            Ok(Ok(0) | Err(_)) => self.finished = true,
-            Ok(Ok(read)) => self.keep(&buffer[..read]),
-            // Not readable after all.
-            Err(_) => {}
         }
+        self.read();
     }
 
     /// What is in the pipe now, without waiting.
     fn rest(&mut self) {
-        let mut buffer = [0_u8; 16 * 1024];
         // A pipe holds at most 1 MiB; more can only come from who still writes.
         for _ in 0..64 {
-            match self.pipe.get_ref().read(&mut buffer) {
-                Ok(read @ 1..) => self.keep(&buffer[..read]),
-                _ => return,
+            if self.finished || !self.read() {
+                return;
             }
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
-        let room = MAX_OUTPUT - self.bytes.len();
-        self.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    /// Reads once; whether there was anything.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0_u8; 16 * 1024];
+        match self.pipe.try_read(&mut buffer) {
+            Ok(0) => self.finished = true,
+            Ok(read) => {
+                let room = MAX_OUTPUT - self.bytes.len();
+                self.bytes.extend_from_slice(&buffer[..read.min(room)]);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.finished = true,
+        }
+        false
     }
 }

@@ -43,9 +43,8 @@ fn hosts(hostname: &str) -> String {
 }
 
 fn resolv(dns: Option<&Dns>) -> String {
-    let says_something = |dns: &&Dns| {
-        !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty())
-    };
+    let says_something =
+        |dns: &&Dns| !(dns.servers.is_empty() && dns.searches.is_empty() && dns.options.is_empty());
     let Some(dns) = dns.filter(says_something) else {
         return std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     };
@@ -76,7 +75,8 @@ pub(crate) fn mount_shm(path: &Path) -> Result<(), FilesError> {
 fn is_mount_point(path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;
     let device = |path: &Path| std::fs::metadata(path).map(|found| found.dev()).ok();
-    path.parent().is_some_and(|parent| device(parent) != device(path))
+    path.parent()
+        .is_some_and(|parent| device(parent) != device(path))
 }
 
 /// Gives the sandbox's /dev/shm back; a second time does nothing.
@@ -99,7 +99,10 @@ mod tests {
             searches: vec!["a.b".into(), "c".into()],
             options: vec!["ndots:5".into()],
         };
-        assert_eq!(resolv(Some(&dns)), "search a.b c\nnameserver 10.0.0.1\noptions ndots:5\n");
+        assert_eq!(
+            resolv(Some(&dns)),
+            "search a.b c\nnameserver 10.0.0.1\noptions ndots:5\n"
+        );
     }
 
     #[test]

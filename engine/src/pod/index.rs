@@ -112,7 +112,11 @@ impl Index {
             return Err(entry.inbox.clone());
         }
         maps.keys.insert(key.clone(), id.clone());
-        let entry = Entry { key: key.clone(), inbox: inbox.clone(), view: None };
+        let entry = Entry {
+            key: key.clone(),
+            inbox: inbox.clone(),
+            view: None,
+        };
         maps.pods.insert(id.clone(), entry);
         Ok(())
     }
@@ -120,26 +124,34 @@ impl Index {
     /// Who has an identity.
     pub(crate) fn owner(&self, key: &SandboxKey) -> Option<Inbox> {
         let maps = self.read();
-        maps.keys.get(key).and_then(|id| maps.pods.get(id)).map(|entry| entry.inbox.clone())
+        maps.keys
+            .get(key)
+            .and_then(|id| maps.pods.get(id))
+            .map(|entry| entry.inbox.clone())
     }
 
     /// Replaces what lists say of a pod.
-    pub(crate) fn publish(&self, view: Arc<PodView>) {
+    pub(crate) fn publish(&self, view: &Arc<PodView>) {
         let mut maps = self.write();
-        let Some(entry) = maps.pods.get_mut(&view.id) else { return };
-        let before = entry.view.replace(Arc::clone(&view));
+        let Some(entry) = maps.pods.get_mut(&view.id) else {
+            return;
+        };
+        let before = entry.view.replace(Arc::clone(view));
         for container in before.iter().flat_map(|before| &before.containers) {
             maps.containers.remove(&container.id);
         }
         for container in &view.containers {
-            maps.containers.insert(container.id.clone(), view.id.clone());
+            maps.containers
+                .insert(container.id.clone(), view.id.clone());
         }
     }
 
     /// Forgets a pod.
     pub(crate) fn forget(&self, id: &PodId) {
         let mut maps = self.write();
-        let Some(entry) = maps.pods.remove(id) else { return };
+        let Some(entry) = maps.pods.remove(id) else {
+            return;
+        };
         maps.keys.remove(&entry.key);
         for container in entry.view.iter().flat_map(|view| &view.containers) {
             maps.containers.remove(&container.id);
@@ -148,7 +160,11 @@ impl Index {
 
     /// All sandboxes that are listed.
     pub(crate) fn list(&self) -> Vec<Arc<PodView>> {
-        self.read().pods.values().filter_map(|entry| entry.view.clone()).collect()
+        self.read()
+            .pods
+            .values()
+            .filter_map(|entry| entry.view.clone())
+            .collect()
     }
 
     /// A sandbox by its id or a unique prefix.

@@ -54,7 +54,12 @@ async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodE
     let (ips, process) = tokio::join!(network(engine, record), process(engine, record));
     let ips = ips?;
     let (monitor, events, init_pid) = process?;
-    Ok(Launched { monitor, events, ips, init_pid })
+    Ok(Launched {
+        monitor,
+        events,
+        ips,
+        init_pid,
+    })
 }
 
 async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, PodError> {
@@ -74,7 +79,11 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
         blocking_with(engine, move |engine| prepare(engine, &record))
     };
     let taken = async {
-        engine.monitors.take().await.map_err(|error| PodError::runtime("start a monitor", error))
+        engine
+            .monitors
+            .take()
+            .await
+            .map_err(|error| PodError::runtime("start a monitor", error))
     };
     let (setup, monitor) = tokio::join!(prepared, taken);
     let (setup, monitor) = (setup?, monitor?);

@@ -37,11 +37,17 @@ pub(crate) enum State {
     Created,
     /// Start was ordered.
     Starting,
-    Running { started_at: i64 },
+    Running {
+        started_at: i64,
+    },
     /// The stop signal was sent, the grace period runs.
-    Stopping { started_at: i64 },
+    Stopping {
+        started_at: i64,
+    },
     /// SIGKILL was sent.
-    Killing { started_at: i64 },
+    Killing {
+        started_at: i64,
+    },
     Exited(Exit),
 }
 
@@ -50,10 +56,17 @@ pub(crate) enum State {
 pub(crate) enum Input {
     Made,
     StartAsked,
-    Started { at: i64 },
-    StartFailed { at: i64, message: String },
+    Started {
+        at: i64,
+    },
+    StartFailed {
+        at: i64,
+        message: String,
+    },
     /// A grace of zero kills at once.
-    StopAsked { grace: bool },
+    StopAsked {
+        grace: bool,
+    },
     GraceOver,
     Exited(Exit),
 }
@@ -92,7 +105,10 @@ impl State {
 
     /// Whether a process of the container may exist and serve requests.
     pub(crate) const fn is_running(&self) -> bool {
-        matches!(self, Self::Running { .. } | Self::Stopping { .. } | Self::Killing { .. })
+        matches!(
+            self,
+            Self::Running { .. } | Self::Stopping { .. } | Self::Killing { .. }
+        )
     }
 
     /// When the process was started; 0 if it was not.
@@ -127,15 +143,18 @@ impl State {
             (state @ (Self::Starting | Self::Running { .. }), Input::StopAsked { grace }) => {
                 Ok(state.stop(grace))
             }
-            (Self::Stopping { started_at }, Input::GraceOver | Input::StopAsked { grace: false }) => {
-                Ok((Self::Killing { started_at }, vec![Work::Kill]))
-            }
+            (
+                Self::Stopping { started_at },
+                Input::GraceOver | Input::StopAsked { grace: false },
+            ) => Ok((Self::Killing { started_at }, vec![Work::Kill])),
             // A second stop may bring a shorter grace: its own timer runs beside the first.
             (state @ Self::Stopping { .. }, Input::StopAsked { grace: true }) => {
                 Ok((state, vec![Work::Grace]))
             }
             // Someone asks again: the kill may have met a process that was just born.
-            (state @ Self::Killing { .. }, Input::StopAsked { .. }) => Ok((state, vec![Work::Kill])),
+            (state @ Self::Killing { .. }, Input::StopAsked { .. }) => {
+                Ok((state, vec![Work::Kill]))
+            }
             (Self::Exited(exit), _) => Ok((Self::Exited(exit), vec![])),
             (_, Input::Exited(exit)) => Ok((Self::Exited(exit), vec![Work::Ended])),
             // CRI: stopping what does not run is no error.
@@ -153,7 +172,10 @@ impl State {
     fn stop(self, grace: bool) -> (Self, Vec<Work>) {
         let started_at = self.started_at();
         if grace {
-            (Self::Stopping { started_at }, vec![Work::Signal, Work::Grace])
+            (
+                Self::Stopping { started_at },
+                vec![Work::Signal, Work::Grace],
+            )
         } else {
             (Self::Killing { started_at }, vec![Work::Kill])
         }
@@ -162,7 +184,13 @@ impl State {
 
 /// What the kubelet shows for a process that could not be executed.
 fn start_error(at: i64, message: String) -> Exit {
-    Exit { code: 128, reason: "StartError".into(), message, started_at: 0, finished_at: at }
+    Exit {
+        code: 128,
+        reason: "StartError".into(),
+        message,
+        started_at: 0,
+        finished_at: at,
+    }
 }
 
 /// Where a sandbox is in its life.
@@ -172,7 +200,9 @@ pub(crate) enum Phase {
     Starting,
     Ready,
     /// It cannot run containers any more; its parts still have to be given back.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
     Stopping,
     /// Nothing of it is left but its records.
     Stopped,
@@ -218,13 +248,18 @@ mod tests {
 
     #[test]
     fn stop_twice_is_quiet_and_a_shorter_grace_gets_its_timer() {
-        let (state, work) =
-            step(State::Running { started_at: 1 }, Input::StopAsked { grace: true });
+        let (state, work) = step(
+            State::Running { started_at: 1 },
+            Input::StopAsked { grace: true },
+        );
         assert_eq!(work, [Work::Signal, Work::Grace]);
         let (state, work) = step(state, Input::StopAsked { grace: true });
         assert_eq!(work, [Work::Grace]);
         let (state, work) = step(state, Input::StopAsked { grace: false });
-        assert_eq!((state, work), (State::Killing { started_at: 1 }, vec![Work::Kill]));
+        assert_eq!(
+            (state, work),
+            (State::Killing { started_at: 1 }, vec![Work::Kill])
+        );
     }
 
     #[test]
@@ -236,15 +271,24 @@ mod tests {
 
     #[test]
     fn a_failed_start_is_exit_128() {
-        let failed = Input::StartFailed { at: 5, message: "no such file".into() };
+        let failed = Input::StartFailed {
+            at: 5,
+            message: "no such file".into(),
+        };
         let (state, work) = step(State::Starting, failed);
         assert_eq!(work, [Work::Ended]);
-        assert!(matches!(state, State::Exited(exit) if exit.code == 128 && exit.reason == "StartError"));
+        assert!(
+            matches!(state, State::Exited(exit) if exit.code == 128 && exit.reason == "StartError")
+        );
     }
 
     #[test]
     fn only_a_created_container_can_be_started() {
-        for state in [State::Creating, State::Starting, State::Running { started_at: 1 }] {
+        for state in [
+            State::Creating,
+            State::Starting,
+            State::Running { started_at: 1 },
+        ] {
             assert!(state.step(Input::StartAsked).is_err());
         }
     }
@@ -254,7 +298,10 @@ mod tests {
             Just(Input::Made),
             Just(Input::StartAsked),
             (1..100_i64).prop_map(|at| Input::Started { at }),
-            (1..100_i64).prop_map(|at| Input::StartFailed { at, message: "m".into() }),
+            (1..100_i64).prop_map(|at| Input::StartFailed {
+                at,
+                message: "m".into()
+            }),
             any::<bool>().prop_map(|grace| Input::StopAsked { grace }),
             Just(Input::GraceOver),
             Just(Input::Exited(exit())),

@@ -122,11 +122,6 @@ impl PodDir {
         Self(pods.join(id.as_str()))
     }
 
-    /// The folder itself.
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-
     /// Where the monitor writes exit records.
     pub(crate) fn exits(&self) -> PathBuf {
         self.0.join("exits")
@@ -165,7 +160,10 @@ impl PodDir {
 
     /// Forgets a container; its exit record too.
     pub(crate) fn remove_container(&self, id: &ContainerId) -> Result<(), RecordError> {
-        gone(std::fs::remove_file(self.container(id)), &self.container(id))
+        gone(
+            std::fs::remove_file(self.container(id)),
+            &self.container(id),
+        )
     }
 
     /// Forgets the pod with all its containers.
@@ -187,7 +185,9 @@ impl PodDir {
 
     /// All records of containers, the broken ones as errors.
     pub(crate) fn read_containers(&self) -> Vec<Result<ContainerRecord, RecordError>> {
-        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else {
+            return Vec::new();
+        };
         let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
         let records = paths.filter(|path| path.extension().is_some_and(|kind| kind == "json"));
         records.map(|path| read(&path)).collect()
@@ -201,16 +201,20 @@ pub(crate) const fn version() -> u32 {
 
 fn gone(result: io::Result<()>, path: &Path) -> Result<(), RecordError> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(RecordError::Io { step: "remove", path: path.to_owned(), source: error })
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::Io {
+            step: "remove",
+            path: path.to_owned(),
+            source: error,
+        }),
         _ => Ok(()),
     }
 }
 
 fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
-    let text = serde_json::to_vec(record)
-        .map_err(|source| RecordError::Parse { path: path.to_owned(), source })?;
+    let text = serde_json::to_vec(record).map_err(|source| RecordError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
     let temporary = path.with_extension("tmp");
     let io = |step, path: &Path| {
         let path = path.to_owned();
@@ -225,7 +229,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     struct Versioned {
         version: u32,
     }
-    let parse = |source| RecordError::Parse { path: path.to_owned(), source };
+    let parse = |source| RecordError::Parse {
+        path: path.to_owned(),
+        source,
+    };
     let text = std::fs::read(path).map_err(|source| RecordError::Io {
         step: "read",
         path: path.to_owned(),
@@ -233,7 +240,10 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
     })?;
     let Versioned { version: found } = serde_json::from_slice(&text).map_err(parse)?;
     if found != VERSION {
-        return Err(RecordError::Version { path: path.to_owned(), found });
+        return Err(RecordError::Version {
+            path: path.to_owned(),
+            found,
+        });
     }
     serde_json::from_slice(&text).map_err(parse)
 }

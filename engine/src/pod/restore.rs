@@ -61,9 +61,15 @@ async fn sweep(engine: &Engine, pods: &HashSet<String>, containers: &HashSet<Str
             tracing::warn!(owner, %error, "a snapshot without a container stays");
         }
     }
-    let Ok(entries) = std::fs::read_dir(engine.config.pods_state_dir()) else { return };
+    let Ok(entries) = std::fs::read_dir(engine.config.pods_state_dir()) else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
-        if entry.file_name().to_str().is_some_and(|name| !pods.contains(name)) {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| !pods.contains(name))
+        {
             remove_state(&entry.path());
         }
     }
@@ -113,8 +119,14 @@ async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Optio
     }
     let containers = containers(engine, dir, &record, reached.as_ref().map(|(one, _)| one)).await;
     if record.phase.is_ready() && (!same_boot || reached.is_none()) {
-        let reason = if same_boot { "the monitor of the pod died" } else { "the node restarted" };
-        record.phase = Phase::Failed { reason: reason.to_owned() };
+        let reason = if same_boot {
+            "the monitor of the pod died"
+        } else {
+            "the node restarted"
+        };
+        record.phase = Phase::Failed {
+            reason: reason.to_owned(),
+        };
     }
     if !same_boot {
         after_boot(engine, dir, &mut record).await;
@@ -123,8 +135,18 @@ async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Optio
     if let Err(error) = dir.write_pod(&record) {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
     }
-    let ids = containers.iter().map(|(container, _)| container.id.to_string()).collect();
-    adopt(engine, Restored { record, containers, monitor: reached });
+    let ids = containers
+        .iter()
+        .map(|(container, _)| container.id.to_string())
+        .collect();
+    adopt(
+        engine,
+        Restored {
+            record,
+            containers,
+            monitor: reached,
+        },
+    );
     Some(ids)
 }
 
@@ -198,8 +220,12 @@ async fn containers(
             }
             continue;
         }
-        let report = reports.iter().find(|report| report.id == record.id.as_str());
-        let exit = exits.iter().find(|exit| exit.container == record.id.as_str());
+        let report = reports
+            .iter()
+            .find(|report| report.id == record.id.as_str());
+        let exit = exits
+            .iter()
+            .find(|exit| exit.container == record.id.as_str());
         let pid = settle(engine, &mut record, report, exit).await;
         lease(engine, &record);
         if let Err(error) = dir.write_container(&record) {
@@ -211,7 +237,9 @@ async fn containers(
 }
 
 fn lease(engine: &Engine, record: &ContainerRecord) {
-    let Some(image) = engine.images.find(&record.image_id) else { return };
+    let Some(image) = engine.images.find(&record.image_id) else {
+        return;
+    };
     if let Err(error) = engine.images.lease(&image.id, record.id.as_str()) {
         tracing::warn!(container = %record.id, %error, "image without a lease");
     }
@@ -237,7 +265,9 @@ async fn settle(
     match report.map(|report| (&report.state, report.pid)) {
         Some((ContainerState::Running { started_at }, pid)) => {
             if !record.state.is_running() {
-                record.state = State::Running { started_at: *started_at };
+                record.state = State::Running {
+                    started_at: *started_at,
+                };
             }
             Some(pid)
         }

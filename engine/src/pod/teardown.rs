@@ -60,15 +60,19 @@ fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
 fn remains(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     if let Some(netns) = &record.netns {
         runtime::netns::NetNs::unpin(netns).map_err(|error| {
-            PodError::runtime(format!("unpin network namespace {}", netns.display()), error)
+            PodError::runtime(
+                format!("unpin network namespace {}", netns.display()),
+                error,
+            )
         })?;
     }
     files::unmount_shm(&engine.shm(&record.id))?;
     let state = engine.pod_state(&record.id);
     match std::fs::remove_dir_all(&state) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(PodError::runtime(format!("remove {}", state.display()), error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(PodError::runtime(
+            format!("remove {}", state.display()),
+            error,
+        )),
         _ => Ok(()),
     }
 }

@@ -20,8 +20,10 @@ pub(crate) async fn handle(
     let v1::ContainerStatsRequest { container_id } = request;
     let unknown = PodError::NoContainer(container_id.clone());
     let found = engine.index.container(&container_id);
-    let (_, container) = must_find(found, "container_id", &container_id, unknown)?;
-    let uses = of_containers(engine, vec![container]).await.map_err(|error| status::pod(&error))?;
+    let (_, container) = must_find(found, "container_id", &container_id, &unknown)?;
+    let uses = of_containers(engine, vec![container])
+        .await
+        .map_err(|error| status::pod(&error))?;
     let mountpoint = engine.images.fs_info().mountpoint;
     let mountpoint = mountpoint.to_string_lossy();
     Ok(v1::ContainerStatsResponse {

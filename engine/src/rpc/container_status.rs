@@ -18,10 +18,13 @@ pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::ContainerStatusRequest,
 ) -> Result<v1::ContainerStatusResponse, Status> {
-    let v1::ContainerStatusRequest { container_id, verbose } = request;
+    let v1::ContainerStatusRequest {
+        container_id,
+        verbose,
+    } = request;
     let unknown = PodError::NoContainer(container_id.clone());
     let found = engine.index.container(&container_id);
-    let (_, view) = must_find(found, "container_id", &container_id, unknown)?;
+    let (_, view) = must_find(found, "container_id", &container_id, &unknown)?;
     Ok(v1::ContainerStatusResponse {
         status: Some(container(&view)),
         info: if verbose { info(&view) } else { HashMap::new() },

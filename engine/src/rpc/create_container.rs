@@ -26,12 +26,17 @@ pub(crate) async fn handle(
     let unknown = || PodError::NoPod(pod_sandbox_id.clone());
     let index = &engine.index;
     let found = index.pod(&pod_sandbox_id);
-    let pod = must_find(found, "pod_sandbox_id", &pod_sandbox_id, unknown())?;
+    let pod = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown())?;
     let config = config.ok_or_else(|| status::bad_request(&missing("config")))?;
-    let config = container::from_proto(config, &pod.config)
-        .map_err(|error| status::bad_request(&error))?;
-    let inbox = index.inbox(pod.id.as_str()).found().ok_or_else(|| status::pod(&unknown()))?;
+    let config =
+        container::from_proto(config, &pod.config).map_err(|error| status::bad_request(&error))?;
+    let inbox = index
+        .inbox(pod.id.as_str())
+        .found()
+        .ok_or_else(|| status::pod(&unknown()))?;
     let id = ask(&inbox, |reply| Command::Create(Box::new(config), reply)).await?;
     let id = id.ok_or_else(|| status::pod(&unknown()))?;
-    Ok(v1::CreateContainerResponse { container_id: id.to_string() })
+    Ok(v1::CreateContainerResponse {
+        container_id: id.to_string(),
+    })
 }

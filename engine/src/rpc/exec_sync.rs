@@ -17,10 +17,14 @@ pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::ExecSyncRequest,
 ) -> Result<v1::ExecSyncResponse, Status> {
-    let v1::ExecSyncRequest { container_id, cmd, timeout } = request;
+    let v1::ExecSyncRequest {
+        container_id,
+        cmd,
+        timeout,
+    } = request;
     let unknown = PodError::NoContainer(container_id.clone());
     let found = engine.index.container(&container_id);
-    let (pod, container) = must_find(found, "container_id", &container_id, unknown)?;
+    let (pod, container) = must_find(found, "container_id", &container_id, &unknown)?;
     if cmd.is_empty() {
         return Err(status::bad_request(&missing("cmd")));
     }

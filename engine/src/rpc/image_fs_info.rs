@@ -18,8 +18,12 @@ pub(crate) async fn handle(
     let usage = v1::FilesystemUsage {
         timestamp: now(),
         fs_id: Some(v1::FilesystemIdentifier { mountpoint }),
-        used_bytes: Some(v1::UInt64Value { value: info.used_bytes }),
-        inodes_used: Some(v1::UInt64Value { value: info.inodes_used }),
+        used_bytes: Some(v1::UInt64Value {
+            value: info.used_bytes,
+        }),
+        inodes_used: Some(v1::UInt64Value {
+            value: info.inodes_used,
+        }),
     };
     Ok(v1::ImageFsInfoResponse {
         image_filesystems: vec![usage.clone()],

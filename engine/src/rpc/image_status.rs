@@ -26,5 +26,8 @@ pub(crate) async fn handle(
         }
         _ => HashMap::new(),
     };
-    Ok(v1::ImageStatusResponse { image: found.map(|image| to_proto(&image)), info })
+    Ok(v1::ImageStatusResponse {
+        image: found.map(|image| to_proto(&image)),
+        info,
+    })
 }

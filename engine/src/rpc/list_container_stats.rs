@@ -26,10 +26,15 @@ pub(crate) async fn handle(
             .filter(|one| one.state.is_running() && filter.matches(&pod, one));
         wanted.extend(matching.cloned());
     }
-    let uses = of_containers(engine, wanted).await.map_err(|error| status::pod(&error))?;
+    let uses = of_containers(engine, wanted)
+        .await
+        .map_err(|error| status::pod(&error))?;
     let mountpoint = engine.images.fs_info().mountpoint;
     let mountpoint = mountpoint.to_string_lossy();
     Ok(v1::ListContainerStatsResponse {
-        stats: uses.iter().map(|one| stats::container(one, &mountpoint)).collect(),
+        stats: uses
+            .iter()
+            .map(|one| stats::container(one, &mountpoint))
+            .collect(),
     })
 }

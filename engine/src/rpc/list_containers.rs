@@ -20,7 +20,10 @@ pub(crate) async fn handle(
         ContainerFilter::from_proto(filter).map_err(|error| status::bad_request(&error))?;
     let mut containers = Vec::new();
     for pod in engine.index.list() {
-        let matching = pod.containers.iter().filter(|container| filter.matches(&pod, container));
+        let matching = pod
+            .containers
+            .iter()
+            .filter(|container| filter.matches(&pod, container));
         containers.extend(matching.map(|container| container_line(container)));
     }
     Ok(v1::ListContainersResponse { containers })

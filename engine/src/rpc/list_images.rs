@@ -14,13 +14,25 @@ pub(crate) async fn handle(
     request: v1::ListImagesRequest,
 ) -> Result<v1::ListImagesResponse, Status> {
     let v1::ListImagesRequest { filter } = request;
-    Ok(v1::ListImagesResponse { images: matching(engine, filter) })
+    Ok(v1::ListImagesResponse {
+        images: matching(engine, filter),
+    })
 }
 
 /// The images that a filter leaves.
 pub(super) fn matching(engine: &Engine, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
     match filter_from_proto(filter) {
-        Some(name) => engine.images.find(&name).iter().map(|image| to_proto(image)).collect(),
-        None => engine.images.list().iter().map(|image| to_proto(image)).collect(),
+        Some(name) => engine
+            .images
+            .find(&name)
+            .iter()
+            .map(|image| to_proto(image))
+            .collect(),
+        None => engine
+            .images
+            .list()
+            .iter()
+            .map(|image| to_proto(image))
+            .collect(),
     }
 }

@@ -18,6 +18,10 @@ pub(crate) async fn handle(
     let v1::ListPodSandboxRequest { filter } = request;
     let filter = SandboxFilter::from_proto(filter).map_err(|error| status::bad_request(&error))?;
     let pods = engine.index.list();
-    let items = pods.iter().filter(|pod| filter.matches(pod)).map(|pod| pod_line(pod)).collect();
+    let items = pods
+        .iter()
+        .filter(|pod| filter.matches(pod))
+        .map(|pod| pod_line(pod))
+        .collect();
     Ok(v1::ListPodSandboxResponse { items })
 }

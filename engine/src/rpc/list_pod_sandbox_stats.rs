@@ -19,10 +19,18 @@ pub(crate) async fn handle(
     let v1::ListPodSandboxStatsRequest { filter } = request;
     let filter = SandboxFilter::from_stats(filter);
     let pods = engine.index.list();
-    let wanted = pods.into_iter().filter(|pod| pod.ready && filter.matches(pod)).collect();
-    let uses = of_pods(engine, wanted).await.map_err(|error| status::pod(&error))?;
+    let wanted = pods
+        .into_iter()
+        .filter(|pod| pod.ready && filter.matches(pod))
+        .collect();
+    let uses = of_pods(engine, wanted)
+        .await
+        .map_err(|error| status::pod(&error))?;
     let mountpoint = engine.images.fs_info().mountpoint;
     let mountpoint = mountpoint.to_string_lossy();
-    let stats = uses.iter().map(|one| stats::pod(one, &mountpoint)).collect();
+    let stats = uses
+        .iter()
+        .map(|one| stats::pod(one, &mountpoint))
+        .collect();
     Ok(v1::ListPodSandboxStatsResponse { stats })
 }

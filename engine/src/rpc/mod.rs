@@ -82,18 +82,20 @@ type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// A prefix that more than one id has is a mistake worth telling.
 fn ambiguous(what: &str, id: &str) -> Status {
-    Status::invalid_argument(format!("{what}: {id:?} is the beginning of more than one id"))
+    Status::invalid_argument(format!(
+        "{what}: {id:?} is the beginning of more than one id"
+    ))
 }
 
 /// The thing that an id names; NOT_FOUND and INVALID_ARGUMENT otherwise.
-fn must_find<T>(lookup: Lookup<T>, field: &str, id: &str, unknown: PodError) -> Result<T, Status> {
+fn must_find<T>(lookup: Lookup<T>, field: &str, id: &str, unknown: &PodError) -> Result<T, Status> {
     if id.is_empty() {
         let field = field.to_owned();
         return Err(codes::bad_request(&BadRequest::Missing { field }));
     }
     match lookup {
         Lookup::Found(thing) => Ok(thing),
-        Lookup::Unknown => Err(codes::pod(&unknown)),
+        Lookup::Unknown => Err(codes::pod(unknown)),
         Lookup::Ambiguous => Err(ambiguous(field, id)),
     }
 }
@@ -116,10 +118,7 @@ async fn ask<T>(
 }
 
 /// The sandbox's task and the id of one of its containers.
-fn container_inbox(
-    engine: &Engine,
-    id: &str,
-) -> Lookup<(Inbox, crate::ids::ContainerId)> {
+fn container_inbox(engine: &Engine, id: &str) -> Lookup<(Inbox, crate::ids::ContainerId)> {
     match engine.index.container(id) {
         Lookup::Found((pod, container)) => match engine.index.inbox(pod.id.as_str()) {
             Lookup::Found(inbox) => Lookup::Found((inbox, container.id.clone())),
@@ -137,42 +136,54 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::VersionRequest>,
     ) -> Result<Response<v1::VersionResponse>, Status> {
-        version::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        version::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn run_pod_sandbox(
         &self,
         request: Request<v1::RunPodSandboxRequest>,
     ) -> Result<Response<v1::RunPodSandboxResponse>, Status> {
-        run_pod_sandbox::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        run_pod_sandbox::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn stop_pod_sandbox(
         &self,
         request: Request<v1::StopPodSandboxRequest>,
     ) -> Result<Response<v1::StopPodSandboxResponse>, Status> {
-        stop_pod_sandbox::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        stop_pod_sandbox::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn remove_pod_sandbox(
         &self,
         request: Request<v1::RemovePodSandboxRequest>,
     ) -> Result<Response<v1::RemovePodSandboxResponse>, Status> {
-        remove_pod_sandbox::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        remove_pod_sandbox::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn pod_sandbox_status(
         &self,
         request: Request<v1::PodSandboxStatusRequest>,
     ) -> Result<Response<v1::PodSandboxStatusResponse>, Status> {
-        pod_sandbox_status::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        pod_sandbox_status::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_pod_sandbox(
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Result<Response<v1::ListPodSandboxResponse>, Status> {
-        list_pod_sandbox::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        list_pod_sandbox::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamPodSandboxesStream = Streamed<v1::StreamPodSandboxesResponse>;
@@ -188,35 +199,45 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::CreateContainerRequest>,
     ) -> Result<Response<v1::CreateContainerResponse>, Status> {
-        create_container::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        create_container::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn start_container(
         &self,
         request: Request<v1::StartContainerRequest>,
     ) -> Result<Response<v1::StartContainerResponse>, Status> {
-        start_container::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        start_container::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn stop_container(
         &self,
         request: Request<v1::StopContainerRequest>,
     ) -> Result<Response<v1::StopContainerResponse>, Status> {
-        stop_container::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        stop_container::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn remove_container(
         &self,
         request: Request<v1::RemoveContainerRequest>,
     ) -> Result<Response<v1::RemoveContainerResponse>, Status> {
-        remove_container::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        remove_container::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_containers(
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Result<Response<v1::ListContainersResponse>, Status> {
-        list_containers::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        list_containers::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamContainersStream = Streamed<v1::StreamContainersResponse>;
@@ -232,28 +253,36 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ContainerStatusRequest>,
     ) -> Result<Response<v1::ContainerStatusResponse>, Status> {
-        container_status::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        container_status::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn update_container_resources(
         &self,
         request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        update_container_resources::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        update_container_resources::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn reopen_container_log(
         &self,
         request: Request<v1::ReopenContainerLogRequest>,
     ) -> Result<Response<v1::ReopenContainerLogResponse>, Status> {
-        reopen_container_log::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        reopen_container_log::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn exec_sync(
         &self,
         request: Request<v1::ExecSyncRequest>,
     ) -> Result<Response<v1::ExecSyncResponse>, Status> {
-        exec_sync::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        exec_sync::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn exec(
@@ -281,14 +310,18 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ContainerStatsRequest>,
     ) -> Result<Response<v1::ContainerStatsResponse>, Status> {
-        container_stats::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        container_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_container_stats(
         &self,
         request: Request<v1::ListContainerStatsRequest>,
     ) -> Result<Response<v1::ListContainerStatsResponse>, Status> {
-        list_container_stats::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        list_container_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamContainerStatsStream = Streamed<v1::StreamContainerStatsResponse>;
@@ -304,14 +337,18 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        pod_sandbox_stats::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        pod_sandbox_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_pod_sandbox_stats(
         &self,
         request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        list_pod_sandbox_stats::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        list_pod_sandbox_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamPodSandboxStatsStream = Streamed<v1::StreamPodSandboxStatsResponse>;
@@ -327,14 +364,18 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::UpdateRuntimeConfigRequest>,
     ) -> Result<Response<v1::UpdateRuntimeConfigResponse>, Status> {
-        update_runtime_config::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        update_runtime_config::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn status(
         &self,
         request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        status::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        status::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn checkpoint_container(
@@ -394,7 +435,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::RuntimeConfigRequest>,
     ) -> Result<Response<v1::RuntimeConfigResponse>, Status> {
-        runtime_config::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        runtime_config::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn update_pod_sandbox_resources(
@@ -411,7 +454,9 @@ impl ImageService for Services {
         &self,
         request: Request<v1::ListImagesRequest>,
     ) -> Result<Response<v1::ListImagesResponse>, Status> {
-        list_images::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        list_images::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamImagesStream = Streamed<v1::StreamImagesResponse>;
@@ -427,27 +472,35 @@ impl ImageService for Services {
         &self,
         request: Request<v1::ImageStatusRequest>,
     ) -> Result<Response<v1::ImageStatusResponse>, Status> {
-        image_status::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        image_status::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn pull_image(
         &self,
         request: Request<v1::PullImageRequest>,
     ) -> Result<Response<v1::PullImageResponse>, Status> {
-        pull_image::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        pull_image::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn remove_image(
         &self,
         request: Request<v1::RemoveImageRequest>,
     ) -> Result<Response<v1::RemoveImageResponse>, Status> {
-        remove_image::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        remove_image::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn image_fs_info(
         &self,
         request: Request<v1::ImageFsInfoRequest>,
     ) -> Result<Response<v1::ImageFsInfoResponse>, Status> {
-        image_fs_info::handle(&self.engine, request.into_inner()).await.map(Response::new)
+        image_fs_info::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }

@@ -20,9 +20,13 @@ pub(crate) async fn handle(
     let v1::PodSandboxStatsRequest { pod_sandbox_id } = request;
     let unknown = PodError::NoPod(pod_sandbox_id.clone());
     let found = engine.index.pod(&pod_sandbox_id);
-    let pod = must_find(found, "pod_sandbox_id", &pod_sandbox_id, unknown)?;
-    let uses = of_pods(engine, vec![pod]).await.map_err(|error| status::pod(&error))?;
+    let pod = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown)?;
+    let uses = of_pods(engine, vec![pod])
+        .await
+        .map_err(|error| status::pod(&error))?;
     let mountpoint = engine.images.fs_info().mountpoint;
     let mountpoint = mountpoint.to_string_lossy();
-    Ok(v1::PodSandboxStatsResponse { stats: uses.first().map(|one| stats::pod(one, &mountpoint)) })
+    Ok(v1::PodSandboxStatsResponse {
+        stats: uses.first().map(|one| stats::pod(one, &mountpoint)),
+    })
 }

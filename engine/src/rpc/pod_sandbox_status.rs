@@ -18,10 +18,13 @@ pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::PodSandboxStatusRequest,
 ) -> Result<v1::PodSandboxStatusResponse, Status> {
-    let v1::PodSandboxStatusRequest { pod_sandbox_id, verbose } = request;
+    let v1::PodSandboxStatusRequest {
+        pod_sandbox_id,
+        verbose,
+    } = request;
     let unknown = PodError::NoPod(pod_sandbox_id.clone());
     let found = engine.index.pod(&pod_sandbox_id);
-    let view = must_find(found, "pod_sandbox_id", &pod_sandbox_id, unknown)?;
+    let view = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown)?;
     Ok(v1::PodSandboxStatusResponse {
         status: Some(pod(&view)),
         info: if verbose { info(&view) } else { HashMap::new() },

@@ -25,5 +25,7 @@ pub(crate) async fn handle(
     let pulled = engine.images.pull(&name, auth_from_proto(auth)).await;
     let pulled = pulled.map_err(|error| status::pull(&error))?;
     tracing::info!(image = name, id = %pulled.id, "image pulled");
-    Ok(v1::PullImageResponse { image_ref: pulled.id.to_string() })
+    Ok(v1::PullImageResponse {
+        image_ref: pulled.id.to_string(),
+    })
 }

@@ -17,6 +17,10 @@ pub(crate) async fn handle(
 ) -> Result<v1::RemoveImageResponse, Status> {
     let v1::RemoveImageRequest { image } = request;
     let name = name_from_proto(image).map_err(|error| status::bad_request(&error))?;
-    engine.images.remove(&name).await.map_err(|error| status::remove_image(&error))?;
+    engine
+        .images
+        .remove(&name)
+        .await
+        .map_err(|error| status::remove_image(&error))?;
     Ok(v1::RemoveImageResponse {})
 }

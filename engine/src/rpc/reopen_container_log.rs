@@ -19,7 +19,8 @@ pub(crate) async fn handle(
     let v1::ReopenContainerLogRequest { container_id } = request;
     let unknown = || PodError::NoContainer(container_id.clone());
     let found = container_inbox(engine, &container_id);
-    let (inbox, id) = must_find(found, "container_id", &container_id, unknown())?;
+    let (inbox, id) = must_find(found, "container_id", &container_id, &unknown())?;
     let done = ask(&inbox, |reply| Command::ReopenLog(id, reply)).await?;
-    done.map(|()| v1::ReopenContainerLogResponse {}).ok_or_else(|| status::pod(&unknown()))
+    done.map(|()| v1::ReopenContainerLogResponse {})
+        .ok_or_else(|| status::pod(&unknown()))
 }

@@ -17,7 +17,10 @@ pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::RunPodSandboxRequest,
 ) -> Result<v1::RunPodSandboxResponse, Status> {
-    let v1::RunPodSandboxRequest { config, runtime_handler } = request;
+    let v1::RunPodSandboxRequest {
+        config,
+        runtime_handler,
+    } = request;
     let config = config.ok_or_else(|| status::bad_request(&missing("config")))?;
     let config = sandbox::from_proto(config).map_err(|error| status::bad_request(&error))?;
     if engine.config.handler(&runtime_handler).is_none() {
@@ -26,7 +29,9 @@ pub(crate) async fn handle(
     let (reply, answer) = oneshot::channel();
     run_or_join(engine, config, runtime_handler, reply).map_err(|error| status::pod(&error))?;
     match answer.await {
-        Ok(Ok(id)) => Ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() }),
+        Ok(Ok(id)) => Ok(v1::RunPodSandboxResponse {
+            pod_sandbox_id: id.to_string(),
+        }),
         Ok(Err(error)) => Err(status::pod(&error)),
         Err(_) => Err(status::pod(&PodError::ShuttingDown)),
     }

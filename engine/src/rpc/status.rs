@@ -19,7 +19,11 @@ pub(crate) async fn handle(
     let conditions = vec![runtime_ready(engine), network_ready(engine)];
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
-        info: if verbose { info(engine) } else { HashMap::new() },
+        info: if verbose {
+            info(engine)
+        } else {
+            HashMap::new()
+        },
         runtime_handlers: handlers(engine),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -34,7 +38,12 @@ fn runtime_ready(engine: &Engine) -> v1::RuntimeCondition {
         None => (true, String::new(), String::new()),
         Some(message) => (false, "MonitorsFail".to_owned(), message),
     };
-    v1::RuntimeCondition { r#type: "RuntimeReady".to_owned(), status, reason, message }
+    v1::RuntimeCondition {
+        r#type: "RuntimeReady".to_owned(),
+        status,
+        reason,
+        message,
+    }
 }
 
 fn network_ready(engine: &Engine) -> v1::RuntimeCondition {
@@ -42,7 +51,12 @@ fn network_ready(engine: &Engine) -> v1::RuntimeCondition {
         Readiness::Ready => (true, String::new(), String::new()),
         Readiness::NotReady(why) => (false, "NetworkPluginNotReady".to_owned(), why.clone()),
     };
-    v1::RuntimeCondition { r#type: "NetworkReady".to_owned(), status, reason, message }
+    v1::RuntimeCondition {
+        r#type: "NetworkReady".to_owned(),
+        status,
+        reason,
+        message,
+    }
 }
 
 /// Every handler by its name, and the default one by the empty name.
@@ -54,7 +68,10 @@ fn handlers(engine: &Engine) -> Vec<v1::RuntimeHandler> {
     let names = engine.config.handlers.keys().map(String::as_str);
     std::iter::once("")
         .chain(names)
-        .map(|name| v1::RuntimeHandler { name: name.to_owned(), features: Some(features) })
+        .map(|name| v1::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(features),
+        })
         .collect()
 }
 

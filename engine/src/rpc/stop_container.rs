@@ -17,7 +17,10 @@ pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::StopContainerRequest,
 ) -> Result<v1::StopContainerResponse, Status> {
-    let v1::StopContainerRequest { container_id, timeout } = request;
+    let v1::StopContainerRequest {
+        container_id,
+        timeout,
+    } = request;
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     match container_inbox(engine, &container_id) {
         Lookup::Found((inbox, id)) => {

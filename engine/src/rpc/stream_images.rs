@@ -14,7 +14,10 @@ use crate::engine::Engine;
 const PIECE: usize = 256;
 
 /// All images, or the one that the filter names.
-#[expect(clippy::unnecessary_wraps, reason = "every handler of a stream may refuse")]
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "every handler of a stream may refuse"
+)]
 pub(crate) fn handle(
     engine: &Arc<Engine>,
     request: v1::StreamImagesRequest,
@@ -23,7 +26,11 @@ pub(crate) fn handle(
     let images = matching(engine, filter);
     let pieces: Vec<_> = images
         .chunks(PIECE)
-        .map(|piece| Ok(v1::StreamImagesResponse { images: piece.to_vec() }))
+        .map(|piece| {
+            Ok(v1::StreamImagesResponse {
+                images: piece.to_vec(),
+            })
+        })
         .collect();
     Ok(Box::pin(iter(pieces)))
 }

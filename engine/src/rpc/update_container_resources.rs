@@ -26,7 +26,7 @@ pub(crate) async fn handle(
     } = request;
     let unknown = || PodError::NoContainer(container_id.clone());
     let found = container_inbox(engine, &container_id);
-    let (inbox, id) = must_find(found, "container_id", &container_id, unknown())?;
+    let (inbox, id) = must_find(found, "container_id", &container_id, &unknown())?;
     let update = resources::from_proto("linux", linux.unwrap_or_default())
         .map_err(|error| status::bad_request(&error))?;
     let done = ask(&inbox, |reply| Command::Update(id, update, reply)).await?;

@@ -33,8 +33,10 @@ const LAST: u32 = 40;
 fn named(field: &'static str, name: &str) -> Result<Capability, SpecError> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    Capability::from_str(bare)
-        .map_err(|_| SpecError::NoSuchCapability { field, name: name.to_owned() })
+    Capability::from_str(bare).map_err(|_| SpecError::NoSuchCapability {
+        field,
+        name: name.to_owned(),
+    })
 }
 
 /// All that this engine may hand on: what its own bounding set has.
@@ -44,14 +46,18 @@ fn all() -> HashSet<Capability> {
     let allowed = |capability: &Capability| {
         number(capability).is_some_and(|bit| bounding & (1_u64 << bit) != 0)
     };
-    numbers().into_iter().filter(|capability| allowed(capability)).collect()
+    numbers()
+        .into_iter()
+        .filter(|capability| allowed(capability))
+        .collect()
 }
 
 /// The bounding set of this process as the kernel's bit mask.
 fn own_bounding() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
 }
 
 /// All capabilities in the order of the kernel's numbers.
@@ -112,7 +118,10 @@ pub(super) fn bounding(security: &Security) -> Result<Vec<Capability>, SpecError
     } else {
         changed(DEFAULT.into_iter().collect(), security, &all)?
     };
-    Ok(numbers().into_iter().filter(|capability| set.contains(capability)).collect())
+    Ok(numbers()
+        .into_iter()
+        .filter(|capability| set.contains(capability))
+        .collect())
 }
 
 fn changed(
@@ -129,14 +138,22 @@ fn changed(
     }
     let field = "config.linux.security_context.capabilities.add_capabilities";
     let ambient = "config.linux.security_context.capabilities.add_ambient_capabilities";
-    for name in security.add_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .add_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         set.insert(named(field, name)?);
     }
     for name in &security.ambient_capabilities {
         set.insert(named(ambient, name)?);
     }
     let field = "config.linux.security_context.capabilities.drop_capabilities";
-    for name in security.drop_capabilities.iter().filter(|name| !is_all(name)) {
+    for name in security
+        .drop_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
         set.remove(&named(field, name)?);
     }
     Ok(set)
@@ -144,7 +161,7 @@ fn changed(
 
 /// The sets of the container's process.
 pub(super) fn sets(security: &Security) -> Result<LinuxCapabilities, SpecError> {
-    let bounding: HashSet<Capability> = self::bounding(security)?.into_iter().collect();
+    let all: HashSet<Capability> = bounding(security)?.into_iter().collect();
     let field = "config.linux.security_context.capabilities.add_ambient_capabilities";
     let ambient = security
         .ambient_capabilities
@@ -152,9 +169,9 @@ pub(super) fn sets(security: &Security) -> Result<LinuxCapabilities, SpecError> 
         .map(|name| named(field, name))
         .collect::<Result<HashSet<_>, _>>()?;
     let mut sets = LinuxCapabilities::default();
-    sets.set_bounding(Some(bounding.clone()))
-        .set_effective(Some(bounding.clone()))
-        .set_permitted(Some(bounding))
+    sets.set_bounding(Some(all.clone()))
+        .set_effective(Some(all.clone()))
+        .set_permitted(Some(all))
         // Ambient capabilities must be inheritable; nothing else needs to be.
         .set_inheritable(Some(ambient.clone()))
         .set_ambient(Some(ambient));

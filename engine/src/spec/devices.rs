@@ -29,31 +29,53 @@ const ALWAYS: [(i64, Option<i64>); 8] = [
 
 /// Nodes below /dev that a privileged container does not get: they belong to the
 /// container's own mounts.
-const NOT_COPIED: [&str; 6] =
-    ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console", "/dev/fd", "/dev/.lxc"];
+const NOT_COPIED: [&str; 6] = [
+    "/dev/pts",
+    "/dev/shm",
+    "/dev/mqueue",
+    "/dev/console",
+    "/dev/fd",
+    "/dev/.lxc",
+];
 
 /// Devices of a container.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
     let config = inputs.config;
-    let mut devices = Devices { nodes: Vec::new(), rules: Vec::new() };
+    let mut devices = Devices {
+        nodes: Vec::new(),
+        rules: Vec::new(),
+    };
     if config.security.privileged {
-        devices.rules.push(rule(true, LinuxDeviceType::A, (None, None), "rwm"));
+        devices
+            .rules
+            .push(rule(true, LinuxDeviceType::A, (None, None), "rwm"));
         all_of_the_host(Path::new("/dev"), &mut devices.nodes);
     } else {
-        devices.rules.push(rule(false, LinuxDeviceType::A, (None, None), "rwm"));
+        devices
+            .rules
+            .push(rule(false, LinuxDeviceType::A, (None, None), "rwm"));
         for (major, minor) in ALWAYS {
-            devices.rules.push(rule(true, LinuxDeviceType::C, (Some(major), minor), "rwm"));
+            devices
+                .rules
+                .push(rule(true, LinuxDeviceType::C, (Some(major), minor), "rwm"));
         }
         // mknod itself is harmless without a rule that lets the node be opened.
-        devices.rules.push(rule(true, LinuxDeviceType::C, (None, None), "m"));
-        devices.rules.push(rule(true, LinuxDeviceType::B, (None, None), "m"));
+        devices
+            .rules
+            .push(rule(true, LinuxDeviceType::C, (None, None), "m"));
+        devices
+            .rules
+            .push(rule(true, LinuxDeviceType::B, (None, None), "m"));
     }
     for wanted in &config.devices {
         let start = devices.nodes.len();
-        let host = wanted.host_path.canonicalize().map_err(|source| SpecError::Device {
-            path: wanted.host_path.clone(),
-            source,
-        })?;
+        let host = wanted
+            .host_path
+            .canonicalize()
+            .map_err(|source| SpecError::Device {
+                path: wanted.host_path.clone(),
+                source,
+            })?;
         if host.is_dir() {
             below(&host, Path::new(&wanted.container_path), &mut devices.nodes);
         } else {
@@ -63,13 +85,17 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
         }
         for node in &devices.nodes[start..] {
             let numbers = (Some(node.major()), Some(node.minor()));
-            devices.rules.push(rule(true, node.typ(), numbers, &wanted.permissions));
+            devices
+                .rules
+                .push(rule(true, node.typ(), numbers, &wanted.permissions));
         }
     }
     // The last wish for a path is the one that counts.
     let mut seen = std::collections::HashSet::new();
     devices.nodes.reverse();
-    devices.nodes.retain(|node| seen.insert(node.path().clone()));
+    devices
+        .nodes
+        .retain(|node| seen.insert(node.path().clone()));
     devices.nodes.reverse();
     Ok(devices)
 }
@@ -115,7 +141,9 @@ fn all_of_the_host(dir: &Path, nodes: &mut Vec<LinuxDevice>) {
 
 /// All device nodes of a folder; what cannot be read is not there.
 fn below(host: &Path, container: &Path, nodes: &mut Vec<LinuxDevice>) {
-    let Ok(entries) = std::fs::read_dir(host) else { return };
+    let Ok(entries) = std::fs::read_dir(host) else {
+        return;
+    };
     for entry in entries.filter_map(Result::ok) {
         let (path, target) = (entry.path(), container.join(entry.file_name()));
         if NOT_COPIED.iter().any(|name| path == Path::new(name)) {

@@ -18,8 +18,9 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process, Root, Spec,
 };
 
-use crate::ids::ContainerId;
-use crate::model::{AppArmor, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp};
+use crate::model::{
+    AppArmor, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp,
+};
 use crate::pod::record::User;
 
 /// What can go wrong while a specification is made.
@@ -93,7 +94,6 @@ pub(crate) enum SpecError {
 
 /// What a specification is made from.
 pub(crate) struct Inputs<'a> {
-    pub(crate) id: &'a ContainerId,
     pub(crate) config: &'a ContainerConfig,
     pub(crate) sandbox: &'a SandboxConfig,
     pub(crate) image: &'a oci_spec::image::ImageConfiguration,
@@ -152,7 +152,8 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         .set_intel_rdt(None)
         .set_personality(None);
     let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs")).set_readonly(Some(security.read_only_rootfs));
+    root.set_path(PathBuf::from("rootfs"))
+        .set_readonly(Some(security.read_only_rootfs));
     let mut spec = Spec::default();
     spec.set_version("1.2.0".to_owned())
         .set_root(Some(root))
@@ -162,8 +163,18 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         .set_hooks(None)
         .set_annotations(None)
         .set_linux(Some(linux));
-    let user = User { uid: account.uid, gid: account.gid, groups: account.groups };
-    Ok(Built { spec, process, sources, user, filter })
+    let user = User {
+        uid: account.uid,
+        gid: account.gid,
+        groups: account.groups,
+    };
+    Ok(Built {
+        spec,
+        process,
+        sources,
+        user,
+        filter,
+    })
 }
 
 fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
@@ -190,10 +201,15 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     match (&inputs.config.security.pid, inputs.pid_of_namespace) {
         (PidMode::Container, _) => add(Kind::Pid, None),
         (PidMode::Pod | PidMode::Target(_), Some(pid)) => {
-            add(Kind::Pid, Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))));
+            add(
+                Kind::Pid,
+                Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+            );
         }
         (PidMode::Pod, None) => {
-            return Err(SpecError::PidMode("the sandbox has no shared PID namespace"));
+            return Err(SpecError::PidMode(
+                "the sandbox has no shared PID namespace",
+            ));
         }
         (PidMode::Target(_), None) => {
             return Err(SpecError::PidMode("the target container does not run"));
@@ -210,7 +226,10 @@ fn paths(inputs: &Inputs<'_>) -> Paths {
     if security.privileged {
         return (None, None);
     }
-    (Some(security.masked_paths.clone()), Some(security.readonly_paths.clone()))
+    (
+        Some(security.masked_paths.clone()),
+        Some(security.readonly_paths.clone()),
+    )
 }
 
 type Filter = (Option<LinuxSeccomp>, Option<Arc<Vec<u8>>>);
@@ -224,10 +243,16 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
         Seccomp::Unconfined => return Ok((None, None)),
         Seccomp::RuntimeDefault => {
             let capabilities = caps::bounding(security)?;
-            (PathBuf::from("RuntimeDefault"), runtime::seccomp::default_for(&capabilities))
+            (
+                PathBuf::from("RuntimeDefault"),
+                runtime::seccomp::default_for(&capabilities),
+            )
         }
         Seccomp::Localhost(path) => {
-            let named = |source| SpecError::Seccomp { path: path.clone(), source };
+            let named = |source| SpecError::Seccomp {
+                path: path.clone(),
+                source,
+            };
             let text = std::fs::read(path).map_err(|error| named(error.into()))?;
             let profile = runtime::seccomp::parse(&text).map_err(|error| named(error.into()))?;
             (path.clone(), profile)
@@ -236,7 +261,10 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
     let filter = inputs
         .seccomp
         .get(&profile)
-        .map_err(|error| SpecError::Seccomp { path, source: error.into() })?;
+        .map_err(|error| SpecError::Seccomp {
+            path,
+            source: error.into(),
+        })?;
     Ok((Some(profile), Some(filter)))
 }
 

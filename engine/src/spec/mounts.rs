@@ -48,7 +48,9 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> OciMount {
         .set_destination(PathBuf::from(target))
         .set_typ(Some(kind.to_owned()))
         .set_source(Some(PathBuf::from(source)))
-        .set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+        .set_options(Some(
+            options.iter().map(|option| (*option).to_owned()).collect(),
+        ));
     mount
 }
 
@@ -56,13 +58,30 @@ fn kernel(inputs: &Inputs<'_>) -> Vec<OciMount> {
     let security = &inputs.config.security;
     let access = if security.privileged { "rw" } else { "ro" };
     let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
-    let pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let pts = [
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
     let mut mounts = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &dev),
         mount("/dev/pts", "devpts", "devpts", &pts),
-        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount(
+            "/dev/mqueue",
+            "mqueue",
+            "mqueue",
+            &["nosuid", "noexec", "nodev"],
+        ),
+        mount(
+            "/sys",
+            "sysfs",
+            "sysfs",
+            &["nosuid", "noexec", "nodev", access],
+        ),
     ];
     let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
     mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup));
@@ -88,7 +107,10 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
     }
     mounts.push(plain("/etc/hosts", inputs.files.join("hosts")));
     mounts.push(plain("/etc/resolv.conf", inputs.files.join("resolv.conf")));
-    let shm = inputs.shm.clone().unwrap_or_else(|| PathBuf::from("/dev/shm"));
+    let shm = inputs
+        .shm
+        .clone()
+        .unwrap_or_else(|| PathBuf::from("/dev/shm"));
     mounts.push(plain("/dev/shm", shm));
     mounts
 }
@@ -101,7 +123,9 @@ fn bind(target: &Path, wanted: &Mount) -> OciMount {
         Propagation::Bidirectional => "rshared",
     };
     let mut mount = mount("", "bind", "", &["rbind", access, propagation]);
-    mount.set_destination(target.to_owned()).set_source(Some(wanted.host_path.clone()));
+    mount
+        .set_destination(target.to_owned())
+        .set_source(Some(wanted.host_path.clone()));
     mount
 }
 

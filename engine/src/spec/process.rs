@@ -20,7 +20,9 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
         .set_umask(None)
         .set_username(None);
     let image = inputs.image.config().as_ref();
-    let image_dir = image.and_then(|image| image.working_dir().clone()).unwrap_or_default();
+    let image_dir = image
+        .and_then(|image| image.working_dir().clone())
+        .unwrap_or_default();
     let cwd = [config.working_dir.as_str(), image_dir.as_str()]
         .into_iter()
         .find(|dir| dir.starts_with('/'))
@@ -49,23 +51,37 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
 fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
     let config = inputs.config;
     let image = inputs.image.config().as_ref();
-    let entrypoint = image.and_then(|image| image.entrypoint().clone()).unwrap_or_default();
-    let cmd = image.and_then(|image| image.cmd().clone()).unwrap_or_default();
+    let entrypoint = image
+        .and_then(|image| image.entrypoint().clone())
+        .unwrap_or_default();
+    let cmd = image
+        .and_then(|image| image.cmd().clone())
+        .unwrap_or_default();
     let mut words;
     if !config.command.is_empty() {
         words = config.command.clone();
         words.extend(config.args.iter().cloned());
     } else {
         words = entrypoint;
-        words.extend(if config.args.is_empty() { cmd } else { config.args.clone() });
+        words.extend(if config.args.is_empty() {
+            cmd
+        } else {
+            config.args.clone()
+        });
     }
-    if words.iter().all(String::is_empty) { Err(SpecError::NoCommand) } else { Ok(words) }
+    if words.iter().all(String::is_empty) {
+        Err(SpecError::NoCommand)
+    } else {
+        Ok(words)
+    }
 }
 
 /// The image's environment, then the request's; the last word on a name wins.
 fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<String> {
     let image = inputs.image.config().as_ref();
-    let of_image = image.and_then(|image| image.env().clone()).unwrap_or_default();
+    let of_image = image
+        .and_then(|image| image.env().clone())
+        .unwrap_or_default();
     let mut all: Vec<String> = vec![PATH.to_owned()];
     if inputs.config.tty {
         all.push("TERM=xterm".to_owned());
@@ -77,8 +93,16 @@ fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<String> {
     // Always there: a launcher that had to look it up would read the image's
     // user database with the image's own modules.
     all.push(format!("HOME={}", account.home));
-    let requested = inputs.config.envs.iter().map(|(name, value)| format!("{name}={value}"));
-    for pair in of_image.into_iter().filter(|pair| pair.contains('=')).chain(requested) {
+    let requested = inputs
+        .config
+        .envs
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    for pair in of_image
+        .into_iter()
+        .filter(|pair| pair.contains('='))
+        .chain(requested)
+    {
         let name = pair.split('=').next().unwrap_or_default();
         all.retain(|known| known.split('=').next() != Some(name));
         all.push(pair);

@@ -42,7 +42,11 @@ struct Group {
 pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Account, SpecError> {
     let passwd = passwd(&read(inputs.rootfs, PASSWD)?);
     let groups = groups(&read(inputs.rootfs, GROUP)?);
-    let image_user = inputs.image.config().as_ref().and_then(|config| config.user().clone());
+    let image_user = inputs
+        .image
+        .config()
+        .as_ref()
+        .and_then(|config| config.user().clone());
     pick(inputs, &image_user.unwrap_or_default(), &passwd, &groups)
 }
 
@@ -86,8 +90,15 @@ fn pick(
     }
     all.sort_unstable();
     all.dedup();
-    let home = entry.map(|entry| entry.home.clone()).filter(|home| !home.is_empty());
-    Ok(Account { uid, gid, groups: all, home: home.unwrap_or_else(|| "/".to_owned()) })
+    let home = entry
+        .map(|entry| entry.home.clone())
+        .filter(|home| !home.is_empty());
+    Ok(Account {
+        uid,
+        gid,
+        groups: all,
+        home: home.unwrap_or_else(|| "/".to_owned()),
+    })
 }
 
 fn group_id(group: &str, groups: &[Group]) -> Result<u32, SpecError> {
@@ -98,7 +109,11 @@ fn group_id(group: &str, groups: &[Group]) -> Result<u32, SpecError> {
 }
 
 fn no_such(what: &'static str, name: &str, file: &'static str) -> SpecError {
-    SpecError::NoSuchName { what, name: name.to_owned(), file }
+    SpecError::NoSuchName {
+        what,
+        name: name.to_owned(),
+        file,
+    }
 }
 
 fn passwd(text: &str) -> Vec<Passwd> {
@@ -108,7 +123,12 @@ fn passwd(text: &str) -> Vec<Passwd> {
         let uid = parts.nth(1)?.parse().ok()?;
         let gid = parts.next()?.parse().ok()?;
         let home = parts.nth(1).unwrap_or_default().to_owned();
-        Some(Passwd { name, uid, gid, home })
+        Some(Passwd {
+            name,
+            uid,
+            gid,
+            home,
+        })
     };
     text.lines().filter_map(parse).collect()
 }
@@ -118,7 +138,12 @@ fn groups(text: &str) -> Vec<Group> {
         let mut parts = line.split(':');
         let name = parts.next()?.to_owned();
         let gid = parts.nth(1)?.parse().ok()?;
-        let members = parts.next().unwrap_or_default().split(',').map(str::to_owned).collect();
+        let members = parts
+            .next()
+            .unwrap_or_default()
+            .split(',')
+            .map(str::to_owned)
+            .collect();
         Some(Group { name, gid, members })
     };
     text.lines().filter_map(parse).collect()
@@ -145,7 +170,10 @@ fn read(rootfs: &OwnedFd, file: &'static str) -> Result<String, SpecError> {
         return Ok(String::new());
     }
     let mut bytes = Vec::new();
-    std::fs::File::from(fd).take(MAX_FILE).read_to_end(&mut bytes).map_err(named)?;
+    std::fs::File::from(fd)
+        .take(MAX_FILE)
+        .read_to_end(&mut bytes)
+        .map_err(named)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -157,7 +185,10 @@ mod tests {
     fn broken_lines_of_the_database_are_passed_over() {
         let users = passwd("root:x:0:0::/root:/bin/sh\n\nbroken\nx:y:z\nu:x:7:8:g:/home/u:\n");
         assert_eq!(users.len(), 2);
-        assert_eq!((users[1].uid, users[1].gid, users[1].home.as_str()), (7, 8, "/home/u"));
+        assert_eq!(
+            (users[1].uid, users[1].gid, users[1].home.as_str()),
+            (7, 8, "/home/u")
+        );
         let all = groups("wheel:x:10:root,u\nempty:x:11:\nbad\n");
         assert_eq!(all.len(), 2);
         assert_eq!(all[0].members, ["root", "u"]);

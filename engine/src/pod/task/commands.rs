@@ -24,7 +24,7 @@ impl Task {
             Command::Start(id, reply) => self.start_container(&id, reply),
             Command::Stop(id, grace, reply) => self.stop_container(&id, grace, reply),
             Command::RemoveContainer(id, reply) => self.remove_container(&id, reply),
-            Command::Update(id, resources, reply) => self.update(&id, resources, reply),
+            Command::Update(id, resources, reply) => self.update(&id, &resources, reply),
             Command::ReopenLog(id, reply) => self.reopen_log(&id, reply),
             Command::StopPod(reply) => self.stop_pod(reply),
             Command::RemovePod(reply) => self.remove_pod(reply),
@@ -83,14 +83,24 @@ impl Task {
         let mut slot = Slot::new(record.clone(), None);
         slot.creating.push(reply);
         self.slots.insert(id.clone(), slot);
-        let host = Host { pod: self.record.clone(), monitor };
-        let work = container::create(Arc::clone(&self.engine), host, record, target_pid);
-        self.job(async move { work.await.map(Box::new) }, move |made| Done::Created(id, made));
+        let host = Host {
+            pod: self.record.clone(),
+            monitor,
+            target_pid,
+        };
+        let work = container::create(Arc::clone(&self.engine), host, record);
+        self.job(
+            async move { Box::pin(work).await.map(Box::new) },
+            move |made| Done::Created(id, made),
+        );
     }
 
     /// The process whose PID namespace another container is to enter.
     fn pid_of(&self, id: &str) -> Result<i32, PodError> {
-        let mut matching = self.slots.iter().filter(|(known, _)| known.as_str().starts_with(id));
+        let mut matching = self
+            .slots
+            .iter()
+            .filter(|(known, _)| known.as_str().starts_with(id));
         let slot = matching.next().map(|(_, slot)| slot);
         match slot {
             Some(slot) if slot.record.state.is_running() => {
@@ -105,7 +115,9 @@ impl Task {
     }
 
     fn join_creation(&mut self, id: &ContainerId, reply: Reply<ContainerId>) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
         match &slot.record.state {
             State::Creating => slot.creating.push(reply),
             State::Created => respond(reply, Ok(id.clone())),
@@ -113,7 +125,14 @@ impl Task {
                 let key = &slot.record.config.key;
                 let what = format!("container {} attempt {}", key.name, key.attempt);
                 let state = other.word();
-                respond(reply, Err(PodError::Exists { what, id: id.to_string(), state }));
+                respond(
+                    reply,
+                    Err(PodError::Exists {
+                        what,
+                        id: id.to_string(),
+                        state,
+                    }),
+                );
             }
         }
     }
@@ -136,7 +155,10 @@ impl Task {
             None
         } else {
             let state = self.record.phase.word().to_owned();
-            Some(PodError::State { what: self.what(), state })
+            Some(PodError::State {
+                what: self.what(),
+                state,
+            })
         };
         if let Some(error) = refused {
             return respond(reply, Err(error));
@@ -157,10 +179,13 @@ impl Task {
             return Err(PodError::NoContainer(id.to_string()));
         };
         let before = slot.record.state.clone();
-        let (after, works) = before.clone().step(input).map_err(|refused| PodError::State {
-            what: format!("container {id}"),
-            state: refused.0.to_owned(),
-        })?;
+        let (after, works) = before
+            .clone()
+            .step(input)
+            .map_err(|refused| PodError::State {
+                what: format!("container {id}"),
+                state: refused.0.to_owned(),
+            })?;
         if after != before {
             tracing::debug!(container = %id, from = before.word(), to = after.word(), "transition");
             slot.record.state = after;
@@ -184,11 +209,15 @@ impl Task {
     }
 
     fn order_start(&mut self, id: &ContainerId) {
-        let Some(monitor) = self.monitor.clone() else { return };
+        let Some(monitor) = self.monitor.clone() else {
+            return;
+        };
         let own = id.clone();
         let work = async move {
             let started = monitor.start(own.as_str()).await;
-            started.map(|started| started.started_at).map_err(container::launch_error)
+            started
+                .map(|started| started.started_at)
+                .map_err(container::launch_error)
         };
         let id = id.clone();
         self.job(work, move |started| Done::Started(id, started));
@@ -196,12 +225,16 @@ impl Task {
     }
 
     fn order_signal(&mut self, id: &ContainerId) {
-        let Some(signal) = self.slots.get(id).map(|slot| slot.record.stop_signal) else { return };
+        let Some(signal) = self.slots.get(id).map(|slot| slot.record.stop_signal) else {
+            return;
+        };
         self.send(id, signal);
     }
 
     pub(super) fn send(&mut self, id: &ContainerId, signal: i32) {
-        let Some(monitor) = self.monitor.clone() else { return };
+        let Some(monitor) = self.monitor.clone() else {
+            return;
+        };
         let id = id.clone();
         let work = async move {
             if let Err(error) = monitor.signal(id.as_str(), signal).await {
@@ -218,7 +251,9 @@ impl Task {
     }
 
     fn stop_container(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
-        let Some(slot) = self.slots.get_mut(id) else { return respond(reply, Ok(())) };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return respond(reply, Ok(()));
+        };
         match slot.record.state {
             State::Exited(_) | State::Created | State::Creating => return respond(reply, Ok(())),
             _ => slot.stopping.push(reply),
@@ -238,7 +273,9 @@ impl Task {
     }
 
     fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>) {
-        let Some(slot) = self.slots.get_mut(id) else { return respond(reply, Ok(())) };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return respond(reply, Ok(()));
+        };
         slot.removing.push(reply);
         match slot.record.state {
             // Removed as soon as it is made.
@@ -252,7 +289,7 @@ impl Task {
         }
     }
 
-    fn update(&mut self, id: &ContainerId, update: Resources, reply: Reply<()>) {
+    fn update(&mut self, id: &ContainerId, update: &Resources, reply: Reply<()>) {
         let Some(slot) = self.slots.get(id) else {
             return respond(reply, Err(PodError::NoContainer(id.to_string())));
         };
@@ -261,7 +298,7 @@ impl Task {
             let what = format!("container {id}");
             return respond(reply, Err(PodError::State { what, state }));
         }
-        let new = resources::merge(&slot.record.config.resources, &update);
+        let new = resources::merge(&slot.record.config.resources, update);
         let (engine, record, own) = (Arc::clone(&self.engine), slot.record.clone(), id.clone());
         let limits = new.clone();
         let work = async move { container::update(&engine, &record, limits).await };
@@ -273,7 +310,10 @@ impl Task {
             return respond(reply, Err(PodError::NoContainer(id.to_string())));
         };
         let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
-            let (what, state) = (format!("container {id}"), slot.record.state.word().to_owned());
+            let (what, state) = (
+                format!("container {id}"),
+                slot.record.state.word().to_owned(),
+            );
             return respond(reply, Err(PodError::State { what, state }));
         };
         let id = id.clone();

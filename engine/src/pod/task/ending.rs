@@ -16,7 +16,9 @@ const RETRY: Duration = Duration::from_secs(20);
 impl Task {
     /// Removes a container that has no running process, unless that runs already.
     pub(super) fn remove_when_ended(&mut self, id: &ContainerId) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
         if slot.removal_runs || !(slot.has_ended() || slot.record.state == State::Created) {
             return;
         }
@@ -66,8 +68,10 @@ impl Task {
     pub(super) fn end_all(&mut self) {
         let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
         for id in ids {
-            let created =
-                self.slots.get(&id).is_some_and(|slot| slot.record.state == State::Created);
+            let created = self
+                .slots
+                .get(&id)
+                .is_some_and(|slot| slot.record.state == State::Created);
             let input = if created {
                 Input::Exited(never_started())
             } else {
@@ -150,7 +154,11 @@ impl Task {
         }
         self.removal_runs = true;
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
-        let records: Vec<_> = self.slots.values().map(|slot| slot.record.clone()).collect();
+        let records: Vec<_> = self
+            .slots
+            .values()
+            .map(|slot| slot.record.clone())
+            .collect();
         let work = async move {
             for record in &records {
                 teardown::container(&engine, &dir, record, None).await?;

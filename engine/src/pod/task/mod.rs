@@ -142,10 +142,7 @@ pub(crate) fn start(
 ) {
     let mut task = Task::new(engine, record, inbox);
     let launch = super::launch::launch(Arc::clone(&task.engine), task.record.clone());
-    task.job(
-        async move { launch.await.map(Box::new) },
-        Done::Launched,
-    );
+    task.job(async move { launch.await.map(Box::new) }, Done::Launched);
     tokio::spawn(task.run());
 }
 
@@ -155,14 +152,19 @@ pub(crate) fn resume(
     restored: Restored,
     inbox: mpsc::UnboundedReceiver<Command>,
 ) {
-    let Restored { record, containers, monitor } = restored;
+    let Restored {
+        record,
+        containers,
+        monitor,
+    } = restored;
     let mut task = Task::new(engine, record, inbox);
     if let Some((monitor, events)) = monitor {
         task.monitor = Some(monitor);
         task.events = Some(events);
     }
     for (record, pid) in containers {
-        task.keys.insert(record.config.key.clone(), record.id.clone());
+        task.keys
+            .insert(record.config.key.clone(), record.id.clone());
         task.slots.insert(record.id.clone(), Slot::new(record, pid));
     }
     let ids: Vec<ContainerId> = task.slots.keys().cloned().collect();
@@ -256,7 +258,9 @@ impl Task {
 
     /// Renews what lists say of a container; one that is being made is not listed.
     fn refresh(&mut self, id: &ContainerId) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
         let record = &slot.record;
         slot.view = (record.state != State::Creating).then(|| {
             Arc::new(ContainerView {
@@ -287,7 +291,7 @@ impl Task {
             Phase::Failed { reason } => reason.clone(),
             _ => String::new(),
         };
-        self.engine.index.publish(Arc::new(PodView {
+        self.engine.index.publish(&Arc::new(PodView {
             id: self.record.id.clone(),
             transition: self.engine.index.next_transition(),
             ready: self.record.phase.is_ready(),
@@ -299,7 +303,11 @@ impl Task {
             netns: self.record.netns.clone(),
             ips: self.record.ips.clone(),
             monitor: self.monitor.clone(),
-            containers: self.slots.values().filter_map(|slot| slot.view.clone()).collect(),
+            containers: self
+                .slots
+                .values()
+                .filter_map(|slot| slot.view.clone())
+                .collect(),
         }));
     }
 }
@@ -341,7 +349,9 @@ pub(crate) fn run_or_join(
     reply: Reply<PodId>,
 ) -> Result<(), PodError> {
     let join = |inbox: &Inbox, reply| {
-        inbox.send(Command::Join(reply)).map_err(|_| PodError::ShuttingDown)
+        inbox
+            .send(Command::Join(reply))
+            .map_err(|_| PodError::ShuttingDown)
     };
     if let Some(owner) = engine.index.owner(&config.key) {
         return join(&owner, reply);
@@ -371,7 +381,11 @@ fn intend(
     handler: String,
 ) -> Result<PodRecord, PodError> {
     let own_network = config.network == crate::model::NetworkMode::Pod;
-    let attachment = if own_network { engine.network.plan(id, &config)? } else { None };
+    let attachment = if own_network {
+        engine.network.plan(id, &config)?
+    } else {
+        None
+    };
     let record = PodRecord {
         version: super::record::version(),
         boot_id: engine.boot_id.clone(),

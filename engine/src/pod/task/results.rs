@@ -19,7 +19,11 @@ pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
         _ => "Error",
     };
     Exit {
-        code: if record.oom_killed { 137 } else { record.exit_code },
+        code: if record.oom_killed {
+            137
+        } else {
+            record.exit_code
+        },
         reason: reason.to_owned(),
         message: String::new(),
         started_at: record.started_at,
@@ -123,7 +127,9 @@ impl Task {
     }
 
     fn created(&mut self, id: &ContainerId, result: Result<Box<super::Made>, PodError>) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
         match result {
             Ok(made) => {
                 let transition = slot.record.transition;
@@ -162,7 +168,10 @@ impl Task {
             Ok(at) => (Input::Started { at }, Ok(())),
             Err(error) => {
                 let message = crate::network::chain(&error);
-                let failed = Input::StartFailed { at: now(), message: message.clone() };
+                let failed = Input::StartFailed {
+                    at: now(),
+                    message: message.clone(),
+                };
                 (failed, Err(Arc::new(PodError::Start(message))))
             }
         };
@@ -178,7 +187,9 @@ impl Task {
 
     /// A container has ended: its cgroup goes at once, its record stays.
     pub(super) fn ended(&mut self, id: &ContainerId) {
-        let Some(slot) = self.slots.get_mut(id) else { return };
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
         if let State::Exited(exit) = &slot.record.state {
             tracing::info!(container = %id, exit_code = exit.code, reason = exit.reason, "container exited");
         }
@@ -243,9 +254,14 @@ impl Task {
         let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
         let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
         for id in ids {
-            let known = written.iter().find(|record| record.container == id.as_str());
+            let known = written
+                .iter()
+                .find(|record| record.container == id.as_str());
             let exit = known.map_or_else(|| self.orphan_exit(&id), exit_of);
-            if self.slots.get(&id).is_some_and(|slot| slot.record.state != State::Creating)
+            if self
+                .slots
+                .get(&id)
+                .is_some_and(|slot| slot.record.state != State::Creating)
                 && let Err(error) = self.step(&id, Input::Exited(exit))
             {
                 tracing::debug!(container = %id, %error, "orphan");
@@ -254,7 +270,10 @@ impl Task {
     }
 
     fn orphan_exit(&self, id: &ContainerId) -> Exit {
-        let started_at = self.slots.get(id).map_or(0, |slot| slot.record.state.started_at());
+        let started_at = self
+            .slots
+            .get(id)
+            .map_or(0, |slot| slot.record.state.started_at());
         Exit {
             code: 137,
             reason: "Error".to_owned(),
