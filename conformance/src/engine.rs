@@ -270,7 +270,7 @@ impl Drop for Engine {
 }
 
 /// Removes a cgroup and what is empty below it, in every hierarchy.
-fn remove_cgroups(cgroup: &str) {
+pub fn remove_cgroups(cgroup: &str) {
     let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else {
         return;
     };

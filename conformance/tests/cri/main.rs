@@ -1,0 +1,15 @@
+//! Slipway's own CRI suite: what the field's suites do not look at, and every
+//! bug that was met. Each test has an engine, a network and a mount namespace of
+//! its own; the check at the end finds what any of them left.
+
+mod bad_input;
+mod containers;
+mod crash;
+mod exec;
+mod images;
+mod joins;
+mod pods;
+mod rig;
+mod server;
+mod stats;
+mod walk;
