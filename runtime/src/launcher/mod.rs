@@ -66,7 +66,7 @@ pub trait Launcher {
 }
 
 /// A container in the making.
-pub trait Launch {
+pub trait Launch: std::fmt::Debug {
     /// Readable when [`progress`](Self::progress) has something to do.
     fn descriptor(&self) -> BorrowedFd<'_>;
 

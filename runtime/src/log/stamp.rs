@@ -1,7 +1,7 @@
 //! Time stamps: RFC 3339 with nanoseconds, in UTC.
 
 /// Length of every stamp.
-pub const LENGTH: usize = "2026-11-23T08:15:00.123456789Z".len();
+pub(super) const LENGTH: usize = "2026-11-23T08:15:00.123456789Z".len();
 
 /// A formatted time stamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

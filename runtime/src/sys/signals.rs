@@ -4,6 +4,7 @@
 
 use nix::sys::signal::{SigHandler, SigSet, Signal};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// Gives every signal its default disposition and blocks none: what a program
 /// expects to begin with. Rust ignores `SIGPIPE` in every program it starts,
@@ -25,6 +26,16 @@ pub fn reset_all() -> Result<(), Errno> {
     unblock_all()
 }
 
+/// Ignores `SIGPIPE`: writing to a reader that is gone is an error then.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn ignore_sigpipe() -> Result<(), Errno> {
+    // SAFETY: SigIgn runs no code of this process.
+    let previous = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+    previous.map(drop).map_err(from_nix)
+}
+
 /// Undoes what Rust's start did: `SIGPIPE` gets its default back.
 ///
 /// # Errors
@@ -39,6 +50,17 @@ pub fn default_sigpipe() -> Result<(), Errno> {
 /// The kernel's answer.
 pub fn unblock_all() -> Result<(), Errno> {
     SigSet::empty().thread_set_mask().map_err(from_nix)
+}
+
+/// Sends a signal by its number, real time signals included.
+///
+/// # Errors
+/// The kernel's answer: `EINVAL` for what is no signal, `ESRCH` for a process
+/// that is gone.
+pub fn send(process: Pid, signal: i32) -> Result<(), Errno> {
+    // SAFETY: kill reads no memory of this process.
+    let result = unsafe { libc::kill(process.as_raw_nonzero().get(), signal) };
+    super::check(result.into()).map(drop)
 }
 
 fn set_default(signal: Signal) -> Result<(), Errno> {

@@ -1,0 +1,112 @@
+//! The bundle: where root and mounts are while libcontainer works.
+//!
+//! Owns a tmpfs in a mount namespace of this process. That namespace is cut
+//! off from the host's first, so that nothing that is attached here shows up
+//! there; what is attached keeps the propagation it was given by whoever
+//! opened it. All of it goes with the last process that uses the namespace.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+use runtime::launcher::LaunchError;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
+
+/// The bundle's directory.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    dir: PathBuf,
+}
+
+impl Bundle {
+    /// Leaves the host's mount namespace and makes an empty bundle there.
+    pub(crate) fn make(dir: PathBuf) -> Result<Self, LaunchError> {
+        let failed = |errno: Errno| {
+            LaunchError::failed("make the bundle", format!("{}: {errno}", dir.display()))
+        };
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+            .map_err(|errno| failed(Errno::from_raw_os_error(errno as i32)))?;
+        let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change(c"/", everything).map_err(failed)?;
+        rustix::mount::mount(
+            c"slipway",
+            &dir,
+            c"tmpfs",
+            MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+            Some(c"mode=0700"),
+        )
+        .map_err(failed)?;
+        for name in ["rootfs", "mounts", "state"] {
+            rustix::fs::mkdir(dir.join(name), Mode::RWXU).map_err(failed)?;
+        }
+        Ok(Self { dir })
+    }
+
+    /// Where `config.json` is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// libcontainer's state.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// The root filesystem.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.dir.join("rootfs")
+    }
+
+    /// Attaches the root filesystem.
+    pub(crate) fn attach_rootfs(&self, mount: &OwnedFd) -> Result<(), LaunchError> {
+        attach(mount.as_fd(), &self.rootfs())
+            .map_err(|errno| LaunchError::failed("attach the root filesystem", errno))
+    }
+
+    /// Attaches a mount to use as a source; gives its path.
+    pub(crate) fn attach_source(
+        &self,
+        index: usize,
+        mount: &OwnedFd,
+    ) -> Result<PathBuf, LaunchError> {
+        let path = self.dir.join("mounts").join(index.to_string());
+        make_target(mount.as_fd(), &path)
+            .and_then(|()| attach(mount.as_fd(), &path))
+            .map_err(|errno| LaunchError::failed(&format!("attach mounts[{index}]"), errno))?;
+        Ok(path)
+    }
+
+    /// Makes a directory of the bundle's own.
+    pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
+        let path = self.dir.join(name);
+        rustix::fs::mkdir(
+            &path,
+            Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH,
+        )
+        .map_err(|errno| LaunchError::failed("make the bundle", errno))?;
+        Ok(path)
+    }
+}
+
+/// Attaches a detached mount to a directory or file.
+pub(crate) fn attach(mount: BorrowedFd<'_>, target: &Path) -> Result<(), Errno> {
+    rustix::mount::move_mount(
+        mount,
+        c"",
+        CWD,
+        target,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// A mount's target is of its kind.
+pub(crate) fn make_target(mount: BorrowedFd<'_>, path: &Path) -> Result<(), Errno> {
+    let stat = rustix::fs::statat(mount, c"", AtFlags::EMPTY_PATH)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return rustix::fs::mkdir(path, Mode::RWXU);
+    }
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).map(drop)
+}

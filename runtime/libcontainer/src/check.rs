@@ -1,0 +1,258 @@
+//! What libcontainer 0.7 cannot do.
+//!
+//! Owns the list: each thing that libcontainer would ignore, or do without
+//! saying that it failed, and that asks for isolation or changes what a
+//! process may do, is refused here by its name in the runtime spec. What fails
+//! loudly in libcontainer itself is not listed.
+
+use libcontainer::oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Mount, Process, Spec};
+use libcontainer::syscall::linux::{MountOption, MountRecursive};
+use runtime::launcher::LaunchError;
+
+/// Options that only say how mounts propagate.
+const PROPAGATION: [&str; 8] = [
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "unbindable",
+    "runbindable",
+];
+
+/// Refuses a spec that asks for what would not happen. `given` tells whether
+/// a mount's source is a detached mount, which brings its own propagation.
+pub(crate) fn check(spec: &Spec, given: impl Fn(usize) -> bool) -> Result<(), LaunchError> {
+    if let Some(process) = spec.process() {
+        check_process(process)?;
+    }
+    if let Some(linux) = spec.linux() {
+        check_linux(linux)?;
+    }
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_mount(index, mount, given(index))?;
+    }
+    check_hooks(spec)
+}
+
+/// Whether the mount binds something that exists.
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
+}
+
+fn refuse(what: impl Into<String>, message: &str) -> LaunchError {
+    LaunchError::Unsupported {
+        what: what.into(),
+        message: message.to_owned(),
+    }
+}
+
+fn check_process(process: &Process) -> Result<(), LaunchError> {
+    if process
+        .selinux_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+    {
+        return Err(refuse(
+            "process.selinuxLabel",
+            "libcontainer sets no SELinux labels",
+        ));
+    }
+    Ok(())
+}
+
+fn check_linux(linux: &Linux) -> Result<(), LaunchError> {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    if namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User) {
+        let message = "libcontainer cannot bind the kubelet's files in a user namespace";
+        return Err(refuse("linux.namespaces.user", message));
+    }
+    if linux
+        .mount_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+    {
+        return Err(refuse(
+            "linux.mountLabel",
+            "libcontainer does not label the root",
+        ));
+    }
+    if linux
+        .rootfs_propagation()
+        .as_deref()
+        .is_some_and(|how| how.ends_with("unbindable"))
+    {
+        return Err(refuse(
+            "linux.rootfsPropagation",
+            "unbindable is not implemented",
+        ));
+    }
+    Ok(())
+}
+
+fn check_mount(index: usize, mount: &Mount, given: bool) -> Result<(), LaunchError> {
+    let name = |part: &str| format!("mounts[{index}].{part} ({})", mount.destination().display());
+    if mount.uid_mappings().is_some() || mount.gid_mappings().is_some() {
+        return Err(refuse(
+            name("uidMappings"),
+            "libcontainer has no id-mapped mounts",
+        ));
+    }
+    for option in mount.options().iter().flatten().map(String::as_str) {
+        if matches!(option, "idmap" | "ridmap") {
+            return Err(refuse(
+                name("options.idmap"),
+                "libcontainer has no id-mapped mounts",
+            ));
+        }
+        if option == "tmpcopyup" {
+            return Err(refuse(
+                name("options.tmpcopyup"),
+                "libcontainer does not know it",
+            ));
+        }
+        if !is_bind(mount) {
+            continue;
+        }
+        let propagates = PROPAGATION.contains(&option) && !option.ends_with("private");
+        if propagates && !given {
+            let message = "libcontainer ignores propagation: the mount must be given";
+            return Err(refuse(name(&format!("options.{option}")), message));
+        }
+        let known =
+            option.parse::<MountOption>().is_ok() || option.parse::<MountRecursive>().is_ok();
+        if !known {
+            let message = "libcontainer ignores unknown options of bind mounts";
+            return Err(refuse(name(&format!("options.{option}")), message));
+        }
+    }
+    Ok(())
+}
+
+/// The container waits for its start behind libcontainer's own gate, so that
+/// hooks of the start would run too early, and nobody runs those after it.
+fn check_hooks(spec: &Spec) -> Result<(), LaunchError> {
+    let Some(hooks) = spec.hooks() else {
+        return Ok(());
+    };
+    let some = |hooks: &Option<Vec<Hook>>| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty());
+    for (what, set) in [
+        ("hooks.startContainer", some(hooks.start_container())),
+        ("hooks.poststart", some(hooks.poststart())),
+        ("hooks.poststop", some(hooks.poststop())),
+    ] {
+        if set {
+            return Err(refuse(
+                what,
+                "this launcher runs hooks of the creation only",
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(json: serde_json::Value) -> Option<String> {
+        let mut spec = serde_json::json!({
+            "ociVersion": "1.2.0",
+            "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/" },
+            "linux": {},
+        });
+        for (key, value) in json.as_object().unwrap() {
+            for (inner, value) in value.as_object().unwrap_or(&serde_json::Map::new()) {
+                spec[key][inner] = value.clone();
+            }
+            if value.is_array() {
+                spec[key] = value.clone();
+            }
+        }
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        match check(&spec, |index| index == 0) {
+            Ok(()) => None,
+            Err(LaunchError::Unsupported { what, .. }) => Some(what),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn mounts(options: &[&str]) -> serde_json::Value {
+        let mount = serde_json::json!({
+            "destination": "/x", "type": "bind", "source": "/y", "options": options
+        });
+        let given = serde_json::json!({
+            "destination": "/g", "type": "bind", "source": "/g", "options": ["rbind", "rshared"]
+        });
+        serde_json::json!({ "mounts": [given, mount] })
+    }
+
+    #[test]
+    fn plain_specs_pass() {
+        assert_eq!(refused(serde_json::json!({})), None);
+        assert_eq!(
+            refused(mounts(&["rbind", "ro", "rprivate", "rro", "nosuid"])),
+            None
+        );
+    }
+
+    #[test]
+    fn everything_that_would_be_ignored_is_named() {
+        let namespaces = serde_json::json!([{ "type": "user" }]);
+        for (json, what) in [
+            (
+                serde_json::json!({"process": {"selinuxLabel": "a"}}),
+                "process.selinuxLabel",
+            ),
+            (
+                serde_json::json!({"linux": {"namespaces": namespaces}}),
+                "linux.namespaces.user",
+            ),
+            (
+                serde_json::json!({"linux": {"mountLabel": "a"}}),
+                "linux.mountLabel",
+            ),
+            (
+                serde_json::json!({"linux": {"rootfsPropagation": "unbindable"}}),
+                "linux.rootfsPropagation",
+            ),
+            (mounts(&["rbind", "idmap"]), "mounts[1].options.idmap (/x)"),
+            (
+                mounts(&["rbind", "tmpcopyup"]),
+                "mounts[1].options.tmpcopyup (/x)",
+            ),
+            (
+                mounts(&["rbind", "rslave"]),
+                "mounts[1].options.rslave (/x)",
+            ),
+            (
+                mounts(&["bind", "nosymfollow"]),
+                "mounts[1].options.nosymfollow (/x)",
+            ),
+        ] {
+            assert_eq!(refused(json).as_deref(), Some(what));
+        }
+    }
+
+    #[test]
+    fn hooks_that_would_run_at_the_wrong_time_are_named() {
+        for what in ["startContainer", "poststart", "poststop"] {
+            let mut hooks = serde_json::json!({ "hooks": {} });
+            hooks["hooks"][what] = serde_json::json!([{ "path": "/bin/true" }]);
+            let mut spec = serde_json::json!({ "ociVersion": "1.2.0" });
+            spec["hooks"] = hooks["hooks"].clone();
+            let spec: Spec = serde_json::from_value(spec).unwrap();
+            let error = check(&spec, |_| false).unwrap_err();
+            assert!(
+                error.to_string().starts_with(&format!("hooks.{what}")),
+                "{error}"
+            );
+        }
+    }
+}

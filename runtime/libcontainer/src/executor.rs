@@ -1,0 +1,58 @@
+//! The last step of a container's first process: waiting, then the program.
+//!
+//! Owns what libcontainer's own executor does differently: the environment in
+//! its order, the search along PATH, and leaving it to the kernel what may be
+//! executed. Runs in the container, with the container's filter in force.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+
+use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use runtime::exec::Program;
+use runtime::launcher::StartSocket;
+
+/// Exit code of a process whose program could not be executed.
+const CANNOT_START: i32 = 128;
+
+/// Waits for the monitor, then executes the program.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    program: Rc<Program>,
+    start: Rc<OwnedFd>,
+}
+
+impl Waiting {
+    /// The program and the socket to wait on, which closes on exec.
+    pub(crate) fn new(program: Program, start: OwnedFd) -> Self {
+        Self {
+            program: Rc::new(program),
+            start: Rc::new(start),
+        }
+    }
+}
+
+impl Executor for Waiting {
+    fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
+        let start = StartSocket::new(self.start.as_fd());
+        if !start.wait() {
+            // The monitor is gone: nobody would look after the container.
+            std::process::exit(CANNOT_START);
+        }
+        let errno = self.program.execute();
+        let (message, not_found) = self.program.explain(errno);
+        start.fail(&message, not_found);
+        std::process::exit(CANNOT_START);
+    }
+
+    fn validate(&self, _spec: &Spec) -> Result<(), ExecutorValidationError> {
+        Ok(())
+    }
+
+    fn setup_envs(&self, _envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! The init of a pod's shared pid namespace.
+//!
+//! The same executable in another life: PID 1 of a pid namespace, in a mount
+//! namespace whose root is empty and read-only, without capabilities, as
+//! nobody. Reaps, and ends on SIGTERM, SIGINT or SIGKILL; with it the kernel
+//! ends the namespace. Containers see it as process 1: it has nothing to take.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, Signal};
+use runtime::sys::execve::{CStrings, execve};
+use runtime::sys::fork::{NewNamespaces, spawn};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+};
+use rustix::pipe::PipeFlags;
+use rustix::process::{DumpableBehavior, Gid, Pid, Uid, WaitOptions};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::time::Timespec;
+
+/// Name of the process, and of its life as an argument.
+pub(crate) const NAME: &str = "slipway-init";
+/// The user and group that it runs as: nobody's.
+const NOBODY: u32 = 65_535;
+/// How long it may take to become ready.
+const READY_TIME: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
+/// Starts an init and waits until it has given everything up.
+pub(crate) fn start() -> Result<Pid, Errno> {
+    let (ready, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let name = CStrings::new(vec![CString::new(NAME).map_err(|_| Errno::INVAL)?]);
+    let environment = CStrings::new(Vec::new());
+    let child = spawn(
+        NewNamespaces {
+            pid: true,
+            mount: true,
+        },
+        || {
+            if rustix::stdio::dup2_stdin(&report).is_err() {
+                return 127;
+            }
+            // What is left of the monitor's descriptors closes on exec.
+            let _failed = execve(c"/proc/self/exe", &name, &environment);
+            127
+        },
+    )?;
+    drop(report);
+    if wait_ready(&ready) {
+        return Ok(child.pid);
+    }
+    let _gone = crate::container::send_signal(child.pid, 9);
+    Err(Errno::CHILD)
+}
+
+fn wait_ready(ready: &OwnedFd) -> bool {
+    let mut wanted = [PollFd::new(ready, PollFlags::IN)];
+    let polled = rustix::io::retry_on_intr(|| rustix::event::poll(&mut wanted, Some(&READY_TIME)));
+    polled == Ok(1) && rustix::io::read(ready, &mut [0; 1]) == Ok(1)
+}
+
+/// The init's life.
+pub(crate) fn run() -> ExitCode {
+    match become_init().and_then(|signals| reap_until_told(&signals)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn become_init() -> Result<SigSet, Errno> {
+    rustix::thread::set_name(c"slipway-init")?;
+    runtime::sys::signals::reset_all()?;
+    // PID 1 only gets signals that it blocks or handles.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    signals
+        .thread_block()
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    leave_file_system()?;
+    give_up_privileges()?;
+    rustix::io::write(rustix::stdio::stdin(), b"r")?;
+    // Standard output is /dev/null: the report pipe is not needed any more.
+    rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+    Ok(signals)
+}
+
+/// Puts an empty file system in the place of everything.
+fn leave_file_system() -> Result<(), Errno> {
+    let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change(c"/", everything)?;
+    let filesystem = rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in [(c"size", c"4k"), (c"nr_inodes", c"2"), (c"mode", c"0555")] {
+        rustix::mount::fsconfig_set_string(filesystem.as_fd(), key, value)?;
+    }
+    rustix::mount::fsconfig_create(filesystem.as_fd())?;
+    let root = rustix::mount::fsmount(
+        filesystem.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC,
+    )?;
+    // Any directory will do to attach it; this one was just used to get here.
+    let cwd = rustix::fs::CWD;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(root.as_fd(), c"", cwd, c"/proc", flags)?;
+    rustix::process::chdir(c"/proc")?;
+    rustix::process::pivot_root(c".", c".")?;
+    // The old root lies on top of the new one now.
+    rustix::mount::unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")
+}
+
+fn give_up_privileges() -> Result<(), Errno> {
+    for number in 0..u64::BITS {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match rustix::thread::remove_capability_from_bounding_set(capability) {
+            Err(Errno::INVAL) => break,
+            other => other?,
+        }
+    }
+    rustix::thread::set_thread_groups(&[])?;
+    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    let none = CapabilitySet::empty();
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: none,
+            permitted: none,
+            inheritable: none,
+        },
+    )?;
+    rustix::thread::set_no_new_privs(true)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+fn reap_until_told(signals: &SigSet) -> Result<(), Errno> {
+    loop {
+        while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+        let signal = signals
+            .wait()
+            .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+        if signal != Signal::SIGCHLD {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! The monitor: its state and its loop.
+//!
+//! Owns connections, containers, processes that were run in them, and the pod.
+//! Never waits for anything but events: a request that takes time leaves its
+//! reply address where the work ends. When the monitor dies, first processes
+//! that still wait for their start end too; running ones are the engine's to
+//! kill, by their cgroups.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use runtime::launcher::Libcontainer;
+use runtime::protocol::{
+    self, Body, Envelope, Failure, FailureKind, Incoming, Received, VERSION, monotonic_now,
+};
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use rustix::process::{Pid, WaitStatus};
+
+use crate::connection::{Connection, ReplyTo, Sent};
+use crate::container::Container;
+use crate::execs::Exec;
+use crate::output::Scratch;
+use crate::reactor::{Key, Reactor, Source};
+use crate::startup::Descriptors;
+
+/// How long a shutdown waits for processes that were killed.
+const SHUTDOWN_TIME: Duration = Duration::from_secs(5);
+
+/// A pod that is set up.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    /// Its id.
+    pub(crate) id: String,
+    /// Where its exit records go.
+    pub(crate) exit_dir: PathBuf,
+    /// The path of the monitor's socket, short and by descriptor.
+    pub(crate) socket: SocketFile,
+    /// Makes its containers.
+    pub(crate) launcher: Option<Libcontainer>,
+    /// PID 1 of its own pid namespace.
+    pub(crate) init: Option<Pid>,
+}
+
+/// The socket's name in the file system.
+#[derive(Debug)]
+pub(crate) struct SocketFile {
+    /// The pod's state directory.
+    pub(crate) directory: OwnedFd,
+    /// Listens.
+    pub(crate) listener: OwnedFd,
+}
+
+/// A shutdown that was asked for.
+#[derive(Debug)]
+pub(crate) struct Shutdown {
+    /// Who asked.
+    pub(crate) replies: Vec<ReplyTo>,
+    /// When it is over in any case, monotonic nanoseconds.
+    pub(crate) deadline: u64,
+}
+
+/// A monitor.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    /// What is waited for.
+    pub(crate) reactor: Reactor,
+    /// Descriptors from its start.
+    pub(crate) descriptors: Descriptors,
+    connections: BTreeMap<u64, Connection>,
+    /// The pod, once there is one.
+    pub(crate) pod: Option<Pod>,
+    /// Whether a setup was tried: there is no second one.
+    pub(crate) setup_tried: bool,
+    /// Containers in order of creation.
+    pub(crate) containers: BTreeMap<Key, Container>,
+    /// Processes that were run in containers.
+    pub(crate) execs: BTreeMap<i32, Exec>,
+    /// Children that ended while a launcher might still tell who they are.
+    pub(crate) unknown_exits: Vec<(Pid, WaitStatus)>,
+    /// Set when it is asked to end.
+    pub(crate) shutdown: Option<Shutdown>,
+    /// Buffers for output.
+    pub(crate) scratch: Scratch,
+    next_key: Key,
+}
+
+impl Monitor {
+    /// A monitor with one connection.
+    pub(crate) fn new(
+        mut reactor: Reactor,
+        descriptors: Descriptors,
+        channel: OwnedFd,
+    ) -> Result<Self, Errno> {
+        reactor.watch(descriptors.signals.as_fd(), Source::Signals)?;
+        let mut monitor = Self {
+            reactor,
+            descriptors,
+            connections: BTreeMap::new(),
+            pod: None,
+            setup_tried: false,
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            unknown_exits: Vec::new(),
+            shutdown: None,
+            scratch: Scratch::default(),
+            next_key: 0,
+        };
+        monitor.connect(channel)?;
+        Ok(monitor)
+    }
+
+    /// Serves until it is shut down or, without a pod, left alone.
+    pub(crate) fn run(mut self) -> Result<(), Errno> {
+        while !self.is_done() {
+            let timeout = self
+                .next_deadline()
+                .map(|deadline| Duration::from_nanos(deadline.saturating_sub(monotonic_now())));
+            for source in self.reactor.wait(timeout)? {
+                self.handle(source);
+            }
+            self.meet_deadlines();
+        }
+        self.say_goodbye();
+        Ok(())
+    }
+
+    /// A number that no container of this monitor had.
+    pub(crate) fn new_key(&mut self) -> Key {
+        self.next_key += 1;
+        self.next_key
+    }
+
+    /// The number of a container.
+    pub(crate) fn find(&self, id: &str) -> Result<Key, Failure> {
+        self.containers
+            .iter()
+            .find(|(_, container)| container.id == id)
+            .map(|(key, _)| *key)
+            .ok_or_else(|| Failure::new(FailureKind::UnknownContainer, id, "no such container"))
+    }
+
+    /// Answers a request.
+    pub(crate) fn reply(&mut self, to: ReplyTo, result: Result<Body, Failure>) {
+        let connection = to.connection;
+        self.send(connection, to.answer(result));
+    }
+
+    /// Tells every engine that is connected.
+    pub(crate) fn broadcast(&mut self, body: &Body) {
+        let all: Vec<u64> = self.connections.keys().copied().collect();
+        for connection in all {
+            let envelope = Envelope {
+                version: VERSION,
+                sent_at: monotonic_now(),
+                body: Some(body.clone()),
+                ..Envelope::default()
+            };
+            self.send(connection, envelope);
+        }
+    }
+
+    fn handle(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.reap(),
+            Source::Listener => self.accept(),
+            Source::Connection(number) => self.serve(number),
+            Source::Launch(key) => self.launch_progress(key),
+            Source::Start(key) => self.start_progress(key),
+            Source::Output(key, stream) => self.read_output(key, stream),
+        }
+    }
+
+    /// Takes over a connected socket.
+    fn connect(&mut self, socket: OwnedFd) -> Result<(), Errno> {
+        let number = self.new_key();
+        let token = self
+            .reactor
+            .watch(socket.as_fd(), Source::Connection(number))?;
+        self.connections
+            .insert(number, Connection::new(socket, token));
+        Ok(())
+    }
+
+    fn accept(&mut self) {
+        let Some(pod) = &self.pod else { return };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        if let Ok(socket) = rustix::net::accept_with(&pod.socket.listener, flags) {
+            // One that cannot be watched is closed: its engine sees that.
+            let _closed = self.connect(socket);
+        }
+    }
+
+    /// Reads one packet; epoll tells if there are more.
+    fn serve(&mut self, number: u64) {
+        let Some(connection) = self.connections.get_mut(&number) else {
+            return;
+        };
+        let sent = connection.flush();
+        let received = protocol::receive(connection.socket());
+        self.after_send(number, sent);
+        match received {
+            Ok(Received::Packet(incoming)) => self.receive(number, *incoming),
+            Ok(Received::Nothing) => {}
+            Ok(Received::Closed) | Err(_) => self.disconnect(number),
+        }
+    }
+
+    fn receive(&mut self, number: u64, incoming: Incoming) {
+        let Incoming { envelope, fds, at } = incoming;
+        let reply = ReplyTo::new(number, envelope.request, at);
+        if !protocol::understands(envelope.version) {
+            let message = format!(
+                "monitor {} speaks version {VERSION}, the engine {}",
+                env!("CARGO_PKG_VERSION"),
+                envelope.version
+            );
+            return self.reply(
+                reply,
+                Err(Failure::new(FailureKind::Protocol, "version", message)),
+            );
+        }
+        match envelope.body {
+            Some(body) => self.request(body, fds, reply),
+            None => {
+                let failure = Failure::new(
+                    FailureKind::Protocol,
+                    "request",
+                    "this monitor knows none such",
+                );
+                self.reply(reply, Err(failure));
+            }
+        }
+    }
+
+    fn send(&mut self, number: u64, envelope: Envelope) {
+        if let Some(connection) = self.connections.get_mut(&number) {
+            let sent = connection.send(envelope);
+            self.after_send(number, sent);
+        }
+    }
+
+    fn after_send(&mut self, number: u64, sent: Sent) {
+        let Some(connection) = self.connections.get(&number) else {
+            return;
+        };
+        let socket = connection.socket();
+        let watched = self
+            .reactor
+            .want_room(socket, connection.token, sent == Sent::Waiting);
+        if sent == Sent::Broken || watched.is_err() {
+            self.disconnect(number);
+        }
+    }
+
+    fn disconnect(&mut self, number: u64) {
+        if let Some(connection) = self.connections.remove(&number) {
+            self.reactor.unwatch(connection.socket(), connection.token);
+        }
+    }
+
+    /// Begins to end: kills everything, answers when all is reaped.
+    pub(crate) fn begin_shutdown(&mut self, reply: ReplyTo) {
+        if let Some(shutdown) = &mut self.shutdown {
+            shutdown.replies.push(reply);
+            return;
+        }
+        let nanoseconds = u64::try_from(SHUTDOWN_TIME.as_nanos()).unwrap_or(u64::MAX);
+        let deadline = monotonic_now().saturating_add(nanoseconds);
+        self.shutdown = Some(Shutdown {
+            replies: vec![reply],
+            deadline,
+        });
+        self.kill_everything();
+    }
+
+    fn is_done(&self) -> bool {
+        match &self.shutdown {
+            Some(shutdown) => self.is_empty() || monotonic_now() >= shutdown.deadline,
+            // An idle monitor lives as long as its engine wants it.
+            None => self.pod.is_none() && self.connections.is_empty(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        let no_init = self.pod.as_ref().is_none_or(|pod| pod.init.is_none());
+        no_init && self.execs.is_empty() && self.containers.values().all(Container::is_over)
+    }
+
+    fn say_goodbye(&mut self) {
+        if let Some(pod) = &self.pod {
+            crate::setup::remove_files(pod);
+        }
+        for reply in self
+            .shutdown
+            .take()
+            .map(|shutdown| shutdown.replies)
+            .unwrap_or_default()
+        {
+            self.reply(reply, Ok(Body::Done(protocol::Empty {})));
+        }
+    }
+}

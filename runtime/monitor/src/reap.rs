@@ -1,0 +1,83 @@
+//! Children that ended, and deadlines.
+//!
+//! Every child is reaped here and nowhere else: first processes, processes
+//! that were run, the pod's init, launcher helpers and what they leave, and
+//! orphans, whose reaper the monitor is.
+
+use runtime::protocol::{Failure, FailureKind, monotonic_now};
+use rustix::process::{Pid, WaitOptions, WaitStatus};
+
+use crate::container::Container;
+use crate::monitor::Monitor;
+
+impl Monitor {
+    /// Reaps all that ended.
+    pub(crate) fn reap(&mut self) {
+        while let Ok(Some(_)) = self.descriptors.signals.read_signal() {}
+        while let Ok(Some((pid, status))) = rustix::process::wait(WaitOptions::NOHANG) {
+            if status.exited() || status.signaled() {
+                self.ended(pid, status);
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, status: WaitStatus) {
+        let signal = status.terminating_signal();
+        let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |n| 128 + n);
+        if self.execs.contains_key(&crate::container::raw(pid)) {
+            return self.exec_ended(pid, code);
+        }
+        let found = self
+            .containers
+            .iter()
+            .find(|(_, container)| container.pid() == Some(pid));
+        if let Some((key, _)) = found {
+            return self.container_exited(*key, code, signal);
+        }
+        if let Some(pod) = &mut self.pod
+            && pod.init == Some(pid)
+        {
+            pod.init = None;
+            return;
+        }
+        if self
+            .containers
+            .values_mut()
+            .any(|container| container.helper_ended(pid))
+        {
+            return;
+        }
+        // It may be a first process that its launcher has not named yet.
+        if self
+            .containers
+            .values()
+            .any(|container| container.deadline().is_some())
+        {
+            self.unknown_exits.push((pid, status));
+        }
+    }
+
+    /// The next moment at which something is overdue, monotonic nanoseconds.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let launches = self.containers.values().filter_map(Container::deadline);
+        let execs = self.execs.values().filter_map(crate::execs::Exec::deadline);
+        let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
+        launches.chain(execs).chain(shutdown).min()
+    }
+
+    /// Ends what is overdue.
+    pub(crate) fn meet_deadlines(&mut self) {
+        let now = monotonic_now();
+        self.end_overdue_execs(now);
+        let overdue: Vec<_> = self
+            .containers
+            .iter()
+            .filter(|(_, container)| container.deadline().is_some_and(|deadline| deadline <= now))
+            .map(|(key, container)| (*key, container.id.clone()))
+            .collect();
+        for (key, id) in overdue {
+            let failure = Failure::new(FailureKind::Timeout, &id, "the launcher took too long");
+            self.launch_failed(key, failure);
+        }
+    }
+}

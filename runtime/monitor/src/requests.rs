@@ -1,0 +1,204 @@
+//! What engines ask for, one function per request.
+//!
+//! Each answers at once or puts the reply address where the work ends.
+
+use runtime::protocol::{
+    Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
+    Welcome,
+};
+
+use crate::connection::ReplyTo;
+use crate::container::{Container, State};
+use crate::monitor::Monitor;
+use crate::setup;
+
+const DONE: Body = Body::Done(Empty {});
+
+impl Monitor {
+    /// Does what was asked for, or begins it.
+    pub(crate) fn request(&mut self, body: Body, fds: Fds, reply: ReplyTo) {
+        let result = match body {
+            Body::Hello(_) => Ok(Body::Welcome(self.welcome())),
+            Body::List(_) => Ok(Body::Containers(self.list())),
+            Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
+            Body::ReopenLog(name) => self.reopen_log(&name.id).map(|()| DONE),
+            Body::Setup(setup) => self.setup(&setup, fds),
+            Body::Create(create) => return self.create(*create, fds, reply),
+            Body::Start(name) => return self.start(&name.id, reply),
+            Body::Exec(exec) => return self.exec(&exec, fds, reply),
+            Body::Delete(name) => return self.delete(&name.id, reply),
+            Body::Shutdown(_) => return self.begin_shutdown(reply),
+            _ => Err(Failure::new(
+                FailureKind::Protocol,
+                "request",
+                "that is no request",
+            )),
+        };
+        self.reply(reply, result);
+    }
+
+    fn welcome(&self) -> Welcome {
+        Welcome {
+            monitor: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: rustix::process::getpid().as_raw_nonzero().get(),
+            pod: self
+                .pod
+                .as_ref()
+                .map(|pod| pod.id.clone())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn list(&self) -> Containers {
+        Containers {
+            containers: self.containers.values().map(Container::report).collect(),
+        }
+    }
+
+    fn setup(&mut self, setup: &Setup, fds: Fds) -> Result<Body, Failure> {
+        if self.setup_tried {
+            return Err(Failure::new(
+                FailureKind::Exists,
+                "pod",
+                "this monitor has had a setup",
+            ));
+        }
+        self.setup_tried = true;
+        let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor)?;
+        self.pod = Some(pod);
+        Ok(Body::PodReady(ready))
+    }
+
+    fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {
+        let key = self.find(&signal.id)?;
+        match self.containers.get(&key).and_then(Container::pid) {
+            Some(pid) => crate::container::send_signal(pid, signal.signal).map_err(|errno| {
+                let message = format!("signal {}: {errno}", signal.signal);
+                Failure::new(FailureKind::WrongState, &signal.id, message)
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn reopen_log(&mut self, id: &str) -> Result<(), Failure> {
+        let key = self.find(id)?;
+        let wrong = |message: String| Failure::new(FailureKind::WrongState, id, message);
+        let log = self
+            .containers
+            .get_mut(&key)
+            .and_then(|container| container.output.log_mut());
+        let log = log.ok_or_else(|| wrong("it has no log".to_owned()))?;
+        log.reopen()
+            .map_err(|errno| wrong(format!("open its log: {errno}")))
+    }
+
+    fn create(&mut self, create: Create, fds: Fds, mut reply: ReplyTo) {
+        match self.begin_create(create, fds) {
+            Ok(key) => {
+                reply.step("helper");
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.expect_launch(reply);
+                }
+            }
+            Err(failure) => self.reply(reply, Err(failure)),
+        }
+    }
+
+    fn begin_create(&mut self, create: Create, fds: Fds) -> Result<u64, Failure> {
+        if create.id.is_empty() || self.find(&create.id).is_ok() {
+            return Err(Failure::new(
+                FailureKind::Exists,
+                &create.id,
+                "container exists",
+            ));
+        }
+        refuse_unused_slots(&create)?;
+        let no_pod = || Failure::new(FailureKind::Protocol, "create", "there is no pod");
+        if self.shutdown.is_some() {
+            return Err(Failure::new(
+                FailureKind::Protocol,
+                "create",
+                "the pod is shut down",
+            ));
+        }
+        let key = self.new_key();
+        let launcher = match create.launcher() {
+            LauncherKind::Libcontainer => self
+                .pod
+                .as_mut()
+                .ok_or_else(no_pod)?
+                .launcher
+                .as_mut()
+                .ok_or_else(no_pod)?,
+            LauncherKind::Unspecified => {
+                let message = "this monitor knows no such launcher";
+                return Err(Failure::new(FailureKind::Unsupported, "launcher", message));
+            }
+        };
+        let container = Container::begin(key, create, fds, launcher, &mut self.reactor)?;
+        self.containers.insert(key, container);
+        Ok(key)
+    }
+
+    fn start(&mut self, id: &str, reply: ReplyTo) {
+        let result = self.find(id).and_then(|key| self.begin_start(key));
+        match result {
+            Ok(key) => {
+                if let Some(container) = self.containers.get_mut(&key) {
+                    container.expect_start(reply);
+                }
+            }
+            Err(failure) => self.reply(reply, Err(failure)),
+        }
+    }
+
+    fn delete(&mut self, id: &str, reply: ReplyTo) {
+        let Ok(key) = self.find(id) else {
+            return self.reply(reply, Ok(DONE));
+        };
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        match &container.state {
+            State::Running { .. } => {
+                let failure = Failure::new(FailureKind::WrongState, id, "it is still running");
+                self.reply(reply, Err(failure));
+            }
+            State::Exited(_) => {
+                self.remove(key);
+                self.reply(reply, Ok(DONE));
+            }
+            State::Launching { .. } => {
+                container.kill();
+                let failure = Failure::new(FailureKind::Launch, "create", "it was deleted");
+                self.launch_failed(key, failure);
+                self.reply(reply, Ok(DONE));
+            }
+            State::Created { .. } | State::Starting { .. } => {
+                container.kill();
+                container.deletes.push(reply);
+            }
+        }
+    }
+}
+
+/// Slots that this version has but does not use: asking for them and getting
+/// something else would be worse than a refusal.
+fn refuse_unused_slots(create: &Create) -> Result<(), Failure> {
+    let used = [
+        ("streams from the beginning", create.streams.is_some()),
+        ("user namespace", create.userns_fd.is_some()),
+        (
+            "id-mapped mount",
+            create.mounts.iter().any(|mount| mount.idmap_fd.is_some()),
+        ),
+    ];
+    match used.iter().find(|(_, used)| *used) {
+        Some((what, _)) => Err(Failure::new(
+            FailureKind::Unsupported,
+            what,
+            "not in this version",
+        )),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,222 @@
+//! Turning an idle monitor into a pod's.
+//!
+//! Owns the order: cgroups before namespaces, namespaces before what is set in
+//! them, the socket last, so that whoever finds it finds a pod. The monitor
+//! stays in the pod's ipc, uts and net namespaces, which its /proc entries
+//! name, and in the host's mount namespace. A monitor whose setup failed is of
+//! no use: the engine shuts it down, and it holds nothing that outlives it but
+//! the directory `launch` and the socket's name.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::sched::CloneFlags;
+use runtime::launcher::{Libcontainer, SOCKET_NAME, open_directory, socket_path};
+use runtime::protocol::{Failure, FailureKind, Fds, PodReady, Setup, Sysctl};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::Pid;
+use rustix::thread::LinkNameSpaceType;
+
+use crate::monitor::{Pod, SocketFile};
+use crate::reactor::{Reactor, Source};
+use crate::{init, sysctl};
+
+/// Where launcher helpers mount, each in a namespace of its own.
+const WORK_DIR: &str = "launch";
+/// Engines that may wait to be accepted: one, and one that replaces it.
+const BACKLOG: i32 = 16;
+
+/// Does all that is asked for, in this process.
+pub(crate) fn set_up(
+    setup: &Setup,
+    mut fds: Fds,
+    reactor: &mut Reactor,
+) -> Result<(Pod, PodReady), Failure> {
+    let launcher = take_launcher(setup, &mut fds)?;
+    let mut warnings = Vec::new();
+    for procs in &setup.cgroup_procs {
+        let path = path(procs);
+        write(path, b"0")
+            .map_err(|errno| failed("join cgroup", format!("{}: {errno}", path.display())))?;
+    }
+    set_oom_score(setup.oom_score_adj, &mut warnings)?;
+    enter_namespaces(setup)?;
+    for sysctl in &setup.sysctls {
+        set_sysctl(sysctl)?;
+    }
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|errno| failed("become the pod's reaper", errno))?;
+    let init = if setup.shared_pid {
+        Some(init::start().map_err(|errno| failed("start the pod's init", errno))?)
+    } else {
+        None
+    };
+    let socket = listen(path(&setup.state_dir))?;
+    reactor
+        .watch(socket.listener.as_fd(), Source::Listener)
+        .map_err(|errno| failed("watch the socket", errno))?;
+    let pod = Pod {
+        id: setup.pod.clone(),
+        exit_dir: path(&setup.exit_dir).to_owned(),
+        socket,
+        launcher,
+        init,
+    };
+    let ready = PodReady {
+        pid: raw(rustix::process::getpid()),
+        init_pid: init.map(raw),
+        warnings,
+    };
+    Ok((pod, ready))
+}
+
+/// Takes the pod's names out of the file system.
+pub(crate) fn remove_files(pod: &Pod) {
+    // What is left behind is removed with the pod's directory.
+    let directory = &pod.socket.directory;
+    let _left = rustix::fs::unlinkat(directory, SOCKET_NAME, AtFlags::empty());
+    let _left = rustix::fs::unlinkat(directory, WORK_DIR, AtFlags::REMOVEDIR);
+}
+
+fn take_launcher(setup: &Setup, fds: &mut Fds) -> Result<Option<Libcontainer>, Failure> {
+    if setup.userns_fd.is_some() {
+        let message = "not in this version";
+        return Err(Failure::new(
+            FailureKind::Unsupported,
+            "user namespace",
+            message,
+        ));
+    }
+    let executable = fds
+        .take_optional(setup.launcher_fd, "the launcher")
+        .map_err(|error| failed("take the launcher", error))?;
+    let state_dir = path(&setup.state_dir);
+    let work_dir: PathBuf = state_dir.join(WORK_DIR);
+    match rustix::fs::mkdir(&work_dir, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(errno) => {
+            return Err(failed(
+                "make the launch directory",
+                format!("{}: {errno}", work_dir.display()),
+            ));
+        }
+    }
+    let work_dir = work_dir.into_os_string().into_encoded_bytes();
+    Ok(executable.map(|executable| Libcontainer::new(executable, work_dir)))
+}
+
+/// Raising one's own score is free, lowering it needs CAP_SYS_RESOURCE.
+fn set_oom_score(score: i32, warnings: &mut Vec<String>) -> Result<(), Failure> {
+    match write(
+        Path::new("/proc/self/oom_score_adj"),
+        score.to_string().as_bytes(),
+    ) {
+        Ok(()) => Ok(()),
+        Err(Errno::ACCESS | Errno::PERM) => {
+            warnings.push(format!(
+                "oom_score_adj {score} of the monitor: permission denied"
+            ));
+            Ok(())
+        }
+        Err(errno) => Err(failed("set oom_score_adj", errno)),
+    }
+}
+
+fn enter_namespaces(setup: &Setup) -> Result<(), Failure> {
+    if let Some(netns) = &setup.netns {
+        let netns = path(netns);
+        enter_network(netns).map_err(|errno| {
+            failed(
+                "enter network namespace",
+                format!("{}: {errno}", netns.display()),
+            )
+        })?;
+    }
+    let mut new = CloneFlags::empty();
+    new.set(CloneFlags::CLONE_NEWIPC, setup.new_ipc);
+    new.set(CloneFlags::CLONE_NEWUTS, setup.hostname.is_some());
+    if !new.is_empty() {
+        nix::sched::unshare(new).map_err(|errno| failed("make namespaces", errno))?;
+    }
+    if let Some(hostname) = &setup.hostname {
+        rustix::system::sethostname(hostname.as_bytes())
+            .map_err(|errno| failed("set host name", errno))?;
+    }
+    Ok(())
+}
+
+fn enter_network(netns: &Path) -> Result<(), Errno> {
+    let fd = rustix::fs::open(netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::thread::move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))
+}
+
+fn set_sysctl(sysctl: &Sysctl) -> Result<(), Failure> {
+    let Sysctl { name, value } = sysctl;
+    let step = format!("sysctl {name}");
+    let path = sysctl::path(name).ok_or_else(|| failed(&step, "not a kernel parameter"))?;
+    write(&Path::new("/proc/sys").join(path), value.as_bytes())
+        .map_err(|errno| failed(&step, errno))
+}
+
+/// Binds through the directory's descriptor: an address holds 108 bytes only.
+fn listen(state_dir: &Path) -> Result<SocketFile, Failure> {
+    let failed = |errno: Errno| {
+        failed(
+            "listen on the monitor's socket",
+            format!("{}: {errno}", state_dir.display()),
+        )
+    };
+    let directory = open_directory(state_dir).map_err(failed)?;
+    match rustix::fs::unlinkat(&directory, SOCKET_NAME, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(failed(errno)),
+    }
+    let listener = bind(&directory).map_err(failed)?;
+    Ok(SocketFile {
+        directory,
+        listener,
+    })
+}
+
+fn bind(directory: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let listener = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::bind(
+        &listener,
+        &SocketAddrUnix::new(socket_path(directory.as_fd()))?,
+    )?;
+    rustix::fs::chmodat(
+        directory,
+        SOCKET_NAME,
+        Mode::RUSR | Mode::WUSR,
+        AtFlags::empty(),
+    )?;
+    rustix::net::listen(&listener, BACKLOG)?;
+    Ok(listener)
+}
+
+/// Writes an existing file at once.
+fn write(path: &Path, text: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::io::write(&file, text)).map(drop)
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
+
+fn raw(pid: Pid) -> i32 {
+    pid.as_raw_nonzero().get()
+}
+
+fn failed(step: &str, error: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Setup, step, error.to_string())
+}

@@ -1,0 +1,3 @@
+//! The claims of the launcher suite, by area.
+
+pub mod life;

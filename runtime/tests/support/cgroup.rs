@@ -1,0 +1,136 @@
+//! Cgroups of tests: the same folder in every hierarchy.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::wait_until;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A cgroup in every hierarchy. Dropping it kills what is in it and removes
+/// it.
+#[derive(Debug)]
+pub struct TestCgroup {
+    dirs: Vec<PathBuf>,
+}
+
+impl TestCgroup {
+    /// A new cgroup below the folder of this test process.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}", std::process::id());
+        let dirs: Vec<_> = hierarchies()
+            .into_iter()
+            .map(|root| {
+                let parent = root.join("slipway-test");
+                make(&root, &parent);
+                let dir = parent.join(&name);
+                make(&parent, &dir);
+                dir
+            })
+            .collect();
+        assert!(!dirs.is_empty(), "no cgroups at {ROOT}");
+        Self { dirs }
+    }
+
+    /// All `cgroup.procs`.
+    pub fn procs(&self) -> Vec<PathBuf> {
+        self.dirs
+            .iter()
+            .map(|dir| dir.join("cgroup.procs"))
+            .collect()
+    }
+
+    /// A file of whichever hierarchy has it.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        self.dirs
+            .iter()
+            .map(|dir| dir.join(name))
+            .find(|path| path.exists())
+    }
+
+    /// The counter of OOM kills.
+    pub fn oom_file(&self) -> Option<PathBuf> {
+        self.file("memory.events")
+            .or_else(|| self.file("memory.oom_control"))
+    }
+
+    /// The v2 tree's kill file.
+    pub fn kill_file(&self) -> Option<PathBuf> {
+        self.file("cgroup.kill")
+    }
+
+    /// Its path, the same in every hierarchy.
+    pub fn path(&self) -> PathBuf {
+        let name = self.dirs[0].file_name().unwrap();
+        Path::new("/slipway-test").join(name)
+    }
+
+    /// Processes in any of them.
+    pub fn pids(&self) -> Vec<i32> {
+        let mut pids: Vec<i32> = self
+            .procs()
+            .iter()
+            .flat_map(|path| {
+                let text = std::fs::read_to_string(path).unwrap_or_default();
+                text.lines()
+                    .map(|line| line.parse().unwrap())
+                    .collect::<Vec<_>>()
+            })
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids
+    }
+}
+
+impl Drop for TestCgroup {
+    fn drop(&mut self) {
+        let empty = wait_until(|| {
+            for pid in self.pids() {
+                let pid = rustix::process::Pid::from_raw(pid).unwrap();
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            self.pids().is_empty()
+        });
+        for dir in &self.dirs {
+            wait_until(|| std::fs::remove_dir(dir).is_ok() || !dir.exists());
+            // The last test of all removes the folder.
+            let _others = std::fs::remove_dir(dir.parent().unwrap());
+        }
+        assert!(
+            empty || std::thread::panicking(),
+            "processes are left in {:?}",
+            self.dirs
+        );
+    }
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let root = Path::new(ROOT);
+    if root.join("cgroup.procs").exists() {
+        return vec![root.to_owned()];
+    }
+    let mut all: Vec<_> = std::fs::read_dir(root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| !path.is_symlink() && path.join("cgroup.procs").exists())
+        .collect();
+    all.sort();
+    all
+}
+
+/// A new cpuset has nothing to run on until it is told.
+fn make(parent: &Path, dir: &Path) {
+    // Another test may remove the parent at any time.
+    assert!(wait_until(|| {
+        let _there = std::fs::create_dir(parent);
+        std::fs::create_dir(dir).is_ok() || dir.exists()
+    }));
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        if let Ok(value) = std::fs::read_to_string(parent.join(name)) {
+            let _set = std::fs::write(dir.join(name), value.trim());
+        }
+    }
+}

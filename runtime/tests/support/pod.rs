@@ -1,0 +1,366 @@
+//! A pod of a test: monitor, directories, cgroup.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use runtime::client::{
+    CreateContainer, Created, Event, ExecExit, ExecProcess, ExitRecord, LauncherKind, Monitor,
+    MonitorError, MonitorPool, PodReady, PodSetup, Started,
+};
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::{TestCgroup, TestSpec, binaries, rootfs};
+
+/// How long anything may take on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits for a condition; says whether it came.
+pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + DEADLINE;
+    while Instant::now() < end {
+        if condition() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
+/// What differs between pods.
+#[derive(Debug, Clone)]
+pub struct PodOptions {
+    /// Who makes its containers.
+    pub launcher: LauncherKind,
+    /// Changed before the setup.
+    pub shared_pid: bool,
+    /// Kernel parameters.
+    pub sysctls: Vec<(String, String)>,
+}
+
+impl PodOptions {
+    /// An ordinary pod.
+    pub fn new(launcher: LauncherKind) -> Self {
+        Self {
+            launcher,
+            shared_pid: false,
+            sysctls: Vec::new(),
+        }
+    }
+}
+
+/// A pod that is set up.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its monitor.
+    pub monitor: Monitor,
+    /// What the setup gave.
+    pub ready: PodReady,
+    /// What the monitor tells.
+    pub events: UnboundedReceiver<Event>,
+    /// The monitor's cgroup.
+    pub cgroup: TestCgroup,
+    dir: tempfile::TempDir,
+    launcher: LauncherKind,
+    next: u32,
+}
+
+/// A container that a test made.
+#[derive(Debug)]
+pub struct TestContainer {
+    /// Its id.
+    pub id: String,
+    /// Its cgroup.
+    pub cgroup: TestCgroup,
+    /// What the creation gave.
+    pub created: Created,
+    /// Its log.
+    pub log: PathBuf,
+    /// The changes to its root filesystem.
+    pub upper: PathBuf,
+}
+
+/// What a process that was run left.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended.
+    pub exit: ExecExit,
+    /// What it wrote.
+    pub stdout: String,
+    /// What it complained.
+    pub stderr: String,
+}
+
+impl Pod {
+    /// An ordinary pod.
+    pub async fn new(launcher: LauncherKind) -> Self {
+        Self::with(PodOptions::new(launcher)).await
+    }
+
+    /// A pod with options.
+    pub async fn with(options: PodOptions) -> Self {
+        Self::try_with(options).await.unwrap()
+    }
+
+    /// A pod that may fail to set up.
+    pub async fn try_with(options: PodOptions) -> Result<Self, MonitorError> {
+        let PodOptions {
+            launcher,
+            shared_pid,
+            sysctls,
+        } = options;
+        let dir = tempfile::tempdir().unwrap();
+        // As long as a real one: a socket's address could not hold the path.
+        let state_dir = dir.path().join("pods").join("a".repeat(64));
+        let exit_dir = dir.path().join("exits");
+        for made in [&state_dir, &exit_dir, &dir.path().join("logs")] {
+            std::fs::create_dir_all(made).unwrap();
+        }
+        let cgroup = TestCgroup::new();
+        let pool = MonitorPool::new(binaries::monitor_binaries(), 0);
+        let monitor = pool.take().await.unwrap();
+        let setup = PodSetup {
+            pod_id: "a".repeat(64),
+            state_dir,
+            exit_dir,
+            cgroup_procs: cgroup.procs(),
+            hostname: Some("slipway-test".to_owned()),
+            new_ipc: true,
+            netns: None,
+            sysctls,
+            shared_pid,
+            oom_score_adj: 0,
+        };
+        let (ready, events) = monitor.setup(setup).await?;
+        Ok(Self {
+            monitor,
+            ready,
+            events,
+            cgroup,
+            dir,
+            launcher,
+            next: 0,
+        })
+    }
+
+    /// Where the monitor's socket is.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("pods").join("a".repeat(64))
+    }
+
+    /// Where exit records are.
+    pub fn exit_dir(&self) -> PathBuf {
+        self.dir.path().join("exits")
+    }
+
+    /// A place for files of the test.
+    pub fn scratch(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A container with everything in it that the engine would send.
+    pub fn request(&mut self, spec: &TestSpec) -> (CreateContainer, TestCgroup, PathBuf) {
+        self.next += 1;
+        let id = format!("{:064x}", self.next);
+        let cgroup = TestCgroup::new();
+        let upper = self.dir.path().join(&id);
+        let rootfs = rootfs::overlay(&upper);
+        let request = CreateContainer {
+            launcher: self.launcher,
+            spec: spec.build(),
+            rootfs,
+            mounts: Vec::new(),
+            cgroup_procs: cgroup.procs(),
+            cgroup_oom: cgroup.oom_file(),
+            cgroup_kill: cgroup.kill_file(),
+            seccomp_bpf: None,
+            log_path: Some(self.dir.path().join("logs").join(format!("{id}.log"))),
+            stdin: false,
+            stdin_once: false,
+            tty: false,
+            id,
+        };
+        (request, cgroup, upper.join("upper"))
+    }
+
+    /// Makes a container.
+    pub async fn create(&mut self, spec: &TestSpec) -> TestContainer {
+        self.create_with(spec, |_| ()).await.unwrap()
+    }
+
+    /// Makes a container whose request is changed before.
+    pub async fn create_with(
+        &mut self,
+        spec: &TestSpec,
+        change: impl FnOnce(&mut CreateContainer),
+    ) -> Result<TestContainer, MonitorError> {
+        let (mut request, cgroup, upper) = self.request(spec);
+        change(&mut request);
+        let id = request.id.clone();
+        let log = request.log_path.clone().unwrap_or_default();
+        let created = self.monitor.create(request).await?;
+        Ok(TestContainer {
+            id,
+            cgroup,
+            created,
+            log,
+            upper,
+        })
+    }
+
+    /// Makes a container and lets it run.
+    pub async fn run(&mut self, spec: &TestSpec) -> TestContainer {
+        let container = self.create(spec).await;
+        self.start(&container).await;
+        container
+    }
+
+    /// Lets a container run.
+    pub async fn start(&self, container: &TestContainer) -> Started {
+        self.monitor.start(&container.id).await.unwrap()
+    }
+
+    /// Waits for the exit of a container.
+    pub async fn exit(&mut self, container: &TestContainer) -> ExitRecord {
+        loop {
+            match self.event().await {
+                Event::Exited(record) if record.container == container.id => return record,
+                Event::Exited(_) => {}
+                Event::Gone => panic!("the monitor died"),
+            }
+        }
+    }
+
+    /// The next event.
+    pub async fn event(&mut self) -> Event {
+        tokio::time::timeout(DEADLINE, self.events.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Runs a container to its end; gives exit and log without time stamps.
+    pub async fn outcome(&mut self, spec: &TestSpec) -> (ExitRecord, Vec<String>) {
+        let container = self.run(spec).await;
+        let record = self.exit(&container).await;
+        let log = container.log();
+        self.monitor.delete(&container.id).await.unwrap();
+        (record, log)
+    }
+
+    /// Runs a process in a container.
+    pub async fn exec(
+        &self,
+        container: &TestContainer,
+        spec: &TestSpec,
+    ) -> Result<Ended, MonitorError> {
+        self.exec_with(container, spec, |_| ()).await
+    }
+
+    /// Runs a process whose request is changed before.
+    pub async fn exec_with(
+        &self,
+        container: &TestContainer,
+        spec: &TestSpec,
+        change: impl FnOnce(&mut ExecProcess),
+    ) -> Result<Ended, MonitorError> {
+        let (stdout, stdout_end) = rustix::pipe::pipe().unwrap();
+        let (stderr, stderr_end) = rustix::pipe::pipe().unwrap();
+        let mut request = ExecProcess {
+            container: container.id.clone(),
+            process: spec.process(),
+            stdin: None,
+            stdout: stdout_end,
+            stderr: stderr_end,
+            timeout: None,
+            cgroup_procs: container.cgroup.procs(),
+        };
+        change(&mut request);
+        let readers = (read_all(stdout), read_all(stderr));
+        let exit = tokio::time::timeout(DEADLINE, self.monitor.exec(request))
+            .await
+            .unwrap()?;
+        let (stdout, stderr) = (readers.0.await.unwrap(), readers.1.await.unwrap());
+        Ok(Ended {
+            exit,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Ends the pod and looks for what is left.
+    pub async fn end(self) {
+        let before = self.monitor.pid();
+        let mounts = mounts_below(self.dir.path());
+        assert_eq!(mounts, Vec::<String>::new(), "mounts on the host");
+        tokio::time::timeout(DEADLINE, self.monitor.shutdown())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            wait_until(|| !Path::new(&format!("/proc/{before}")).exists()),
+            "monitor is left"
+        );
+        assert!(
+            !self.state_dir().join("monitor.sock").exists(),
+            "socket is left"
+        );
+        assert!(
+            !self.state_dir().join("launch").exists(),
+            "launch directory is left"
+        );
+        assert_eq!(self.cgroup.pids(), Vec::<i32>::new(), "processes are left");
+    }
+}
+
+impl Drop for Pod {
+    fn drop(&mut self) {
+        // A test that failed leaves its monitor: its containers are killed
+        // with their cgroups, it with its own.
+        if std::thread::panicking() {
+            for record in std::fs::read_dir(self.exit_dir())
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                eprintln!("exit record: {}", record.path().display());
+            }
+        }
+    }
+}
+
+impl TestContainer {
+    /// Its log without time stamps: `stdout F text`.
+    pub fn log(&self) -> Vec<String> {
+        let text = std::fs::read(&self.log).unwrap();
+        let text = String::from_utf8_lossy(&text);
+        text.lines()
+            .map(|line| line.split_once(' ').unwrap().1.to_owned())
+            .collect()
+    }
+
+    /// Waits until its log holds a text.
+    pub fn logged(&self, text: &str) {
+        let found = wait_until(|| self.log().iter().any(|line| line.contains(text)));
+        assert!(found, "{text:?} is not in {:?}", self.log());
+    }
+}
+
+/// Reads to the end without keeping the test's thread.
+fn read_all(pipe: OwnedFd) -> tokio::task::JoinHandle<String> {
+    assert!(pipe.as_raw_fd() > 2);
+    tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(pipe), &mut bytes).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let dir = dir.to_str().unwrap();
+    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    text.lines()
+        .filter(|line| line.contains(dir))
+        .map(str::to_owned)
+        .collect()
+}
