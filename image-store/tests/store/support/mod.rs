@@ -1,6 +1,7 @@
 //! What the integration tests share: images made in memory, and a registry.
 
 pub mod image;
+pub mod registry;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -51,4 +52,11 @@ pub fn names(dir: &Path, sub: &str) -> Vec<String> {
 /// Layers and staging directories that are there.
 pub fn left_over(dir: &Path) -> Vec<String> {
     [names(dir, "images/layers"), names(dir, "images/staging")].concat()
+}
+
+/// Writes the hosts of a registry.
+pub fn hosts(dir: &Path, registry: &str, text: &str) {
+    let folder = dir.join("hosts").join(registry);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("hosts.toml"), text).unwrap();
 }
