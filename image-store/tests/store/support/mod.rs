@@ -1,7 +1,7 @@
 //! What the integration tests share: images made in memory, and a registry.
 
-pub mod image;
-pub mod registry;
+pub(crate) mod image;
+pub(crate) mod registry;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use image_store::{ImageStore, StoreOptions, Tuning};
 
 /// Waits until a condition holds, for ten seconds at most.
-pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !condition() {
         assert!(Instant::now() < deadline, "not within 10 s: {what}");
@@ -18,7 +18,7 @@ pub async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A store below `dir`, with the patience of a test.
-pub async fn open(dir: &Path) -> ImageStore {
+pub(crate) async fn open(dir: &Path) -> ImageStore {
     let options = StoreOptions {
         root: dir.join("store"),
         hosts_dir: dir.join("hosts"),
@@ -28,7 +28,7 @@ pub async fn open(dir: &Path) -> ImageStore {
 }
 
 /// Short enough for tests, long enough for a busy machine.
-pub fn tuning() -> Tuning {
+pub(crate) fn tuning() -> Tuning {
     Tuning {
         stall: Duration::from_millis(700),
         backoff: Duration::from_millis(5),
@@ -38,7 +38,7 @@ pub fn tuning() -> Tuning {
 }
 
 /// Names in one of the store's directories.
-pub fn names(dir: &Path, sub: &str) -> Vec<String> {
+pub(crate) fn names(dir: &Path, sub: &str) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(dir.join("store").join(sub)) else {
         return Vec::new();
     };
@@ -50,12 +50,12 @@ pub fn names(dir: &Path, sub: &str) -> Vec<String> {
 }
 
 /// Layers and staging directories that are there.
-pub fn left_over(dir: &Path) -> Vec<String> {
+pub(crate) fn left_over(dir: &Path) -> Vec<String> {
     [names(dir, "images/layers"), names(dir, "images/staging")].concat()
 }
 
 /// Writes the hosts of a registry.
-pub fn hosts(dir: &Path, registry: &str, text: &str) {
+pub(crate) fn hosts(dir: &Path, registry: &str, text: &str) {
     let folder = dir.join("hosts").join(registry);
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("hosts.toml"), text).unwrap();

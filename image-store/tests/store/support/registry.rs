@@ -18,7 +18,7 @@ use super::image::Image;
 
 /// Who may come in.
 #[derive(Clone)]
-pub enum Access {
+pub(crate) enum Access {
     Open,
     Basic {
         user: String,
@@ -43,7 +43,7 @@ pub enum Access {
 
 /// What goes wrong with an answer.
 #[derive(Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     Status(u16),
     /// Ends the connection after so many bytes of the body.
     Cut(usize),
@@ -61,7 +61,7 @@ pub enum Fault {
 
 /// What was asked.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub(crate) struct Asked {
     pub method: String,
     pub path: String,
     pub query: String,
@@ -79,7 +79,7 @@ struct Shared {
 }
 
 /// A running registry; ends when dropped.
-pub struct Registry {
+pub(crate) struct Registry {
     shared: Arc<Shared>,
     task: JoinHandle<()>,
 }
@@ -91,7 +91,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shared = Arc::new(Shared {
             address: listener.local_addr().unwrap().to_string(),
@@ -116,25 +116,25 @@ impl Registry {
     }
 
     /// Host and port.
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         self.shared.address.clone()
     }
 
     /// A reference into this registry.
-    pub fn reference(&self, rest: &str) -> String {
+    pub(crate) fn reference(&self, rest: &str) -> String {
         format!("{}/{rest}", self.host())
     }
 
-    pub fn access(&self, access: Access) {
+    pub(crate) fn access(&self, access: Access) {
         *self.shared.access.lock().unwrap() = access;
     }
 
-    pub fn without_ranges(&self) {
+    pub(crate) fn without_ranges(&self) {
         *self.shared.ranges.lock().unwrap() = false;
     }
 
     /// The next `times` answers whose path ends so go wrong.
-    pub fn fault(&self, path: impl Into<String>, times: usize, fault: Fault) {
+    pub(crate) fn fault(&self, path: impl Into<String>, times: usize, fault: Fault) {
         self.shared
             .faults
             .lock()
@@ -143,18 +143,18 @@ impl Registry {
     }
 
     /// Serves bytes at a path.
-    pub fn put(&self, path: &str, media_type: &str, bytes: &[u8]) {
+    pub(crate) fn put(&self, path: &str, media_type: &str, bytes: &[u8]) {
         let mut files = self.shared.files.lock().unwrap();
         files.insert(path.to_owned(), (media_type.to_owned(), bytes.to_vec()));
     }
 
-    pub fn put_blob(&self, repository: &str, bytes: &[u8]) {
+    pub(crate) fn put_blob(&self, repository: &str, bytes: &[u8]) {
         let path = format!("/v2/{repository}/blobs/{}", Digest::of(bytes));
         self.put(&path, "application/octet-stream", bytes);
     }
 
     /// Serves a manifest by digest and by tag.
-    pub fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) {
+    pub(crate) fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, bytes: &[u8]) {
         for name in [tag.to_owned(), Digest::of(bytes).to_string()] {
             self.put(
                 &format!("/v2/{repository}/manifests/{name}"),
@@ -165,7 +165,7 @@ impl Registry {
     }
 
     /// Serves a whole image.
-    pub fn push(&self, repository: &str, tag: &str, image: &Image) {
+    pub(crate) fn push(&self, repository: &str, tag: &str, image: &Image) {
         for layer in &image.layers {
             self.put_blob(repository, &layer.blob);
         }
@@ -174,12 +174,12 @@ impl Registry {
         self.put_manifest(repository, tag, media_type, &image.manifest);
     }
 
-    pub fn asked(&self) -> Vec<Asked> {
+    pub(crate) fn asked(&self) -> Vec<Asked> {
         self.shared.asked.lock().unwrap().clone()
     }
 
     /// How often paths that contain this were asked for.
-    pub fn count(&self, part: &str) -> usize {
+    pub(crate) fn count(&self, part: &str) -> usize {
         self.asked()
             .iter()
             .filter(|a| a.path.contains(part))
