@@ -10,3 +10,4 @@ mod sharing;
     reason = "helpers of tests, which the exception for tests misses"
 )]
 mod support;
+mod tls;

@@ -1,5 +1,6 @@
 //! What the integration tests share: images made in memory, and a registry.
 
+pub(crate) mod authority;
 pub(crate) mod image;
 pub(crate) mod registry;
 
@@ -59,4 +60,11 @@ pub(crate) fn hosts(dir: &Path, registry: &str, text: &str) {
     let folder = dir.join("hosts").join(registry);
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join("hosts.toml"), text).unwrap();
+}
+
+/// Writes a file beside the hosts of `r.example`.
+pub(crate) fn beside_hosts(dir: &Path, name: &str, text: &str) {
+    let folder = dir.join("hosts/r.example");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), text).unwrap();
 }

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use base64::Engine as _;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use image_store::Digest;
 
@@ -59,6 +61,10 @@ pub(crate) enum Fault {
     Redirect(String),
 }
 
+/// What a connection is made of.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 /// What was asked.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
@@ -92,6 +98,15 @@ impl Drop for Registry {
 
 impl Registry {
     pub(crate) async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Speaks HTTPS.
+    pub(crate) async fn start_tls(config: ServerConfig) -> Self {
+        Self::start_with(Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let shared = Arc::new(Shared {
             address: listener.local_addr().unwrap().to_string(),
@@ -106,9 +121,18 @@ impl Registry {
             async move {
                 let mut connections = tokio::task::JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    let shared = Arc::clone(&shared);
+                    let (shared, tls) = (Arc::clone(&shared), tls.clone());
                     // A client that goes away is part of what is tested.
-                    connections.spawn(async move { drop(shared.serve(stream).await) });
+                    connections.spawn(async move {
+                        match tls {
+                            None => drop(shared.serve(stream).await),
+                            Some(tls) => {
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    drop(shared.serve(stream).await);
+                                }
+                            }
+                        }
+                    });
                 }
             }
         });
@@ -118,6 +142,11 @@ impl Registry {
     /// Host and port.
     pub(crate) fn host(&self) -> String {
         self.shared.address.clone()
+    }
+
+    /// The port alone.
+    pub(crate) fn port(&self) -> String {
+        self.host().rsplit_once(':').unwrap().1.to_owned()
     }
 
     /// A reference into this registry.
@@ -188,7 +217,7 @@ impl Registry {
 }
 
 impl Shared {
-    async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve(&self, mut stream: impl Stream) -> io::Result<()> {
         let Some(asked) = read_request(&mut stream).await? else {
             return Ok(());
         };
@@ -218,7 +247,7 @@ impl Shared {
 
     async fn send(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut impl Stream,
         asked: &Asked,
         (media_type, mut bytes): (String, Vec<u8>),
         fault: Option<Fault>,
@@ -324,7 +353,7 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {text}")
 }
 
-async fn read_request(stream: &mut TcpStream) -> io::Result<Option<Asked>> {
+async fn read_request(stream: &mut impl Stream) -> io::Result<Option<Asked>> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -362,7 +391,7 @@ async fn read_request(stream: &mut TcpStream) -> io::Result<Option<Asked>> {
 }
 
 async fn head(
-    stream: &mut TcpStream,
+    stream: &mut impl Stream,
     status: u16,
     headers: &[(&str, String)],
     length: usize,
@@ -377,7 +406,7 @@ async fn head(
 }
 
 async fn answer(
-    stream: &mut TcpStream,
+    stream: &mut impl Stream,
     status: u16,
     headers: &[(&str, String)],
     body: &[u8],
