@@ -51,7 +51,7 @@ async fn client_certificate_is_shown_where_configured() {
         beside_hosts(dir.path(), "ca.pem", &authority.issuer.pem());
         beside_hosts(dir.path(), "node.crt", &certificate.pem());
         beside_hosts(dir.path(), "node.key", &key.serialize_pem());
-        write(
+        beside_hosts(
             dir.path(),
             "both.pem",
             &format!("{}{}", certificate.pem(), key.serialize_pem()),
@@ -73,7 +73,7 @@ async fn client_certificate_is_shown_where_configured() {
 async fn unusable_certificate_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await;
-    write(
+    beside_hosts(
         dir.path(),
         "bad.pem",
         "-----BEGIN CERTIFICATE-----\n!!\n-----END CERTIFICATE-----\n",
