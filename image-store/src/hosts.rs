@@ -52,8 +52,8 @@ pub(crate) struct Tls {
     pub skip_verify: bool,
     /// Files with authorities to trust besides the system's.
     pub ca: Vec<PathBuf>,
-    /// Files with a client certificate, and its key where it is apart.
-    pub client: Vec<(PathBuf, Option<PathBuf>)>,
+    /// The file with a client certificate, and that of its key where it is apart.
+    pub client: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 /// Why a `hosts.toml` cannot be used.
@@ -82,6 +82,14 @@ pub enum HostsError {
         path: PathBuf,
         /// The key with the tables around it.
         key: String,
+    },
+    /// A certificate or key cannot be used.
+    #[error("{} cannot be used for TLS", path.display())]
+    Certificate {
+        /// The file; empty where the whole setting is at fault.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: reqwest::Error,
     },
     /// A value that cannot be used.
     #[error("{}: `{key}` {reason}", path.display())]
@@ -240,7 +248,7 @@ impl File<'_> {
                 "server" | "host" => {}
                 "capabilities" => (host.resolve, host.pull) = self.capabilities(value, &key)?,
                 "ca" => host.tls.ca = self.files(value, &key)?,
-                "client" => host.tls.client = self.client(value, &key)?,
+                "client" => host.tls.client = Some(self.client(value, &key)?),
                 "skip_verify" => host.tls.skip_verify = self.boolean(value, &key)?,
                 "header" => host.headers = self.headers(value, &key)?,
                 "override_path" => override_path = self.boolean(value, &key)?,
@@ -302,25 +310,24 @@ impl File<'_> {
             .collect())
     }
 
-    /// `"both.pem"`, `["a.pem", "b.pem"]`, or `[["a.crt", "a.key"], "b.pem"]`.
-    fn client(
-        &self,
-        value: &Value,
-        key: &str,
-    ) -> Result<Vec<(PathBuf, Option<PathBuf>)>, HostsError> {
-        let Value::Array(items) = value else {
-            return Ok(vec![(self.beside(self.string(value, key)?), None)]);
+    /// `"both.pem"`, `["both.pem"]`, or `[["it.crt", "it.key"]]`; one of them,
+    /// since a connection shows one certificate.
+    fn client(&self, value: &Value, key: &str) -> Result<(PathBuf, Option<PathBuf>), HostsError> {
+        let only = match value {
+            Value::Array(items) => match items.as_slice() {
+                [only] => only,
+                _ => {
+                    return Err(self.bad(key, "has to be one certificate, with or without its key"));
+                }
+            },
+            other => other,
         };
-        let mut out = Vec::new();
-        for item in items {
-            match self.strings(item, key)?.as_slice() {
-                [both] => out.push((self.beside(both), None)),
-                [cert, private] if private.is_empty() => out.push((self.beside(cert), None)),
-                [cert, private] => out.push((self.beside(cert), Some(self.beside(private)))),
-                _ => return Err(self.bad(key, "has to be a file or pairs of certificate and key")),
-            }
+        match self.strings(only, key)?.as_slice() {
+            [both] => Ok((self.beside(both), None)),
+            [cert, private] if private.is_empty() => Ok((self.beside(cert), None)),
+            [cert, private] => Ok((self.beside(cert), Some(self.beside(private)))),
+            _ => Err(self.bad(key, "has to be a file or a pair of certificate and key")),
         }
-        Ok(out)
     }
 
     fn headers(&self, value: &Value, key: &str) -> Result<Vec<(String, String)>, HostsError> {
@@ -482,7 +489,7 @@ mod tests {
             [host."https://m"]
             skip_verify = true
             ca = ["a.pem", "/abs/b.pem"]
-            client = [["c.crt", "c.key"], ["both.pem", ""], "x.pem"]
+            client = [["c.crt", "c.key"]]
             dial_timeout = "1500ms"
             [host."https://m".header]
             X-One = "1"
@@ -496,12 +503,8 @@ mod tests {
             [PathBuf::from("/c/a.pem"), PathBuf::from("/abs/b.pem")]
         );
         assert_eq!(
-            m.tls.client[0],
-            ("/c/c.crt".into(), Some("/c/c.key".into()))
-        );
-        assert_eq!(
-            m.tls.client[1..],
-            [("/c/both.pem".into(), None), ("/c/x.pem".into(), None)]
+            m.tls.client,
+            Some(("/c/c.crt".into(), Some("/c/c.key".into())))
         );
         assert_eq!(m.dial_timeout, Some(Duration::from_millis(1500)));
         assert_eq!(m.headers.len(), 3);
@@ -544,6 +547,7 @@ mod tests {
             "skip_verify = \"yes\"",
             "dial_timeout = \"soon\"",
             "client = [[\"a\", \"b\", \"c\"]]",
+            "client = [\"a\", \"b\"]",
             "host = 3",
             "[header]\n\"a b\" = \"x\"",
             "[header]\na = \"x\\n\"",

@@ -59,7 +59,7 @@ impl Catalog {
     }
 
     /// The image of this id.
-    #[must_use]
+    #[cfg(test)]
     pub(crate) fn get(&self, id: &ImageId) -> Option<&Arc<Image>> {
         self.images.get(id)
     }

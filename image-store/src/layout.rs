@@ -200,13 +200,7 @@ impl Staging {
         let layout = Arc::clone(&self.layout);
         let rename = || {
             let flags = RenameFlags::NOREPLACE;
-            rustix::fs::renameat_with(
-                &layout.staging,
-                &self.name,
-                &layout.layers,
-                &id.hex(),
-                flags,
-            )
+            rustix::fs::renameat_with(&layout.staging, &self.name, &layout.layers, id.hex(), flags)
         };
         match rename() {
             Err(rustix::io::Errno::EXIST) => {

@@ -170,12 +170,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_ten_thousand_deep_is_removed() {
+    fn a_tree_deeper_than_any_path_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let at = std::fs::File::open(dir.path()).unwrap();
         rustix::fs::mkdirat(&at, "deep", Mode::from_raw_mode(0o755)).unwrap();
         let mut fd = open(&at, b"deep").unwrap();
-        for _ in 0..10_000 {
+        for _ in 0..2_100 {
             rustix::fs::mkdirat(&fd, "d", Mode::from_raw_mode(0o755)).unwrap();
             rustix::fs::mkdirat(&fd, ".slipway-lifted-0", Mode::from_raw_mode(0o755)).unwrap();
             fd = open(&fd, b"d").unwrap();

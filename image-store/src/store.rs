@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, spawn_blocking};
 
+use crate::auth::Auth;
 use crate::depot::Depot;
 use crate::digest::ImageId;
 use crate::error::{ImportError, LeaseError, OpenError, PullError, RemoveError};
 use crate::image::Image;
+use crate::pull::Puller;
+use crate::registry::Registry;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::tuning::Tuning;
 use crate::usage::{Usage, usage};
@@ -42,6 +45,7 @@ pub struct ImageStore {
 
 struct Inner {
     depot: Arc<Depot>,
+    puller: Puller,
     runtime: Handle,
     tuning: Tuning,
     usages: Mutex<HashMap<String, Measured>>,
@@ -80,10 +84,12 @@ impl ImageStore {
 
     /// Opens the store with other bounds and patience than the usual.
     pub async fn open_with(options: StoreOptions, tuning: Tuning) -> Result<Self, OpenError> {
-        let root = options.root.clone();
-        let depot = blocking(move || Depot::open(&root)).await?;
+        let root = options.root;
+        let depot = Arc::new(blocking(move || Depot::open(&root)).await?);
+        let registry = Registry::new(options.hosts_dir, options.user_agent, tuning.clone());
         let inner = Inner {
-            depot: Arc::new(depot),
+            puller: Puller::new(Arc::clone(&depot), registry, tuning.clone()),
+            depot,
             runtime: Handle::current(),
             tuning,
             usages: Mutex::default(),
@@ -93,24 +99,16 @@ impl ImageStore {
         })
     }
 
-    /// Pulls an image.
+    /// Brings an image from its registry or a mirror. A pull of the same
+    /// reference with the same credentials that is on its way is joined;
+    /// dropping the last caller's future ends the work and frees what it wrote.
     pub async fn pull(
         &self,
         reference: &str,
-        auth: Option<crate::Auth>,
+        auth: Option<Auth>,
     ) -> Result<PulledImage, PullError> {
-        drop(auth);
-        let name: crate::Reference =
-            reference
-                .parse()
-                .map_err(|source| PullError::BadReference {
-                    reference: reference.to_owned(),
-                    source,
-                })?;
-        Err(PullError::RegistryUnavailable {
-            host: name.registry().to_owned(),
-            source: Arc::new(std::io::Error::from(std::io::ErrorKind::Unsupported)),
-        })
+        let id = self.inner.puller.pull(reference, auth).await?;
+        Ok(PulledImage { id })
     }
 
     /// All images. Answers from memory.

@@ -192,11 +192,6 @@ impl<R: Read> TarReader<R> {
         self.offset
     }
 
-    /// The bytes below, from the current position on.
-    pub(crate) fn into_inner(self) -> R {
-        self.inner
-    }
-
     fn read_some(&mut self, buf: &mut [u8]) -> Result<usize, TarError> {
         loop {
             match self.inner.read(buf) {

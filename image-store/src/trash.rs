@@ -85,9 +85,8 @@ impl Trash {
     /// Lets the thread look.
     pub(crate) fn wake(&self) {
         let wake = self.wake.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(wake) = wake.as_ref() {
-            // The thread ends only after this sender is gone.
-            drop(wake.send(()));
+        if wake.as_ref().is_some_and(|wake| wake.send(()).is_err()) {
+            tracing::error!("the thread that empties the trash is gone");
         }
     }
 }

@@ -7,6 +7,9 @@ use crate::support::image::{Packing, blob_path, image, image_for, layer, pack, w
 use crate::support::{eventually, left_over, names, open};
 use image_store::{ImportError, PullError, SnapshotError};
 
+/// Names and contents.
+type Files = Vec<(String, Vec<u8>)>;
+
 /// Where the files of a detached mount can be reached.
 fn inside(mount: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()))
@@ -259,12 +262,12 @@ async fn image_that_lost_a_layer_is_dropped_at_start_and_can_come_back() {
 async fn damaged_archives_are_refused_and_leave_nothing() {
     let good = two_layers();
     let blob = blob_path(&good.layers[1].blob);
-    let damaged = |change: &dyn Fn(&mut Vec<(String, Vec<u8>)>)| {
+    let damaged = |change: &dyn Fn(&mut Files)| {
         let mut files = good.layout(Some("r.io/x:1"));
         change(&mut files);
         files
     };
-    let set = |files: &mut Vec<(String, Vec<u8>)>, name: &str, bytes: &[u8]| {
+    let set = |files: &mut Files, name: &str, bytes: &[u8]| {
         files.iter_mut().find(|(n, _)| n == name).unwrap().1 = bytes.to_vec();
     };
     let flipped = damaged(&|files| {

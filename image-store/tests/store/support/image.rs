@@ -8,7 +8,7 @@ use serde_json::json;
 
 /// How a layer travels.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Packing {
+pub(crate) enum Packing {
     Plain,
     Gzip,
     Zstd,
@@ -16,7 +16,7 @@ pub enum Packing {
 
 /// One layer.
 #[derive(Clone)]
-pub struct Layer {
+pub(crate) struct Layer {
     pub plain: Vec<u8>,
     pub blob: Vec<u8>,
     pub media_type: String,
@@ -24,14 +24,14 @@ pub struct Layer {
 
 /// One image.
 #[derive(Clone)]
-pub struct Image {
+pub(crate) struct Image {
     pub config: Vec<u8>,
     pub layers: Vec<Layer>,
     pub manifest: Vec<u8>,
 }
 
 /// Go's name of this machine's architecture.
-pub fn arch() -> &'static str {
+pub(crate) fn arch() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -40,7 +40,7 @@ pub fn arch() -> &'static str {
 }
 
 /// A tar of files; a name that ends in a slash is a directory.
-pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut builder = tar::Builder::new(Vec::new());
     for (name, body) in files {
         let mut h = tar::Header::new_gnu();
@@ -58,12 +58,12 @@ pub fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 /// A layer of these files.
-pub fn layer(packing: Packing, files: &[(&str, &[u8])]) -> Layer {
+pub(crate) fn layer(packing: Packing, files: &[(&str, &[u8])]) -> Layer {
     layer_of(packing, tar_of(files))
 }
 
 /// A layer of this archive.
-pub fn layer_of(packing: Packing, plain: Vec<u8>) -> Layer {
+pub(crate) fn layer_of(packing: Packing, plain: Vec<u8>) -> Layer {
     let base = "application/vnd.oci.image.layer.v1.tar";
     let (blob, suffix) = match packing {
         Packing::Plain => (plain.clone(), ""),
@@ -82,12 +82,12 @@ pub fn layer_of(packing: Packing, plain: Vec<u8>) -> Layer {
 }
 
 /// An image of these layers for this machine.
-pub fn image(layers: &[Layer]) -> Image {
+pub(crate) fn image(layers: &[Layer]) -> Image {
     image_for("linux", arch(), layers)
 }
 
 /// An image of these layers for some machine.
-pub fn image_for(os: &str, arch: &str, layers: &[Layer]) -> Image {
+pub(crate) fn image_for(os: &str, arch: &str, layers: &[Layer]) -> Image {
     let diff_ids: Vec<String> = layers
         .iter()
         .map(|l| Digest::of(&l.plain).to_string())
@@ -121,28 +121,28 @@ fn manifest(config: &[u8], layers: &[Layer]) -> Vec<u8> {
 }
 
 /// Points to bytes.
-pub fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
+pub(crate) fn descriptor(media_type: &str, bytes: &[u8]) -> serde_json::Value {
     json!({"mediaType": media_type, "digest": Digest::of(bytes).to_string(), "size": bytes.len()})
 }
 
 /// A name in an archive.
-pub fn blob_path(bytes: &[u8]) -> String {
+pub(crate) fn blob_path(bytes: &[u8]) -> String {
     format!("blobs/sha256/{}", Digest::of(bytes).hex())
 }
 
 impl Image {
     /// The image's id.
-    pub fn id(&self) -> image_store::ImageId {
+    pub(crate) fn id(&self) -> image_store::ImageId {
         image_store::ImageId(Digest::of(&self.config))
     }
 
     /// The manifest's digest.
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.manifest)
     }
 
     /// The files of an OCI layout that holds this image under a name.
-    pub fn layout(&self, name: Option<&str>) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn layout(&self, name: Option<&str>) -> Vec<(String, Vec<u8>)> {
         let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &self.manifest);
         if let Some(name) = name {
             entry["annotations"] = json!({"org.opencontainers.image.ref.name": name});
@@ -164,7 +164,7 @@ impl Image {
     }
 
     /// The files of a `docker save` archive.
-    pub fn saved(&self, tags: &[&str]) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn saved(&self, tags: &[&str]) -> Vec<(String, Vec<u8>)> {
         let names: Vec<String> = (0..self.layers.len())
             .map(|i| format!("{i}/layer.tar"))
             .collect();
@@ -183,7 +183,7 @@ impl Image {
 }
 
 /// Writes files into a directory.
-pub fn write_dir(dir: &Path, files: &[(String, Vec<u8>)]) {
+pub(crate) fn write_dir(dir: &Path, files: &[(String, Vec<u8>)]) {
     for (name, body) in files {
         let path = dir.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -192,7 +192,7 @@ pub fn write_dir(dir: &Path, files: &[(String, Vec<u8>)]) {
 }
 
 /// Packs files into an archive.
-pub fn pack(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn pack(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let files: Vec<(&str, &[u8])> = files
         .iter()
         .map(|(n, b)| (n.as_str(), b.as_slice()))
