@@ -4,10 +4,12 @@
 //! - `engine`: starts an engine in a scratch folder and ends it.
 //! - `isolation`: a network and a mount namespace for engine and plugins.
 //! - `image`: a tiny image, built here.
+//! - `bench`: the latency of each call, for several engines in turn.
 //! - `client`: both CRI services, and requests with sensible values.
 //! - `host`: what a node looks like, compared before and after.
 //! - `walk`: a pod's whole life, with the time of each step.
 
+pub mod bench;
 pub mod client;
 pub mod engine;
 pub mod host;
