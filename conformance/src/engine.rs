@@ -23,6 +23,8 @@ pub struct Engine {
     child: Option<Child>,
     cgroup: String,
     environment: Vec<(String, String)>,
+    /// Another socket than the folder's own.
+    listen: Option<PathBuf>,
 }
 
 /// The `slipway` to test: `SLIPWAY`, or the one beside the test's own folder.
@@ -62,6 +64,7 @@ impl Engine {
             child: None,
             cgroup: format!("/{unique}"),
             environment: Vec::new(),
+            listen: None,
             dir,
         };
         isolation::write_bridge_network(&engine.path("net.d"), &engine.path("ipam"))?;
@@ -84,7 +87,13 @@ impl Engine {
     /// The socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
-        self.path("slipway.sock")
+        let own = || self.path("slipway.sock");
+        self.listen.clone().unwrap_or_else(own)
+    }
+
+    /// Lets engines that are started from now on listen elsewhere.
+    pub fn listen_at(&mut self, socket: PathBuf) {
+        self.listen = Some(socket);
     }
 
     /// The cgroup for the pods of this engine, made and removed with it.
@@ -196,6 +205,15 @@ impl Engine {
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Waits until an engine that was spawned ends by itself.
+    ///
+    /// # Errors
+    /// It does not, within the deadline.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        let ended = eventually(DEADLINE, async || self.has_ended().then_some(())).await;
+        ended.with_context(|| format!("the engine still runs: {}", self.log_end()))
     }
 
     /// The last lines of the engine's log.

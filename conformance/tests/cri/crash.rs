@@ -137,7 +137,7 @@ fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
         assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
         let status = rig.client.container(&id).await.expect("status");
         assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
-        let leases = rig.engine.path("ipam/scratch");
+        let leases = rig.engine.path("ipam/host-local/scratch");
         let left = std::fs::read_dir(leases)
             .expect("leases")
             .filter_map(Result::ok);

@@ -92,7 +92,7 @@ fn an_unreachable_registry_is_unknown_and_says_so_first() {
         );
         let error = rig
             .client
-            .pull("UPPER/case")
+            .pull("localhost/UPPER")
             .await
             .expect_err("no reference");
         assert_eq!(error.code(), Code::InvalidArgument, "{error}");

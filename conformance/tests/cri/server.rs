@@ -133,17 +133,14 @@ fn sigterm_ends_the_engine_within_two_seconds_and_containers_live_on() {
 fn a_socket_that_an_engine_lives_behind_is_refused_and_a_stale_one_is_taken() {
     with_own_engine(async |rig| {
         let mut second = Engine::prepare(&executable().expect("slipway")).expect("scratch");
-        let taken = second.socket();
-        std::os::unix::fs::symlink(rig.engine.socket(), &taken).expect("link");
-        let error = second
-            .start()
+        second.listen_at(rig.engine.socket());
+        second.spawn().expect("spawn");
+        second
+            .ended()
             .await
-            .expect_err("no second engine")
-            .to_string();
-        assert!(
-            error.contains("no socket") || error.contains("another engine"),
-            "{error}"
-        );
+            .expect("there is no room for a second engine");
+        let said = second.log_end();
+        assert!(said.contains("another engine listens on"), "{said}");
         rig.client
             .version()
             .await

@@ -155,6 +155,11 @@ impl State {
             (state @ Self::Killing { .. }, Input::StopAsked { .. }) => {
                 Ok((state, vec![Work::Kill]))
             }
+            // The end of a process that never became the container's program is
+            // reported before the reason why it did not.
+            (Self::Exited(exit), Input::StartFailed { message, .. }) if exit.started_at == 0 => {
+                Ok((Self::Exited(start_error(exit.finished_at, message)), vec![]))
+            }
             (Self::Exited(exit), _) => Ok((Self::Exited(exit), vec![])),
             (_, Input::Exited(exit)) => Ok((Self::Exited(exit), vec![Work::Ended])),
             // CRI: stopping what does not run is no error.
@@ -280,6 +285,19 @@ mod tests {
         assert!(
             matches!(state, State::Exited(exit) if exit.code == 128 && exit.reason == "StartError")
         );
+    }
+
+    #[test]
+    fn the_reason_of_a_failed_start_may_come_after_the_end() {
+        let mut unborn = exit();
+        unborn.started_at = 0;
+        let failed = Input::StartFailed {
+            at: 5,
+            message: "no such file".into(),
+        };
+        let (state, work) = step(State::Exited(unborn), failed);
+        assert!(work.is_empty());
+        assert!(matches!(state, State::Exited(exit) if exit.reason == "StartError"));
     }
 
     #[test]

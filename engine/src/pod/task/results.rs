@@ -16,6 +16,7 @@ pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
     let reason = match record {
         record if record.oom_killed => "OOMKilled",
         record if record.exit_code == 0 => "Completed",
+        record if record.started_at == 0 && record.exit_code == 128 => "StartError",
         _ => "Error",
     };
     Exit {
