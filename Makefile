@@ -47,6 +47,7 @@ suite:
 	$(CARGO) test --locked -p conformance
 
 critest:
+	conformance/scripts/crictl-walk
 	conformance/scripts/critest
 
 check: fmt clippy doc arrows licences
