@@ -23,6 +23,70 @@ macro_rules! launcher_suite {
                 life {
                     output_and_exit_code_are_recorded,
                     created_container_waits_for_its_start,
+                    signals_reach_the_first_process,
+                    real_time_signals_are_sent,
+                    delete_follows_the_state,
+                    killed_before_its_start_is_an_exit,
+                    requests_out_of_order_are_refused,
+                    engine_that_returns_finds_everything,
+                    dead_monitor_is_reported,
+                    creations_do_not_wait_for_each_other,
+                    shutdown_leaves_nothing,
+                }
+                programs {
+                    missing_program_fails_the_start,
+                    owners_only_program_runs,
+                    environment_is_kept_as_it_is,
+                    missing_path_and_home_are_no_error,
+                    image_runs_no_code_before_its_program,
+                    working_directory_is_entered,
+                }
+                isolation {
+                    process_is_what_was_asked_for,
+                    root_has_the_capabilities_it_was_given,
+                    missing_capabilities_are_none,
+                    all_cgroups_are_joined,
+                    container_sees_its_own_cgroups,
+                    devices_follow_the_rules,
+                    lowered_oom_score_never_fails,
+                    unsupported_wishes_are_refused_by_name,
+                }
+                exec {
+                    exit_and_output_come_back,
+                    namespaces_are_the_containers,
+                    input_is_given,
+                    users_can_open_their_output,
+                    missing_program_is_named,
+                    working_directory_never_leads_out,
+                    timeout_kills_the_session,
+                    ended_container_takes_no_process,
+                    end_of_the_container_ends_its_processes,
+                    many_at_once_come_back,
+                }
+                streams {
+                    long_output_is_complete,
+                    reopened_log_loses_nothing,
+                    full_disk_never_blocks_the_container,
+                    output_without_a_log_is_dropped,
+                    log_that_cannot_be_opened_is_named,
+                    input_is_empty_or_open,
+                    terminal_is_logged,
+                    grandchild_keeps_no_exit_waiting,
+                }
+                pods {
+                    containers_share_the_pods_namespaces,
+                    kernel_parameters_are_set,
+                    shared_init_has_nothing_to_take,
+                    shared_processes_end_with_their_container,
+                    shared_init_ends_on_sigterm,
+                    host_pid_processes_end_with_their_container,
+                    lack_of_memory_is_told,
+                }
+                mounts {
+                    detached_mounts_are_sources,
+                    read_only_root_is_honoured,
+                    paths_are_masked_and_read_only,
+                    each_mount_has_its_own_propagation,
                 }
             }
         }

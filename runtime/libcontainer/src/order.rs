@@ -27,6 +27,7 @@ pub(crate) fn take() -> Result<Channel, ProtocolError> {
 }
 
 fn prepare() -> Result<Channel, Errno> {
+    runtime::sys::fds::close_from(3, runtime::sys::fds::Close::Now)?;
     // Whatever is ignored or blocked here would stay so in the container.
     runtime::sys::signals::reset_all()?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);

@@ -430,8 +430,12 @@ impl Monitor {
         let Some(outcome) = gate.outcome() else {
             return;
         };
+        // Without one the answer was given: the program cannot be executed,
+        // and the end of the socket behind that says nothing new.
+        let Some(reply) = reply.take() else {
+            return;
+        };
         self.reactor.unwatch(gate.as_fd(), *token);
-        let reply = reply.take();
         let result = match outcome {
             StartOutcome::Running => {
                 let started_at = wall_now();
@@ -446,9 +450,7 @@ impl Monitor {
                 ..Failure::new(FailureKind::Launch, "start", message)
             }),
         };
-        if let Some(reply) = reply {
-            self.reply(reply, result);
-        }
+        self.reply(reply, result);
     }
 
     /// A container's first process was reaped.

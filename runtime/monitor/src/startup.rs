@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use runtime::sys::fds::{Close, close_from};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::DumpableBehavior;
@@ -38,6 +39,8 @@ pub(crate) struct Descriptors {
 
 /// Makes a monitor of this process.
 pub(crate) fn start() -> Result<Monitor, Errno> {
+    // What the engine forgot to close on exec is not for containers to find.
+    close_from(3, Close::Now)?;
     // Fails for the leader of a process group, which is nobody's child group.
     let _already_leader = rustix::process::setsid();
     rustix::process::chdir(c"/")?;

@@ -19,8 +19,9 @@ pub enum Close {
 /// Closes or marks all descriptors from `first` on.
 ///
 /// With [`Close::Now`] owners of these descriptors are left with numbers that
-/// mean nothing: call it only in a child made by [`super::fork::spawn`], which
-/// runs no destructors of its parent's values and ends by exec or exit.
+/// mean nothing: call it only where a program begins, before it has opened
+/// anything, or in a child made by [`super::fork::spawn`], which runs no
+/// destructors of its parent's values and ends by exec or exit.
 ///
 /// # Errors
 /// The kernel is older than 5.11 (`OnExec`) or 5.9 (`Now`).
@@ -30,7 +31,7 @@ pub fn close_from(first: u32, close: Close) -> Result<(), Errno> {
         Close::Now => 0,
     };
     // SAFETY: marking changes no descriptor's meaning. Closing is limited by
-    // the contract above to processes whose owners of descriptors never run.
+    // the contract above to processes without owners that will ever run.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
     super::check(result).map(drop)
 }

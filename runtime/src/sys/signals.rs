@@ -6,6 +6,9 @@ use nix::sys::signal::{SigHandler, SigSet, Signal};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+/// Highest number of a signal.
+const LAST_SIGNAL: libc::c_int = 64;
+
 /// Gives every signal its default disposition and blocks none: what a program
 /// expects to begin with. Rust ignores `SIGPIPE` in every program it starts,
 /// and whatever is ignored stays so in all that are executed.
@@ -13,15 +16,10 @@ use rustix::process::Pid;
 /// # Errors
 /// The kernel's answer.
 pub fn reset_all() -> Result<(), Errno> {
-    for signal in Signal::iterator() {
-        if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) {
-            continue;
+    for signal in 1..=LAST_SIGNAL {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            set_default_raw(signal)?;
         }
-        set_default(signal)?;
-    }
-    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL runs no code of this process.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
     unblock_all()
 }
@@ -61,6 +59,26 @@ pub fn send(process: Pid, signal: i32) -> Result<(), Errno> {
     // SAFETY: kill reads no memory of this process.
     let result = unsafe { libc::kill(process.as_raw_nonzero().get(), signal) };
     super::check(result.into()).map(drop)
+}
+
+/// The C library keeps two signals to itself and would refuse to reset them,
+/// but a parent may have ignored these as any other.
+fn set_default_raw(signal: libc::c_int) -> Result<(), Errno> {
+    // The kernel's sigaction: handler, flags, restorer and mask, 8 bytes each
+    // on every 64 bit machine; all zero is the default disposition.
+    let default = [0_u64; 4];
+    // SAFETY: the kernel reads 32 bytes at most from the array, writes nothing,
+    // and the default disposition runs no code of this process.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigaction,
+            signal,
+            default.as_ptr(),
+            std::ptr::null::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+    super::check(result).map(drop)
 }
 
 fn set_default(signal: Signal) -> Result<(), Errno> {

@@ -1,8 +1,14 @@
 //! Life and death of containers.
 
-use runtime::client::{ContainerState, ExitRecord, LauncherKind};
+use runtime::client::{ContainerState, Event, ExitRecord, LauncherKind, Monitor, MonitorError};
+use rustix::process::{Pid, Signal};
 
-use crate::support::{Pod, TestSpec};
+use crate::support::{Pod, TestSpec, wait_until};
+
+/// A process that ends on SIGTERM, and says when it is ready to.
+fn patient() -> TestSpec {
+    TestSpec::shell("trap 'exit 7' TERM; echo ready; while :; do sleep 0.02; done")
+}
 
 /// Both streams are in the log, the exit is an event and a record.
 pub async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
@@ -37,4 +43,226 @@ pub async fn created_container_waits_for_its_start(launcher: LauncherKind) {
     assert_eq!(pod.exit(&container).await.exit_code, 0);
     assert!(container.upper.join("ran").exists());
     pod.end().await;
+}
+
+/// Signals reach the first process; SIGKILL is 137, SIGTERM its own choice.
+pub async fn signals_reach_the_first_process(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    for (signal, code, by) in [(15, 7, None), (9, 137, Some(9))] {
+        let container = pod.run(&patient()).await;
+        container.logged("ready");
+        pod.monitor.signal(&container.id, signal).await.unwrap();
+        let record = pod.exit(&container).await;
+        assert_eq!((record.exit_code, record.signal), (code, by));
+        pod.monitor.signal(&container.id, signal).await.unwrap();
+        pod.monitor.signal(&container.id, 0).await.unwrap();
+    }
+    let error = pod.monitor.signal("nobody", 9).await.unwrap_err();
+    assert!(matches!(error, MonitorError::UnknownContainer(id) if id == "nobody"));
+    let container = pod.run(&patient()).await;
+    assert!(pod.monitor.signal(&container.id, 1000).await.is_err());
+    pod.end().await;
+}
+
+/// Real time signals, systemd's way to be stopped, are sent as well.
+pub async fn real_time_signals_are_sent(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "trap 'exit 9' 37; echo ready; while :; do sleep 0.02; done";
+    let container = pod.run(&TestSpec::shell(script)).await;
+    container.logged("ready");
+    pod.monitor.signal(&container.id, 37).await.unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 9);
+    pod.end().await;
+}
+
+/// Deleting kills what was only created, refuses what runs, and is quiet
+/// about what is unknown.
+pub async fn delete_follows_the_state(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let created = pod.create(&patient()).await;
+    let running = pod.run(&patient()).await;
+    let pid = Pid::from_raw(created.created.pid).unwrap();
+    pod.monitor.delete(&created.id).await.unwrap();
+    assert!(rustix::process::test_kill_process(pid).is_err(), "it lives");
+    assert!(created.cgroup.pids().is_empty());
+    let error = pod.monitor.delete(&running.id).await.unwrap_err();
+    assert!(
+        matches!(error, MonitorError::WrongState { .. }),
+        "{error:?}"
+    );
+    pod.monitor.delete("nobody").await.unwrap();
+    pod.monitor.signal(&running.id, 9).await.unwrap();
+    let record = pod.exit(&running).await;
+    pod.monitor.delete(&running.id).await.unwrap();
+    pod.monitor.delete(&running.id).await.unwrap();
+    assert!(pod.monitor.list().await.unwrap().is_empty());
+    // One that was never started has no exit to record.
+    assert_eq!(ExitRecord::read_dir(&pod.exit_dir()).unwrap(), [record]);
+    pod.end().await;
+}
+
+/// What was killed before its start is an exit of a container that never ran.
+pub async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&patient()).await;
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    let record = pod.exit(&container).await;
+    assert_eq!((record.exit_code, record.started_at), (137, 0));
+    assert!(matches!(
+        pod.monitor.start(&container.id).await,
+        Err(MonitorError::WrongState { .. })
+    ));
+    pod.end().await;
+}
+
+/// A second container of an id, a second start and an unknown one are errors.
+pub async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&patient()).await;
+    let id = container.id.clone();
+    let again = pod.create_with(&patient(), |request| request.id = id).await;
+    assert!(matches!(again, Err(MonitorError::Exists(_))));
+    assert!(matches!(
+        pod.exec(&container, &TestSpec::new(&["true"])).await,
+        Err(MonitorError::NotRunning(_))
+    ));
+    pod.start(&container).await;
+    assert!(matches!(
+        pod.monitor.start(&container.id).await,
+        Err(MonitorError::WrongState { .. })
+    ));
+    assert!(matches!(
+        pod.monitor.start("nobody").await,
+        Err(MonitorError::UnknownContainer(_))
+    ));
+    pod.end().await;
+}
+
+/// An engine that comes back finds containers, exits and their times.
+pub async fn engine_that_returns_finds_everything(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let running = pod.run(&patient()).await;
+    let short = pod.create(&TestSpec::shell("exit 5")).await;
+    let pid = pod.monitor.pid();
+    // A second engine while the first is there, then instead of it.
+    let (second, events) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    assert_eq!(second.pid(), pid);
+    pod.monitor = second;
+    pod.events = events;
+    pod.start(&short).await;
+    let record = pod.exit(&short).await;
+    assert_eq!(
+        ExitRecord::read_dir(&pod.exit_dir()).unwrap(),
+        std::slice::from_ref(&record)
+    );
+    let (third, events) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    pod.monitor = third;
+    pod.events = events;
+    let list = pod.monitor.list().await.unwrap();
+    assert!(matches!(list[0].state, ContainerState::Running { started_at } if started_at > 0));
+    assert_eq!(list[1].state, ContainerState::Exited(record));
+    pod.monitor.signal(&running.id, 15).await.unwrap();
+    assert_eq!(pod.exit(&running).await.exit_code, 7);
+    pod.end().await;
+}
+
+/// A monitor that dies is reported, and who waits for it learns that.
+pub async fn dead_monitor_is_reported(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let created = pod.create(&patient()).await;
+    let running = pod.run(&patient()).await;
+    let waiting = {
+        let monitor = pod.monitor.clone();
+        let (stdout, _) = rustix::pipe::pipe().unwrap();
+        let request = runtime::client::ExecProcess {
+            container: running.id.clone(),
+            process: TestSpec::new(&["sleep", "1000"]).process(),
+            stdin: None,
+            stderr: rustix::io::dup(&stdout).unwrap(),
+            stdout,
+            timeout: None,
+            cgroup_procs: running.cgroup.procs(),
+        };
+        tokio::spawn(async move { monitor.exec(request).await })
+    };
+    // First process, shell's child or two, and the process that was run.
+    assert!(wait_until(|| running.cgroup.pids().len() >= 2));
+    let monitor = Pid::from_raw(pod.monitor.pid()).unwrap();
+    rustix::process::kill_process(monitor, Signal::KILL).unwrap();
+    assert_eq!(pod.event().await, Event::Gone);
+    assert!(matches!(waiting.await.unwrap(), Err(MonitorError::Gone)));
+    assert!(matches!(pod.monitor.list().await, Err(MonitorError::Gone)));
+    pod.monitor.shutdown().await.unwrap();
+    assert!(
+        wait_until(|| created.cgroup.pids().is_empty()),
+        "it waits for ever"
+    );
+    assert!(
+        !running.cgroup.pids().is_empty(),
+        "running containers are the engine's to end"
+    );
+}
+
+/// Several containers are made at the same time.
+pub async fn creations_do_not_wait_for_each_other(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let mut requests = Vec::new();
+    let mut cgroups = Vec::new();
+    for _ in 0..4 {
+        let (request, cgroup, _) = pod.request(&TestSpec::shell("exit 0"));
+        requests.push(request);
+        cgroups.push(cgroup);
+    }
+    let ids: Vec<_> = requests.iter().map(|request| request.id.clone()).collect();
+    let creations: Vec<_> = requests
+        .into_iter()
+        .map(|request| {
+            let monitor = pod.monitor.clone();
+            tokio::spawn(async move { monitor.create(request).await })
+        })
+        .collect();
+    for creation in creations {
+        creation.await.unwrap().unwrap();
+    }
+    for id in &ids {
+        pod.monitor.start(id).await.unwrap();
+    }
+    let mut exited = Vec::new();
+    while exited.len() < ids.len() {
+        let Event::Exited(record) = pod.event().await else {
+            panic!("the monitor died")
+        };
+        assert_eq!(record.exit_code, 0);
+        exited.push(record.container);
+    }
+    exited.sort();
+    assert_eq!(exited, ids);
+    pod.end().await;
+}
+
+/// A shutdown takes everything along, whatever its state.
+pub async fn shutdown_leaves_nothing(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let created = pod.create(&patient()).await;
+    let running = pod
+        .run(&TestSpec::shell("trap '' TERM; sleep 1000 & wait"))
+        .await;
+    let (request, cgroup, _) = pod.request(&patient());
+    let launching = {
+        let monitor = pod.monitor.clone();
+        tokio::spawn(async move { monitor.create(request).await })
+    };
+    pod.end().await;
+    assert!(launching.await.unwrap().is_err_and(|error| {
+        matches!(
+            error,
+            MonitorError::Gone | MonitorError::Launch { .. } | MonitorError::Protocol(_)
+        )
+    }));
+    for cgroup in [&created.cgroup, &running.cgroup, &cgroup] {
+        assert!(
+            wait_until(|| cgroup.pids().is_empty()),
+            "processes are left"
+        );
+    }
 }

@@ -1,3 +1,40 @@
 //! The claims of the launcher suite, by area.
 
+pub mod exec;
+pub mod isolation;
 pub mod life;
+pub mod mounts;
+pub mod pods;
+pub mod programs;
+pub mod streams;
+
+use runtime::client::{ExitRecord, MonitorError};
+
+/// Step, message and "not found" of a launch that failed.
+pub fn launch_error<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> (String, String, bool) {
+    match result.unwrap_err() {
+        MonitorError::Launch {
+            step,
+            message,
+            not_found,
+        } => (step, message, not_found),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a launcher does not support.
+pub fn unsupported<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> String {
+    match result.unwrap_err() {
+        MonitorError::Unsupported { what, .. } => what,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The text of a log's standard output.
+pub fn stdout((record, log): (ExitRecord, Vec<String>)) -> String {
+    assert_eq!(record.exit_code, 0, "{log:?}");
+    log.iter()
+        .map(|line| line.strip_prefix("stdout F ").unwrap_or(line))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

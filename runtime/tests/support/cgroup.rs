@@ -1,4 +1,4 @@
-//! Cgroups of tests: the same folder in every hierarchy.
+//! Cgroups of tests: a folder of the same name in every hierarchy.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,18 +15,16 @@ pub struct TestCgroup {
 }
 
 impl TestCgroup {
-    /// A new cgroup below the folder of this test process.
+    /// A new cgroup of this test process.
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{number}", std::process::id());
+        let name = format!("slipway-test-{}-{number}", std::process::id());
         let dirs: Vec<_> = hierarchies()
             .into_iter()
             .map(|root| {
-                let parent = root.join("slipway-test");
-                make(&root, &parent);
-                let dir = parent.join(&name);
-                make(&parent, &dir);
+                let dir = root.join(&name);
+                make(&root, &dir);
                 dir
             })
             .collect();
@@ -63,8 +61,7 @@ impl TestCgroup {
 
     /// Its path, the same in every hierarchy.
     pub fn path(&self) -> PathBuf {
-        let name = self.dirs[0].file_name().unwrap();
-        Path::new("/slipway-test").join(name)
+        Path::new("/").join(self.dirs[0].file_name().unwrap())
     }
 
     /// Processes in any of them.
@@ -94,14 +91,15 @@ impl Drop for TestCgroup {
             }
             self.pids().is_empty()
         });
-        for dir in &self.dirs {
-            wait_until(|| std::fs::remove_dir(dir).is_ok() || !dir.exists());
-            // The last test of all removes the folder.
-            let _others = std::fs::remove_dir(dir.parent().unwrap());
-        }
+        let removed = empty
+            && wait_until(|| {
+                self.dirs
+                    .iter()
+                    .all(|dir| std::fs::remove_dir(dir).is_ok() || !dir.exists())
+            });
         assert!(
-            empty || std::thread::panicking(),
-            "processes are left in {:?}",
+            removed || std::thread::panicking(),
+            "{:?} cannot be removed",
             self.dirs
         );
     }
@@ -123,11 +121,7 @@ fn hierarchies() -> Vec<PathBuf> {
 
 /// A new cpuset has nothing to run on until it is told.
 fn make(parent: &Path, dir: &Path) {
-    // Another test may remove the parent at any time.
-    assert!(wait_until(|| {
-        let _there = std::fs::create_dir(parent);
-        std::fs::create_dir(dir).is_ok() || dir.exists()
-    }));
+    std::fs::create_dir(dir).unwrap();
     for name in ["cpuset.cpus", "cpuset.mems"] {
         if let Ok(value) = std::fs::read_to_string(parent.join(name)) {
             let _set = std::fs::write(dir.join(name), value.trim());

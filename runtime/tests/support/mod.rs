@@ -6,7 +6,7 @@
 //! busybox-static, unpacked below the target folder.
 //!
 //! Everything a test makes is below a temporary folder and, in every cgroup
-//! hierarchy, below `slipway-test`; a pod's end removes it and looks whether
+//! hierarchy, below `slipway-test-*`; a pod's end removes it and looks whether
 //! anything is left.
 
 mod binaries;

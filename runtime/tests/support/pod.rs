@@ -334,7 +334,8 @@ impl TestContainer {
     pub fn log(&self) -> Vec<String> {
         let text = std::fs::read(&self.log).unwrap();
         let text = String::from_utf8_lossy(&text);
-        text.lines()
+        // Not `lines`, which takes a carriage return for a part of the end.
+        text.split_terminator('\n')
             .map(|line| line.split_once(' ').unwrap().1.to_owned())
             .collect()
     }

@@ -1,0 +1,298 @@
+//! What a container's process is and may.
+
+use std::collections::BTreeMap;
+
+use runtime::client::LauncherKind;
+use serde_json::json;
+
+use super::{stdout, unsupported};
+use crate::support::{Ended, Pod, TestSpec};
+
+/// Fields of /proc/self/status.
+fn status(text: &str) -> BTreeMap<String, String> {
+    let field = |line: &str| {
+        let (name, value) = line.split_once(':').unwrap();
+        (name.to_owned(), value.trim().to_owned())
+    };
+    text.lines().map(field).collect()
+}
+
+const SHOW: &str = "cat /proc/self/status";
+
+/// Denies making directories, allows everything else.
+fn seccomp() -> serde_json::Value {
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
+    })
+}
+
+/// The same as BPF, for processes that are run in the container.
+pub fn seccomp_bpf() -> Vec<u8> {
+    let mkdir = u32::try_from(libc_mkdir()).unwrap();
+    let mkdirat = u32::try_from(libc_mkdirat()).unwrap();
+    // Load the number; compare twice; allow or answer EPERM.
+    let program: [(u16, u8, u8, u32); 5] = [
+        (0x20, 0, 0, 0),
+        (0x15, 2, 0, mkdir),
+        (0x15, 1, 0, mkdirat),
+        (0x06, 0, 0, 0x7fff_0000),
+        (0x06, 0, 0, 0x0005_0001),
+    ];
+    let bytes = |(code, jt, jf, k): (u16, u8, u8, u32)| {
+        let (code, k) = (code.to_ne_bytes(), k.to_ne_bytes());
+        [code[0], code[1], jt, jf, k[0], k[1], k[2], k[3]]
+    };
+    program.into_iter().flat_map(bytes).collect()
+}
+
+/// Numbers on x86-64; other machines have no mkdir.
+fn libc_mkdir() -> i32 {
+    if cfg!(target_arch = "x86_64") { 83 } else { 34 }
+}
+
+fn libc_mkdirat() -> i32 {
+    if cfg!(target_arch = "x86_64") {
+        258
+    } else {
+        34
+    }
+}
+
+/// First process and a process that is run are the same kind of thing:
+/// user, groups, capabilities, filter, signals, descriptors, OOM score.
+pub async fn process_is_what_was_asked_for(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = |script: &str, nnp: bool| {
+        let caps = json!(["CAP_CHOWN", "CAP_NET_RAW"]);
+        TestSpec::shell(script)
+            .set(
+                "process.user",
+                json!({ "uid": 1000, "gid": 1001, "additionalGids": [7, 5] }),
+            )
+            .set("process.noNewPrivileges", json!(nnp))
+            .set("process.oomScoreAdj", json!(500))
+            .set(
+                "process.rlimits",
+                json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]),
+            )
+            .set(
+                "process.capabilities",
+                json!({
+                    "bounding": ["CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"], "effective": caps,
+                    "permitted": caps, "inheritable": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"],
+                }),
+            )
+            .set("linux.seccomp", seccomp())
+    };
+    let script = format!(
+        "{SHOW}; echo Adj: $(cat /proc/self/oom_score_adj); echo Files: $(ulimit -Sn) $(ulimit -Hn); \
+         echo Fds: $(ls /proc/self/fd); echo Umask: $(umask); echo Session: $(($(cut -d' ' -f6 /proc/$$/stat) == $$)); \
+         mkdir /tmp/x 2>/dev/null && echo Mkdir: yes || echo Mkdir: no"
+    );
+    for nnp in [true, false] {
+        let wait = format!("{script}; sleep 1000");
+        let container = pod
+            .create_with(&spec(&wait, nnp), |request| {
+                request.seccomp_bpf = Some(seccomp_bpf())
+            })
+            .await
+            .unwrap();
+        pod.start(&container).await;
+        container.logged("Mkdir");
+        let first = container.log().join("\n").replace("stdout F ", "");
+        let Ended {
+            exit,
+            stdout: second,
+            stderr,
+        } = pod.exec(&container, &spec(&script, nnp)).await.unwrap();
+        assert_eq!(
+            (exit, stderr.as_str()),
+            (runtime::client::ExecExit::Exited { code: 0 }, "")
+        );
+        for (who, text) in [("first", &first), ("second", &second)] {
+            let status = status(text);
+            let check = |field: &str, value: &str| {
+                assert_eq!(
+                    status[field], value,
+                    "{field} of the {who} process, nnp {nnp}"
+                );
+            };
+            check("Uid", "1000\t1000\t1000\t1000");
+            check("Gid", "1001\t1001\t1001\t1001");
+            check("Groups", "5 7");
+            check("CapBnd", "0000000000002021");
+            check("CapInh", "0000000000000001");
+            check("CapAmb", "0000000000000001");
+            // What a program that is not root keeps over exec: ambient only.
+            check("CapPrm", "0000000000000001");
+            check("CapEff", "0000000000000001");
+            check("NoNewPrivs", if nnp { "1" } else { "0" });
+            check("Seccomp", "2");
+            check("Seccomp_filters", "1");
+            check("SigBlk", "0000000000000000");
+            check("SigIgn", "0000000000000000");
+            check("Adj", "500");
+            check("Files", "100 200");
+            // The last one is the directory that lists them.
+            check("Fds", "0 1 2 3");
+            check("Umask", "0022");
+            check("Mkdir", "no");
+            check("Session", "1");
+        }
+        pod.monitor.signal(&container.id, 9).await.unwrap();
+        pod.exit(&container).await;
+    }
+    pod.end().await;
+}
+
+/// Root keeps exactly the capabilities that were asked for.
+pub async fn root_has_the_capabilities_it_was_given(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = |script: &str| {
+        let caps = json!(["CAP_CHOWN", "CAP_SYS_CHROOT"]);
+        let sets = json!({ "bounding": caps, "effective": caps, "permitted": caps });
+        TestSpec::shell(script).set("process.capabilities", sets)
+    };
+    let container = pod.run(&spec("cat /proc/self/status; sleep 1000")).await;
+    container.logged("nonvoluntary_ctxt_switches");
+    let first = container.log().join("\n").replace("stdout F ", "");
+    let second = pod.exec(&container, &spec(SHOW)).await.unwrap().stdout;
+    for text in [first, second] {
+        let status = status(&text);
+        for (set, value) in [
+            ("CapBnd", "40001"),
+            ("CapPrm", "40001"),
+            ("CapEff", "40001"),
+            ("CapInh", "0"),
+            ("CapAmb", "0"),
+        ] {
+            assert_eq!(status[set], format!("{value:0>16}"), "{set}");
+        }
+    }
+    pod.end().await;
+}
+
+/// A spec without capabilities gives none, not all.
+pub async fn missing_capabilities_are_none(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = |script: &str| {
+        let mut spec = TestSpec::shell(script);
+        spec.0["process"]
+            .as_object_mut()
+            .unwrap()
+            .remove("capabilities");
+        spec
+    };
+    let container = pod.run(&spec("cat /proc/self/status; sleep 1000")).await;
+    container.logged("nonvoluntary_ctxt_switches");
+    let first = container.log().join("\n").replace("stdout F ", "");
+    let second = pod.exec(&container, &spec(SHOW)).await.unwrap().stdout;
+    for text in [first, second] {
+        let status = status(&text);
+        assert_eq!(
+            (status["CapBnd"].as_str(), status["CapEff"].as_str()),
+            ("0000000000000000", "0000000000000000")
+        );
+    }
+    pod.end().await;
+}
+
+/// Every hierarchy is joined, by the first process and by those that are run;
+/// the launcher makes no other cgroup and leaves nothing in them.
+pub async fn all_cgroups_are_joined(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = |script: &str| {
+        TestSpec::shell(script).set(
+            "linux.namespaces",
+            json!([{ "type": "pid" }, { "type": "mount" }]),
+        )
+    };
+    let show = "grep -v ':/$' /proc/self/cgroup | cut -d: -f3 | sort | uniq -c";
+    let container = pod.run(&spec(&format!("{show}; sleep 1000"))).await;
+    let path = container.cgroup.path();
+    container.logged(path.to_str().unwrap());
+    let count = container.cgroup.procs().len();
+    let expected = format!("{count} {}", path.display());
+    let first = container.log().join("\n").replace("stdout F ", "");
+    assert_eq!(first.trim(), expected);
+    let second = pod.exec(&container, &spec(show)).await.unwrap();
+    assert_eq!(second.stdout.trim(), expected);
+    // The launcher's helper is gone from them.
+    assert_eq!(container.cgroup.pids(), [container.created.pid]);
+    pod.end().await;
+}
+
+/// The container sees its own cgroups, read-only.
+pub async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "cd /sys/fs/cgroup; p=$(ls -d cgroup.procs */cgroup.procs 2>/dev/null); \
+                  for f in $p; do grep -qx $$ $f || echo missing in $f; echo 0 2>/dev/null >$f && echo wrote $f; done; \
+                  echo $p | wc -w; touch x 2>/dev/null && echo touched";
+    let container = pod.create(&TestSpec::shell(script)).await;
+    let count = container.cgroup.procs().len();
+    pod.start(&container).await;
+    pod.exit(&container).await;
+    assert_eq!(container.log(), [format!("stdout F {count}")]);
+    pod.end().await;
+}
+
+/// Devices outside of the rules cannot be opened, even by who may make nodes.
+pub async fn devices_follow_the_rules(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    // What opening a device gives besides is the machine's business.
+    let script = "echo x >/dev/null && echo null; mknod /tmp/tun c 10 200 && echo made; \
+                  (exec 3</tmp/tun) 2>&1 | grep -q 'not permitted' && echo denied || echo allowed";
+    let text = stdout(pod.outcome(&TestSpec::shell(script)).await);
+    assert_eq!(text, "null\nmade\ndenied");
+    let devices = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 10, "minor": 200, "access": "r" },
+    ]);
+    let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": devices }));
+    assert_eq!(stdout(pod.outcome(&spec).await), "null\nmade\nallowed");
+    let all = json!([{ "allow": true, "access": "rwm" }]);
+    let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": all }));
+    assert_eq!(stdout(pod.outcome(&spec).await), "null\nmade\nallowed");
+    pod.end().await;
+}
+
+/// A lowered OOM score that is not allowed harms nothing.
+pub async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::shell("sleep 1000").set("process.oomScoreAdj", json!(-999));
+    let container = pod.run(&spec).await;
+    let run = TestSpec::shell("true").set("process.oomScoreAdj", json!(-999));
+    pod.exec(&container, &run).await.unwrap();
+    pod.end().await;
+}
+
+/// What a launcher cannot do is refused by its name, never ignored.
+pub async fn unsupported_wishes_are_refused_by_name(launcher: LauncherKind) {
+    if launcher != LauncherKind::Libcontainer {
+        return;
+    }
+    let mut pod = Pod::new(launcher).await;
+    let plain = || TestSpec::shell("true");
+    let user = json!([{ "type": "pid" }, { "type": "mount" }, { "type": "user" }]);
+    for (spec, what) in [
+        (
+            plain().set("linux.namespaces", user),
+            "linux.namespaces.user",
+        ),
+        (
+            plain().set("process.selinuxLabel", json!("x")),
+            "process.selinuxLabel",
+        ),
+        (
+            plain().set("hooks", json!({ "poststop": [{ "path": "/x" }] })),
+            "hooks.poststop",
+        ),
+    ] {
+        let (request, cgroup, _) = pod.request(&spec);
+        assert_eq!(unsupported(pod.monitor.create(request).await), what);
+        assert!(cgroup.pids().is_empty());
+    }
+    pod.end().await;
+}

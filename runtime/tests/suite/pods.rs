@@ -1,0 +1,238 @@
+//! What containers of a pod share.
+
+use runtime::client::{LauncherKind, MonitorError};
+use serde_json::json;
+
+use super::stdout;
+use crate::support::{Pod, PodOptions, TestSpec, wait_until};
+
+/// The monitor is in the pod's cgroups and namespaces, which its entries in
+/// /proc name; containers share ipc, uts and net.
+pub async fn containers_share_the_pods_namespaces(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    assert_eq!(pod.ready.pid, pod.monitor.pid());
+    assert_eq!(pod.ready.init_pid, None);
+    assert_eq!(pod.cgroup.pids(), [pod.ready.pid]);
+    let link =
+        |pid: &str, name: &str| std::fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+    let monitor = pod.ready.pid.to_string();
+    for (name, own) in [
+        ("ipc", true),
+        ("uts", true),
+        ("net", false),
+        ("mnt", false),
+        ("pid", false),
+    ] {
+        assert_eq!(
+            link(&monitor, name) != link("self", name),
+            own,
+            "{name} of the monitor"
+        );
+    }
+    let container = pod.create(&TestSpec::shell("hostname")).await;
+    let first = container.created.pid.to_string();
+    for name in ["ipc", "uts", "net"] {
+        assert_eq!(link(&first, name), link(&monitor, name), "{name}");
+    }
+    for name in ["mnt", "pid", "cgroup"] {
+        assert_ne!(link(&first, name), link(&monitor, name), "{name}");
+    }
+    pod.start(&container).await;
+    pod.exit(&container).await;
+    assert_eq!(container.log(), ["stdout F slipway-test"]);
+    pod.end().await;
+}
+
+/// Kernel parameters are the pod's; bad ones fail the setup by their name.
+pub async fn kernel_parameters_are_set(launcher: LauncherKind) {
+    let with = |name: &str, value: &str| PodOptions {
+        sysctls: vec![(name.to_owned(), value.to_owned())],
+        ..PodOptions::new(launcher)
+    };
+    let mut pod = Pod::with(with("kernel.shm_rmid_forced", "1")).await;
+    let spec = TestSpec::shell("cat /proc/sys/kernel/shm_rmid_forced");
+    assert_eq!(stdout(pod.outcome(&spec).await), "1");
+    assert_eq!(
+        std::fs::read("/proc/sys/kernel/shm_rmid_forced").unwrap(),
+        b"0\n"
+    );
+    pod.end().await;
+    for name in ["../../etc/passwd", "kernel.nonsense", "net.ipv4.nonsense"] {
+        match Pod::try_with(with(name, "1")).await.unwrap_err() {
+            MonitorError::Setup { step, .. } => assert_eq!(step, format!("sysctl {name}")),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn shared(launcher: LauncherKind) -> Pod {
+    Pod::with(PodOptions {
+        shared_pid: true,
+        ..PodOptions::new(launcher)
+    })
+    .await
+}
+
+/// A spec whose pid namespace is a process's.
+fn in_pid_namespace(pid: i32, script: &str) -> TestSpec {
+    TestSpec::shell(script).set(
+        "linux.namespaces",
+        json!([
+            { "type": "pid", "path": format!("/proc/{pid}/ns/pid") },
+            { "type": "mount" }, { "type": "cgroup" },
+        ]),
+    )
+}
+
+/// Process 1 of a shared pid namespace is the built-in init, which has nothing
+/// that anybody could take.
+pub async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{init}/{name}")).unwrap();
+    assert_eq!(read("cmdline"), "slipway-init\0");
+    assert_eq!(read("comm"), "slipway-init\n");
+    assert_eq!(read("mountinfo").lines().count(), 1);
+    assert_eq!(
+        std::fs::read_dir(format!("/proc/{init}/root/"))
+            .unwrap()
+            .count(),
+        0
+    );
+    let status = read("status");
+    for line in [
+        "Uid:\t65535\t65535\t65535\t65535",
+        "CapEff:\t0000000000000000",
+        "CapPrm:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "NSpid:",
+    ] {
+        assert!(status.contains(line), "{line} is not in {status}");
+    }
+    let fds: Vec<_> = std::fs::read_dir(format!("/proc/{init}/fd"))
+        .unwrap()
+        .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap())
+        .collect();
+    assert_eq!(fds, ["/dev/null"; 3].map(std::path::PathBuf::from));
+    let script = "for f in root/ root/.. cwd/ exe fd/0; do ls /proc/1/$f && echo open; done 2>/dev/null; \
+                  touch /proc/1/root/x 2>/dev/null && echo made; \
+                  echo x 2>/dev/null >/proc/1/exe && echo wrote; cat /proc/1/comm";
+    assert_eq!(
+        stdout(pod.outcome(&in_pid_namespace(init, script)).await),
+        "slipway-init"
+    );
+    // Even who may look at every process finds nothing there.
+    let caps = json!(["CAP_SYS_PTRACE", "CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+    let sets = json!({ "bounding": caps, "effective": caps, "permitted": caps });
+    let spec = in_pid_namespace(
+        init,
+        "ls -A /proc/1/root/ /proc/1/cwd/; touch /proc/1/root/x 2>/dev/null && echo made; \
+         echo x 2>/dev/null >/proc/1/exe && echo wrote; for f in /proc/1/fd/*; do readlink $f; done",
+    );
+    let spec = spec.set("process.capabilities", sets);
+    assert_eq!(
+        stdout(pod.outcome(&spec).await),
+        "/proc/1/cwd/:\n\n/proc/1/root/:\n/dev/null\n/dev/null\n/dev/null"
+    );
+    pod.end().await;
+}
+
+/// Containers see each other's processes; orphans are reaped by the init; a
+/// container's end ends what it left behind, and nothing else.
+pub async fn shared_processes_end_with_their_container(launcher: LauncherKind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let other = pod.run(&in_pid_namespace(init, "exec sleep 4711")).await;
+    let script = "(sleep 4712 &) ; cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q '[s]leep 4711' && echo seen; exit 6";
+    let container = pod.run(&in_pid_namespace(init, script)).await;
+    let record = pod.exit(&container).await;
+    assert_eq!(
+        (record.exit_code, container.log()),
+        (6, vec!["stdout F seen".to_owned()])
+    );
+    assert!(
+        wait_until(|| container.cgroup.pids().is_empty()),
+        "what it left lives on"
+    );
+    assert_eq!(other.cgroup.pids(), [other.created.pid]);
+    let zombies = || {
+        let children = format!("/proc/{init}/task/{init}/children");
+        std::fs::read_to_string(children)
+            .unwrap()
+            .split_whitespace()
+            .count()
+    };
+    assert!(wait_until(|| zombies() == 0), "the init does not reap");
+    let ended = pod
+        .exec(&other, &TestSpec::shell("cat /proc/1/comm"))
+        .await
+        .unwrap();
+    assert_eq!(ended.stdout, "slipway-init\n");
+    pod.end().await;
+}
+
+/// The init ends on SIGTERM, and its containers with it.
+pub async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let container = pod
+        .run(&in_pid_namespace(init, "trap '' TERM; sleep 1000"))
+        .await;
+    let pid = rustix::process::Pid::from_raw(init).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 137);
+    assert!(wait_until(|| !std::path::Path::new(&format!(
+        "/proc/{init}"
+    ))
+    .exists()));
+    pod.end().await;
+}
+
+/// In the host's pid namespace, too, a container's end ends what it left.
+pub async fn host_pid_processes_end_with_their_container(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let namespaces = json!([{ "type": "mount" }, { "type": "cgroup" }]);
+    let spec = TestSpec::shell("(setsid sleep 4713 &); sleep 0.1; exit 2")
+        .set("linux.namespaces", namespaces.clone());
+    let container = pod.run(&spec).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 2);
+    assert!(
+        wait_until(|| container.cgroup.pids().is_empty()),
+        "what it left lives on"
+    );
+    let spec = TestSpec::shell("(setsid sleep 4714 &); sleep 0.1; exit 2")
+        .set("linux.namespaces", namespaces);
+    let container = pod
+        .create_with(&spec, |request| request.cgroup_kill = None)
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 2);
+    assert!(
+        wait_until(|| container.cgroup.pids().is_empty()),
+        "without cgroup.kill it lives on"
+    );
+    pod.end().await;
+}
+
+/// The kernel's kill for lack of memory is told from any other.
+pub async fn lack_of_memory_is_told(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let hog = "x=a; while :; do x=$x$x; done";
+    let container = pod.create(&TestSpec::shell(hog)).await;
+    let limit = container
+        .cgroup
+        .file("memory.max")
+        .or_else(|| container.cgroup.file("memory.limit_in_bytes"))
+        .unwrap();
+    std::fs::write(limit, "32M").unwrap();
+    pod.start(&container).await;
+    let record = pod.exit(&container).await;
+    assert_eq!((record.exit_code, record.oom_killed), (137, true));
+    let container = pod.run(&TestSpec::shell("kill -9 $$; sleep 1000")).await;
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    let record = pod.exit(&container).await;
+    assert_eq!((record.exit_code, record.oom_killed), (137, false));
+    pod.end().await;
+}

@@ -1,0 +1,150 @@
+//! Which programs run, with which arguments and environment, and what is said
+//! about those that do not.
+
+use std::os::unix::fs::PermissionsExt;
+
+use runtime::client::LauncherKind;
+use serde_json::json;
+
+use super::{launch_error, stdout};
+use crate::support::{Pod, TestSpec};
+
+/// A program that is missing fails the start, by name.
+pub async fn missing_program_fails_the_start(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    for (name, message) in [
+        (
+            "nothing",
+            "exec: \"nothing\": executable file not found in $PATH",
+        ),
+        ("/nothing", "exec: \"/nothing\": no such file or directory"),
+        ("/tmp", "exec: \"/tmp\": permission denied"),
+        ("/etc/data", "exec: \"/etc/data\": permission denied"),
+        ("/etc/text", "exec: \"/etc/text\": exec format error"),
+    ] {
+        let container = pod.create(&TestSpec::new(&[name])).await;
+        std::fs::create_dir_all(container.upper.join("etc")).unwrap();
+        for (file, mode) in [("etc/data", 0o644), ("etc/text", 0o755)] {
+            std::fs::write(container.upper.join(file), "just text").unwrap();
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(container.upper.join(file), mode).unwrap();
+        }
+        let (step, said, not_found) = launch_error(pod.monitor.start(&container.id).await);
+        assert_eq!(
+            (step.as_str(), said.as_str(), not_found),
+            ("start", message, true)
+        );
+        let record = pod.exit(&container).await;
+        assert_eq!((record.exit_code, record.started_at), (128, 0));
+        pod.monitor.delete(&container.id).await.unwrap();
+    }
+    pod.end().await;
+}
+
+/// The kernel decides what may be executed: an owner's own program may.
+pub async fn owners_only_program_runs(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::new(&["/own"]).set("process.user", json!({ "uid": 1000, "gid": 1000 }));
+    let container = pod.create(&spec).await;
+    let own = container.upper.join("own");
+    std::fs::write(&own, "#!/bin/sh\necho mine\n").unwrap();
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::os::unix::fs::chown(&own, Some(1000), Some(1000)).unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    assert_eq!(container.log(), ["stdout F mine"]);
+    pod.end().await;
+}
+
+/// Order and duplicates of the environment are kept; nothing is added.
+pub async fn environment_is_kept_as_it_is(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let env = [
+        "Z=1",
+        "PATH=/bin",
+        "A=1",
+        "A=2",
+        "HOME=/home",
+        "EMPTY=",
+        "A=1",
+    ];
+    // The shell would sort and clean it.
+    let spec = TestSpec::new(&["cat", "/proc/self/environ"]).set("process.env", json!(env));
+    let (record, log) = pod.outcome(&spec).await;
+    assert_eq!(record.exit_code, 0);
+    let expected = format!("stdout P {}\0", env.join("\0"));
+    assert_eq!(log, [expected]);
+    pod.end().await;
+}
+
+/// Without PATH there is a usual one; without HOME nothing is invented.
+pub async fn missing_path_and_home_are_no_error(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::new(&["cat", "/proc/self/environ"]).set("process.env", json!([]));
+    let (record, log) = pod.outcome(&spec).await;
+    assert_eq!((record.exit_code, log), (0, Vec::new()));
+    pod.end().await;
+}
+
+/// No code of the image runs before the container's own program, whatever its
+/// name service says.
+pub async fn image_runs_no_code_before_its_program(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::new(&["cat", "/etc/nsswitch.conf"])
+        .set("process.env", json!(["PATH=/bin"]))
+        .set("process.user", json!({ "uid": 4711, "gid": 4711 }));
+    let container = pod.create(&spec).await;
+    // Too late to write anything: what the launcher would look up, it has
+    // looked up by now. So make a container whose image is there before.
+    pod.monitor.delete(&container.id).await.unwrap();
+    let (mut request, _cgroup, upper) = pod.request(&spec);
+    let lib = upper.join(format!("lib/{}-linux-gnu", std::env::consts::ARCH));
+    std::fs::create_dir_all(&lib).unwrap();
+    std::fs::create_dir_all(upper.join("etc")).unwrap();
+    std::fs::write(
+        upper.join("etc/nsswitch.conf"),
+        "passwd: evil\ngroup: evil\n",
+    )
+    .unwrap();
+    std::fs::copy(evil_module(pod.scratch()), lib.join("libnss_evil.so.2")).unwrap();
+    request.log_path = None;
+    let id = request.id.clone();
+    pod.monitor.create(request).await.unwrap();
+    pod.monitor.start(&id).await.unwrap();
+    assert_eq!(
+        loop {
+            if let runtime::client::Event::Exited(record) = pod.event().await {
+                break record.exit_code;
+            }
+        },
+        0
+    );
+    assert!(!upper.join("tmp/evil-was-here").exists());
+    pod.end().await;
+}
+
+/// A name service module that leaves a trace as soon as it is loaded.
+fn evil_module(dir: &std::path::Path) -> std::path::PathBuf {
+    let source = dir.join("evil.c");
+    let module = dir.join("evil.so");
+    let code = "#include <fcntl.h>\n__attribute__((constructor)) static void evil(void)\n\
+                { open(\"/tmp/evil-was-here\", O_CREAT | O_WRONLY, 0644); }\n";
+    std::fs::write(&source, code).unwrap();
+    let built = std::process::Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&module, &source])
+        .status()
+        .unwrap();
+    assert!(built.success());
+    module
+}
+
+/// The working directory is entered; one that is missing is an error.
+pub async fn working_directory_is_entered(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/tmp"));
+    assert_eq!(stdout(pod.outcome(&spec).await), "/tmp");
+    let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/nothing"));
+    assert!(pod.create_with(&spec, |_| ()).await.is_err());
+    pod.end().await;
+}

@@ -1,0 +1,184 @@
+//! What containers read and write.
+
+use runtime::client::{LauncherKind, MonitorError};
+
+use crate::support::{Pod, TestSpec, wait_until};
+
+/// Long lines are split, order is kept, nothing is lost.
+pub async fn long_output_is_complete(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "seq 1 60000; head -c 40000 /dev/zero | tr '\\0' x; echo end";
+    let (record, log) = pod.outcome(&TestSpec::shell(script)).await;
+    assert_eq!(record.exit_code, 0);
+    for number in 1..=60_000 {
+        assert_eq!(log[number - 1], format!("stdout F {number}"));
+    }
+    let tags: Vec<_> = log[60_000..]
+        .iter()
+        .map(|line| (line[..9].to_owned(), line.len() - 9))
+        .collect();
+    let (partial, full) = ("stdout P ".to_owned(), "stdout F ".to_owned());
+    assert_eq!(
+        tags,
+        [
+            (partial.clone(), 16_384),
+            (partial, 16_384),
+            (full, 40_000 - 2 * 16_384 + 3)
+        ]
+    );
+    pod.end().await;
+}
+
+/// Reopening between lines loses nothing.
+pub async fn reopened_log_loses_nothing(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod
+        .run(&TestSpec::shell(
+            "i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done",
+        ))
+        .await;
+    let mut rotated = Vec::new();
+    for number in 0..5 {
+        let old = container.log.with_extension(number.to_string());
+        std::fs::rename(&container.log, &old).unwrap();
+        pod.monitor.reopen_log(&container.id).await.unwrap();
+        rotated.push(old);
+    }
+    pod.exit(&container).await;
+    rotated.push(container.log.clone());
+    let text: String = rotated
+        .iter()
+        .map(|path| std::fs::read_to_string(path).unwrap())
+        .collect();
+    let lines: Vec<_> = text
+        .lines()
+        .map(|line| line.rsplit_once(' ').unwrap().1.to_owned())
+        .collect();
+    assert_eq!(
+        lines,
+        (0..2000)
+            .map(|number| number.to_string())
+            .collect::<Vec<_>>()
+    );
+    assert!(matches!(
+        pod.monitor.reopen_log("nobody").await,
+        Err(MonitorError::UnknownContainer(_))
+    ));
+    pod.end().await;
+}
+
+/// A log that cannot be written never keeps the container waiting.
+pub async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let spec = TestSpec::shell("seq 1 100000");
+    let container = pod
+        .create_with(&spec, |request| request.log_path = Some("/dev/full".into()))
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    let lost = pod.monitor.list().await.unwrap()[0].lost_log_bytes;
+    assert!(lost > 588_895, "{lost}");
+    pod.end().await;
+}
+
+/// Without a log the output is read all the same.
+pub async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod
+        .create_with(&TestSpec::shell("seq 1 100000"), |request| {
+            request.log_path = None
+        })
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    assert!(pod.monitor.reopen_log(&container.id).await.is_err());
+    pod.end().await;
+}
+
+/// A log that cannot be opened fails the creation by its name.
+pub async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let result = pod
+        .create_with(&TestSpec::shell("true"), |request| {
+            request.log_path = Some("/nothing/0.log".into());
+        })
+        .await;
+    let (step, _, not_found) = super::launch_error(result);
+    assert_eq!(
+        (step.as_str(), not_found),
+        ("open log /nothing/0.log", false)
+    );
+    pod.end().await;
+}
+
+/// Without stdin there is an empty one; with it, it stays open.
+pub async fn input_is_empty_or_open(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let (record, _) = pod.outcome(&TestSpec::new(&["cat"])).await;
+    assert_eq!(record.exit_code, 0);
+    let spec = TestSpec::shell("echo begin; cat; echo end");
+    let container = pod
+        .create_with(&spec, |request| request.stdin = true)
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    container.logged("begin");
+    let reads = || {
+        let state = std::fs::read_to_string(format!("/proc/{}/wchan", container.created.pid));
+        state.is_ok_and(|text| !text.is_empty())
+    };
+    assert!(wait_until(reads));
+    assert_eq!(container.log(), ["stdout F begin"]);
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    pod.exit(&container).await;
+    pod.end().await;
+}
+
+/// A terminal is one for the container, and its output is in the log.
+pub async fn terminal_is_logged(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo err >&2; (exec 3</dev/tty) && echo controlling; printf last";
+    let container = pod
+        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    let expected = [
+        "F /dev/pts/0\r",
+        "F all\r",
+        "F err\r",
+        "F controlling\r",
+        "P last",
+    ];
+    let log: Vec<_> = container.log();
+    assert_eq!(log, expected.map(|line| format!("stdout {line}")));
+    pod.end().await;
+}
+
+/// What a process of the container holds open keeps no exit waiting, and what
+/// it writes later is logged.
+pub async fn grandchild_keeps_no_exit_waiting(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    // In the pod's pid namespace the grandchild would be killed with the first
+    // process; one that was run from outside is not in that tree. A pipe that
+    // leaves the container does the same.
+    let container = pod
+        .run(&TestSpec::shell("echo first; read wait <&0; sleep 1000"))
+        .await;
+    container.logged("first");
+    let pid = rustix::process::Pid::from_raw(container.created.pid).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let held =
+        rustix::process::pidfd_getfd(&pidfd, 1, rustix::process::PidfdGetfdFlags::empty()).unwrap();
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 137);
+    rustix::io::write(&held, b"late\n").unwrap();
+    container.logged("stdout F late");
+    rustix::io::write(&held, b"rest").unwrap();
+    drop(held);
+    container.logged("stdout P rest");
+    pod.end().await;
+}
