@@ -1,8 +1,9 @@
 //! What all calls share: configuration, images, cgroups, monitors, network and
 //! the index of pods.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image_store::ImageStore;
@@ -31,8 +32,26 @@ pub(crate) struct Engine {
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
     pub(crate) samples: Samples,
+    pub(crate) said: Said,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
+}
+
+/// Warnings that were given already: what is true of the node is said once, not
+/// for every pod.
+#[derive(Default)]
+pub(crate) struct Said(Mutex<HashSet<String>>);
+
+impl Said {
+    /// Logs a warning, loudly only the first time.
+    pub(crate) fn warn(&self, warning: &str) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.insert(warning.to_owned()) {
+            tracing::warn!(warning, "degraded; said once");
+        } else {
+            tracing::debug!(warning, "degraded");
+        }
+    }
 }
 
 impl Engine {

@@ -70,6 +70,10 @@ fn enum_lines(prefix: &str, item: &EnumDescriptorProto, lines: &mut BTreeSet<Str
     }
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 fn lines_of_the_proto() -> BTreeSet<String> {
     let set = FileDescriptorSet::decode(proto::DESCRIPTORS).expect("descriptors decode");
     let mut lines = BTreeSet::new();
@@ -105,22 +109,14 @@ fn lines_of_the_proto() -> BTreeSet<String> {
 
 #[test]
 fn every_rpc_field_number_and_type_is_that_of_the_table() {
+    // An empty last column leaves a tab at the end of a line; which one is a line
+    // without flags, and that is how such a line is made here too.
     let table: BTreeSet<String> = TABLE
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            if line.starts_with("msg\t") {
-                line.to_owned()
-            } else {
-                line.trim_end().into()
-            }
-        })
-        .map(|line| {
-            if line.contains("\t-\t-\t-") {
-                line.trim_end().into()
-            } else {
-                line
-            }
+        .map(|line| match line.ends_with("-\t-\t-\t") {
+            true => line.trim_end().to_owned(),
+            false => line.to_owned(),
         })
         .collect();
     let ours = lines_of_the_proto();

@@ -22,7 +22,7 @@ fn an_image_is_found_by_every_name_and_removed_with_all() {
             image.id.starts_with("sha256:") && image.size > 0,
             "{image:?}"
         );
-        assert_eq!(image.repo_tags, [rig.image.clone()]);
+        assert_eq!(image.repo_tags, std::slice::from_ref(&rig.image));
         let short = image.id.trim_start_matches("sha256:")[..12].to_owned();
         for name in [image.id.clone(), rig.image.clone(), short] {
             let request = v1::ImageStatusRequest {

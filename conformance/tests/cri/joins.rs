@@ -27,7 +27,8 @@ fn a_client_that_goes_away_finds_its_one_sandbox_again() {
                         .as_ref()
                         .is_some_and(|one| one.name == format!("dropped{number}"))
                 });
-            assert_eq!(named.map(|one| one.id).collect::<Vec<_>>(), [pod.clone()]);
+            let ids: Vec<_> = named.map(|one| one.id).collect();
+            assert_eq!(ids, std::slice::from_ref(&pod));
 
             let config = rig.container("main", &["/bin/sleep", "1000"]);
             let patience = Duration::from_millis(wait);

@@ -4,11 +4,23 @@
 
 mod bad_input;
 mod containers;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod crash;
 mod exec;
 mod images;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod joins;
 mod pods;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod rig;
 mod server;
 mod stats;

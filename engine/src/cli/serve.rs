@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{ServeArgs, log};
 use crate::config::{self, Config};
-use crate::engine::Engine;
+use crate::engine::{Engine, Said};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::restore;
@@ -139,6 +139,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         samples: Samples::default(),
+        said: Said::default(),
         boot_id: boot_id.trim().to_owned(),
         config,
     })

@@ -121,6 +121,9 @@ async fn make(
         .create(prepared.order)
         .await
         .map_err(launch_error)?;
+    for warning in &created.warnings {
+        engine.said.warn(warning);
+    }
     failpoint::hit("create-launched");
     Ok(Made {
         record,
@@ -159,7 +162,7 @@ fn prepare(
         .map_err(|error| PodError::runtime(format!("create cgroup {}", record.cgroup), error))?;
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-        tracing::warn!(container = %record.id, warning, "a limit is not in effect");
+        engine.said.warn(&warning);
     }
     // Without a PID namespace of its own, what outlives the first process has to
     // be found through the cgroup.
@@ -249,12 +252,12 @@ pub(crate) async fn update(
     record: &ContainerRecord,
     new: crate::model::Resources,
 ) -> Result<(), PodError> {
-    let (cgroup, id) = (record.cgroup.clone(), record.id.clone());
+    let cgroup = record.cgroup.clone();
     blocking_with(engine, move |engine| {
         let limits = resources::to_runtime(&new, 0);
         let cgroup = engine.cgroups.open(&cgroup);
         for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-            tracing::warn!(container = %id, warning, "a limit is not in effect");
+            engine.said.warn(&warning);
         }
         Ok(())
     })

@@ -91,7 +91,7 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
     match monitor.setup(setup).await {
         Ok((ready, events)) => {
             for warning in &ready.warnings {
-                tracing::warn!(pod = %record.id, warning, "the sandbox is not all it should be");
+                engine.said.warn(warning);
             }
             failpoint::hit("run-setup");
             Ok((monitor, events, ready.init_pid))
