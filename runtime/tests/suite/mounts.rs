@@ -166,7 +166,10 @@ pub async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
                 volumes.open("slave", Some(Propagation::Slave)),
             ),
         ];
-        mounts.push((spec.bind("/sync", &["rbind"]), bind_clone(&sync)));
+        // Where the test's folder is on a shared mount, so is its clone.
+        let clone = bind_clone(&sync);
+        set_propagation(clone.as_fd(), Propagation::Private, true).unwrap();
+        mounts.push((spec.bind("/sync", &["rbind"]), clone));
         if with_shared {
             mounts.push((
                 spec.bind("/vol/shared", &["rbind", "rshared"]),
