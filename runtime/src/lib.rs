@@ -7,6 +7,7 @@
 
 #[cfg(feature = "engine")]
 pub mod client;
+pub mod devices;
 pub mod exec;
 pub mod exit;
 pub mod launcher;

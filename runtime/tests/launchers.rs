@@ -1,6 +1,9 @@
 //! The launcher suite: what every launcher must do, run for each of them.
 
+// Clippy takes only what is marked so for tests.
+#[cfg(test)]
 mod suite;
+#[cfg(test)]
 mod support;
 
 /// One test per claim.
@@ -15,10 +18,25 @@ macro_rules! claims {
     };
 }
 
+/// What is measured, never by itself.
+macro_rules! measurements {
+    ($kind:expr; $($what:ident),*) => {
+        mod timing {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "measures, claims nothing"]
+            async fn $what() {
+                crate::suite::timing::$what($kind).await;
+            })*
+        }
+    };
+}
+
 /// All claims for one launcher.
 macro_rules! launcher_suite {
     ($launcher:ident, $kind:expr) => {
+        #[cfg(test)]
         mod $launcher {
+            measurements! { $kind; of_calls, of_monitors, of_logs }
             claims! { $kind;
                 life {
                     output_and_exit_code_are_recorded,
@@ -48,6 +66,7 @@ macro_rules! launcher_suite {
                     all_cgroups_are_joined,
                     container_sees_its_own_cgroups,
                     devices_follow_the_rules,
+                    devices_follow_the_rules_on_v2,
                     lowered_oom_score_never_fails,
                     unsupported_wishes_are_refused_by_name,
                 }

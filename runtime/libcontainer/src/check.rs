@@ -161,7 +161,7 @@ fn check_hooks(spec: &Spec) -> Result<(), LaunchError> {
 mod tests {
     use super::*;
 
-    fn refused(json: serde_json::Value) -> Option<String> {
+    fn refused(json: &serde_json::Value) -> Option<String> {
         let mut spec = serde_json::json!({
             "ociVersion": "1.2.0",
             "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/" },
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn plain_specs_pass() {
-        assert_eq!(refused(serde_json::json!({})), None);
+        assert_eq!(refused(&serde_json::json!({})), None);
         assert_eq!(
-            refused(mounts(&["rbind", "ro", "rprivate", "rro", "nosuid"])),
+            refused(&mounts(&["rbind", "ro", "rprivate", "rro", "nosuid"])),
             None
         );
     }
@@ -236,7 +236,7 @@ mod tests {
                 "mounts[1].options.nosymfollow (/x)",
             ),
         ] {
-            assert_eq!(refused(json).as_deref(), Some(what));
+            assert_eq!(refused(&json).as_deref(), Some(what));
         }
     }
 

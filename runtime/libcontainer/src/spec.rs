@@ -135,7 +135,7 @@ fn no_capabilities() -> Result<libcontainer::oci_spec::runtime::LinuxCapabilitie
 mod tests {
     use super::*;
 
-    fn spec(process: serde_json::Value) -> Spec {
+    fn spec(process: &serde_json::Value) -> Spec {
         let json = serde_json::json!({
             "ociVersion": "1.2.0", "process": process, "linux": { "resources": {} }
         });
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn gaps_are_closed_and_wishes_kept() {
-        let mut spec = spec(serde_json::json!({
+        let mut spec = spec(&serde_json::json!({
             "user": { "uid": 5, "gid": 6 }, "cwd": "/", "args": ["sh"],
             "env": ["A=1", "HOME=", "A=2"], "oomScoreAdj": -5, "noNewPrivileges": false,
         }));
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn forbidding_new_privileges_stays() {
-        let mut spec = spec(serde_json::json!({
+        let mut spec = spec(&serde_json::json!({
             "user": { "uid": 0, "gid": 0 }, "cwd": "/", "noNewPrivileges": true,
         }));
         assert!(prepare(&mut spec, false).unwrap().no_new_privileges);

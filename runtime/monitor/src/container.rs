@@ -338,10 +338,15 @@ impl Monitor {
         let failed = |message: String| {
             Failure::new(FailureKind::Launch, "container's first process", message)
         };
-        if let Some((_, status)) = self.unknown_exits.iter().find(|(known, _)| *known == pid) {
-            return Err(failed(format!("it died: {status:?}")));
-        }
-        let init = adopt(pid).map_err(|errno| failed(errno.to_string()))?;
+        let init = adopt(pid).map_err(|errno| {
+            // The number may have been another process's before.
+            let died = self
+                .unknown_exits
+                .iter()
+                .rev()
+                .find(|(known, _)| *known == pid);
+            failed(died.map_or_else(|| errno.to_string(), |(_, how)| format!("it died: {how:?}")))
+        })?;
         let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
         let Some(container) = self.containers.get_mut(&key) else {
             return Ok(());

@@ -12,7 +12,7 @@ use crate::support::{Pod, TestSpec, bind_clone, detached_tmpfs, wait_until};
 
 /// Detached mounts are used as sources: directories and files, read-only or
 /// not; the host's mount table never sees any.
-pub async fn detached_mounts_are_sources(launcher: LauncherKind) {
+pub(crate) async fn detached_mounts_are_sources(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let dir = pod.scratch().join("volume");
     std::fs::create_dir(&dir).unwrap();
@@ -49,7 +49,7 @@ pub async fn detached_mounts_are_sources(launcher: LauncherKind) {
 }
 
 /// A read-only root is one.
-pub async fn read_only_root_is_honoured(launcher: LauncherKind) {
+pub(crate) async fn read_only_root_is_honoured(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell(
         "touch /x 2>&1 | grep -o 'Read-only'; touch /dev/shm/x 2>&1 >/dev/null; true",
@@ -63,7 +63,7 @@ pub async fn read_only_root_is_honoured(launcher: LauncherKind) {
 }
 
 /// Masked and read-only paths are.
-pub async fn paths_are_masked_and_read_only(launcher: LauncherKind) {
+pub(crate) async fn paths_are_masked_and_read_only(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "wc -c </proc/timer_list; echo 1 2>/dev/null >/proc/sys/kernel/domainname || echo denied; ls /sys/firmware | wc -l";
     assert_eq!(
@@ -143,7 +143,7 @@ fn mount_marked(target: &Path) {
 
 /// Every mount has its own propagation: the host's mounts reach slave and
 /// shared volumes, the container's reach the host by shared ones alone.
-pub async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
+pub(crate) async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
     for with_shared in [true, false] {
         let mut pod = Pod::new(launcher).await;
         let volumes = Volumes::new(pod.scratch());

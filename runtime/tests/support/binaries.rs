@@ -14,7 +14,7 @@ const STATIC: [&str; 3] = [
 ];
 
 /// Monitor and launcher helper, loaded once.
-pub fn monitor_binaries() -> Arc<MonitorBinaries> {
+pub(crate) fn monitor_binaries() -> Arc<MonitorBinaries> {
     static LOADED: OnceLock<Arc<MonitorBinaries>> = OnceLock::new();
     let load = || Arc::new(MonitorBinaries::load(&dir()).unwrap());
     Arc::clone(LOADED.get_or_init(load))
@@ -55,7 +55,7 @@ fn libseccomp_dir() -> String {
 }
 
 /// The folder that holds what cargo builds: two above the tests' own.
-pub fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .parent()
         .unwrap()
@@ -63,7 +63,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// A static BusyBox.
-pub fn busybox() -> PathBuf {
+pub(crate) fn busybox() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(find_busybox).clone()
 }
