@@ -1,4 +1,5 @@
-//! The launcher suite: what every launcher must do, run for each of them.
+//! The launcher suite: what every launcher must do, run for each of them; and
+//! what a monitor must do whoever launches.
 
 // Clippy takes only what is marked so for tests.
 #[cfg(test)]
@@ -50,6 +51,7 @@ macro_rules! launcher_suite {
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
+                    launch_that_hangs_can_be_deleted,
                 }
                 programs {
                     missing_program_fails_the_start,

@@ -461,7 +461,8 @@ impl Monitor {
     /// A container's first process was reaped.
     pub(crate) fn container_exited(&mut self, key: Key, code: i32, signal: Option<i32>) {
         let finished_at = wall_now();
-        // Whether its program ran at all is known by now.
+        // Whether its program ran at all is known by now: its end of the
+        // socket is closed.
         self.start_progress(key);
         let Some(container) = self.containers.get_mut(&key) else {
             return;

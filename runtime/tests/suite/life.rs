@@ -266,3 +266,37 @@ pub(crate) async fn shutdown_leaves_nothing(launcher: LauncherKind) {
         );
     }
 }
+
+/// A launcher that hangs keeps neither its container's deletion waiting nor
+/// anything else.
+pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let (mut request, cgroup, _) = pod.request(&patient());
+    // Nobody ever reads this: whoever joins waits for ever.
+    let dir = pod.scratch().join("cgroup");
+    std::fs::create_dir(&dir).unwrap();
+    let pipe = dir.join("cgroup.procs");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    request.cgroup_procs.push(pipe);
+    let id = request.id.clone();
+    let monitor = pod.monitor.clone();
+    let creating = tokio::spawn(async move { monitor.create(request).await });
+    assert!(wait_until(|| !cgroup.pids().is_empty()));
+    let (record, _) = pod.outcome(&TestSpec::shell("exit 3")).await;
+    assert_eq!(record.exit_code, 3);
+    let list = pod.monitor.list().await.unwrap();
+    assert_eq!(
+        (list[0].state.clone(), list[0].pid),
+        (ContainerState::Created, 0)
+    );
+    pod.monitor.delete(&id).await.unwrap();
+    let (step, message, _) = super::launch_error(creating.await.unwrap());
+    assert_eq!(
+        (step.as_str(), message.as_str()),
+        ("create", "it was deleted")
+    );
+    assert!(wait_until(|| cgroup.pids().is_empty()));
+    assert!(pod.monitor.list().await.unwrap().is_empty());
+    pod.end().await;
+}

@@ -3,6 +3,7 @@
 pub(crate) mod exec;
 pub(crate) mod isolation;
 pub(crate) mod life;
+mod monitor;
 pub(crate) mod mounts;
 pub(crate) mod pods;
 pub(crate) mod programs;

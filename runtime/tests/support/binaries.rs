@@ -16,11 +16,17 @@ const STATIC: [&str; 3] = [
 /// Monitor and launcher helper, loaded once.
 pub(crate) fn monitor_binaries() -> Arc<MonitorBinaries> {
     static LOADED: OnceLock<Arc<MonitorBinaries>> = OnceLock::new();
-    let load = || Arc::new(MonitorBinaries::load(&dir()).unwrap());
+    let load = || Arc::new(MonitorBinaries::load(&monitor_dir()).unwrap());
     Arc::clone(LOADED.get_or_init(load))
 }
 
-fn dir() -> PathBuf {
+/// The folder of the executables.
+pub(crate) fn monitor_dir() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(find_or_build).clone()
+}
+
+fn find_or_build() -> PathBuf {
     if let Some(dir) = std::env::var_os("SLIPWAY_MONITOR_DIR") {
         // Tests run in their package's folder, people in the workspace's.
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -15,6 +15,7 @@ mod pod;
 mod rootfs;
 mod spec;
 
+pub(crate) use binaries::{monitor_binaries, monitor_dir};
 pub(crate) use cgroup::TestCgroup;
 pub(crate) use pod::{Pod, PodOptions, TestContainer, wait_until};
 pub(crate) use rootfs::{bind_clone, detached_tmpfs};
