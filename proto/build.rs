@@ -8,7 +8,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=cri-v1.proto");
     let descriptors = protox::compile(["cri-v1.proto"], ["."])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("cri-v1.bin"), prost::Message::encode_to_vec(&descriptors))?;
+    std::fs::write(
+        out.join("cri-v1.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
     tonic_prost_build::configure()
         // The largest messages are boxed by hand nowhere: handlers destructure them.
         .bytes(".runtime.v1.ExecSyncResponse")

@@ -1,1 +1,38 @@
-//! Placeholder.
+//! Slipway seen from outside: everything here reaches the engine through its
+//! socket and its command line, as a kubelet or a person would.
+//!
+//! - `engine`: starts an engine in a scratch folder and ends it.
+//! - `isolation`: a network and a mount namespace for engine and plugins.
+//! - `image`: a tiny image, built here.
+//! - `bench`: the latency of each call, for several engines in turn.
+//! - `client`: both CRI services, and requests with sensible values.
+//! - `host`: what a node looks like, compared before and after.
+//! - `walk`: a pod's whole life, with the time of each step.
+
+pub mod bench;
+pub mod client;
+pub mod engine;
+pub mod host;
+pub mod image;
+pub mod isolation;
+pub mod walk;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `met` answers something; `None` past the deadline.
+pub async fn eventually<T>(
+    deadline: Duration,
+    mut met: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(found) = met().await {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        // Polled: what is waited for are files and processes of others.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

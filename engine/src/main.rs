@@ -1,2 +1,26 @@
-//! Placeholder.
-fn main() {}
+//! slipway: a CRI container engine for Kubernetes nodes.
+//!
+//! `main` reads the command line and hands over; the map of everything else is
+//! ARCHITECTURE.md.
+
+mod cli;
+mod config;
+mod convert;
+mod engine;
+mod failpoint;
+mod ids;
+mod layers;
+mod model;
+mod network;
+mod pod;
+mod rpc;
+mod server;
+mod spec;
+mod stats;
+mod status;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,1 +1,46 @@
-//! Placeholder.
+//! Images and snapshots of one node: registry client, layers, overlay mounts
+//! and garbage collection.
+//!
+//! Knows neither CRI nor containers: callers lease images and own snapshots by
+//! names of their choice. The modules say what each owns and what a crash
+//! leaves; `layout` shows the directories.
+
+mod auth;
+mod db;
+mod depot;
+mod digest;
+mod error;
+mod hosts;
+mod image;
+mod import;
+mod join;
+mod layer;
+mod layers;
+mod layout;
+mod manifest;
+mod overlay;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod remove;
+mod snapshot;
+mod state;
+mod store;
+mod tar;
+mod trash;
+mod tuning;
+mod unpack;
+mod usage;
+
+pub use auth::Auth;
+pub use digest::{DiffId, Digest, DigestError, ImageId, LayerDigest};
+pub use error::{Cause, ImportError, LeaseError, OpenError, PullError, RemoveError};
+pub use hosts::HostsError;
+pub use image::Image;
+pub use overlay::OverlayError;
+pub use reference::{Reference, ReferenceError};
+pub use snapshot::{Snapshot, SnapshotError};
+pub use store::{FsInfo, ImageStore, PulledImage, StoreOptions};
+pub use tuning::{Limits, Tuning};
+pub use usage::Usage;

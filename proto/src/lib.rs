@@ -8,9 +8,10 @@
 /// Messages, enums, clients and servers of the package `runtime.v1`.
 #[expect(
     missing_docs,
-    clippy::all,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     unused_qualifications,
-    unreachable_pub,
     reason = "generated code; the comments of the .proto become its docs"
 )]
 pub mod v1 {

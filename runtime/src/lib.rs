@@ -1,10 +1,13 @@
 //! Pods, containers and the process that keeps each pod: everything of
 //! Slipway that talks to the kernel.
 //!
-//! Owns the protocol between engine and monitor, the engine's client for it,
-//! launchers, exec, container logs and exit records. Never knows gRPC, CRI or
-//! images. What a crash leaves is said by each module.
+//! Owns namespaces, cgroups, mounts, seccomp filters, the protocol between
+//! engine and monitor, the engine's client for it, launchers, exec, container
+//! logs and exit records; the only home of unsafe code (`sys`). Never knows gRPC,
+//! CRI or images. What a crash leaves is said by each module.
 
+#[cfg(feature = "engine")]
+pub mod cgroup;
 #[cfg(feature = "engine")]
 pub mod client;
 pub mod devices;
@@ -12,5 +15,11 @@ pub mod exec;
 pub mod exit;
 pub mod launcher;
 pub mod log;
+#[cfg(feature = "engine")]
+pub mod mount;
+#[cfg(feature = "engine")]
+pub mod netns;
 pub mod protocol;
+#[cfg(feature = "engine")]
+pub mod seccomp;
 pub mod sys;

@@ -33,6 +33,8 @@ struct Shared {
 struct State {
     idle: VecDeque<Monitor>,
     spawning: usize,
+    /// Why the last spawn failed; nothing after one that worked.
+    failure: Option<String>,
 }
 
 impl MonitorPool {
@@ -60,8 +62,14 @@ impl MonitorPool {
         self.shared.refill();
         match ready {
             Some(monitor) => Ok(monitor),
-            None => spawn(&self.shared.binaries).await,
+            None => self.shared.spawn().await,
         }
+    }
+
+    /// Why monitors cannot be spawned, if the last try failed.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<String> {
+        self.shared.state().failure.clone()
     }
 }
 
@@ -69,6 +77,13 @@ impl Shared {
     /// The lock is held for a moment only, never across an await.
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Spawns one and remembers how that went.
+    async fn spawn(&self) -> Result<Monitor, SpawnError> {
+        let spawned = spawn(&self.binaries).await;
+        self.state().failure = spawned.as_ref().err().map(ToString::to_string);
+        spawned
     }
 
     /// One that still lives.
@@ -98,7 +113,7 @@ impl Shared {
         let shared = Arc::clone(self);
         tokio::spawn(async move {
             for _ in 0..missing {
-                let spawned = spawn(&shared.binaries).await;
+                let spawned = shared.spawn().await;
                 let mut state = shared.state();
                 state.spawning -= 1;
                 match spawned {

@@ -9,10 +9,17 @@ pub mod bpf;
 pub mod bytes;
 pub mod execve;
 pub mod fds;
+#[cfg(test)]
+#[cfg(feature = "engine")]
+pub(crate) mod filtered_child;
 pub mod fork;
+#[cfg(feature = "engine")]
+pub(crate) mod mount_attr;
 pub mod propagation;
 pub mod seccomp_load;
 pub mod signals;
+#[cfg(feature = "engine")]
+pub(crate) mod user_ns;
 
 use rustix::io::Errno;
 

@@ -1,0 +1,76 @@
+# Everything a person or CI runs. `make build` and `make test` install what they
+# need from Debian; nothing else is assumed but Rust and, for the suites, Go.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := build
+
+CARGO ?= cargo
+RELEASE := target/release
+# The monitor and the launcher are static and not position independent: they
+# start in a fifth of the time and share their pages. The flags reach only the
+# last crate, so procedural macros stay loadable.
+STATIC := -Ctarget-feature=+crt-static -Crelocation-model=static
+LIBDIR := /usr/lib/$(shell gcc -print-multiarch 2>/dev/null || echo x86_64-linux-gnu)
+export LIBSECCOMP_LINK_TYPE := static
+export LIBSECCOMP_LIB_PATH := $(LIBDIR)
+export SLIPWAY_MONITOR_DIR := $(CURDIR)/$(RELEASE)
+
+.PHONY: build demo test check bench tools test-tools fmt clippy doc arrows licences unit suite critest clean
+
+build: tools
+	$(CARGO) build --locked --release -p engine -p conformance
+	$(CARGO) rustc --locked --release -p monitor --bin slipway-monitor -- $(STATIC)
+	$(CARGO) rustc --locked --release -p libcontainer-launcher --bin slipway-libcontainer -- $(STATIC)
+	@echo "built: $(RELEASE)/slipway $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer"
+
+tools:
+	@conformance/scripts/install build
+
+test-tools: tools
+	@conformance/scripts/install test
+
+demo: build
+	@conformance/scripts/install demo
+	$(RELEASE)/slipway-demo --slipway $(RELEASE)/slipway $(ARGS)
+
+# Unit, property and launcher tests; then the own CRI suite; then the field's.
+test: build test-tools unit suite critest
+
+unit:
+	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p engine
+
+suite:
+	$(CARGO) build --locked -p engine --features failpoints
+	cp $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer target/debug/
+	$(CARGO) test --locked -p conformance
+
+critest:
+	conformance/scripts/crictl-walk
+	conformance/scripts/critest
+
+check: fmt clippy doc arrows licences
+	$(MAKE) test
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy: tools
+	$(CARGO) clippy --locked --workspace --all-targets --features engine/failpoints -- -D warnings
+
+doc: tools
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+arrows:
+	@conformance/scripts/arrows
+
+licences:
+	@conformance/scripts/licences
+
+bench: build
+	@conformance/scripts/install demo
+	$(RELEASE)/slipway-bench --slipway $(RELEASE)/slipway $(ARGS)
+
+clean:
+	$(CARGO) clean

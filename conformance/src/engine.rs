@@ -1,0 +1,316 @@
+//! An engine in a scratch folder of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::{eventually, isolation};
+
+/// How long an engine may take to listen or to end.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A scratch folder and, most of the time, an engine that works in it.
+#[derive(Debug)]
+pub struct Engine {
+    dir: TempDir,
+    slipway: PathBuf,
+    child: Option<Child>,
+    cgroup: String,
+    environment: Vec<(String, String)>,
+    /// Another socket than the folder's own.
+    listen: Option<PathBuf>,
+}
+
+/// The `slipway` to test: `SLIPWAY`, or the one beside the test's own folder.
+///
+/// # Errors
+/// There is none.
+pub fn executable() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SLIPWAY") {
+        return Ok(PathBuf::from(path));
+    }
+    let own = std::env::current_exe().context("find the own executable")?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .map(|dir| dir.join("slipway"))
+        .find(|path| path.is_file());
+    found.context("no slipway beside the test; build it first, or set SLIPWAY")
+}
+
+impl Engine {
+    /// A scratch folder with a bridge network, and no engine yet.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn prepare(slipway: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("slipway-scratch-")
+            .tempdir()?;
+        let unique = dir
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let engine = Self {
+            slipway: slipway.to_owned(),
+            child: None,
+            cgroup: format!("/{unique}"),
+            environment: Vec::new(),
+            listen: None,
+            dir,
+        };
+        isolation::write_bridge_network(&engine.path("net.d"), &engine.path("ipam"))?;
+        std::fs::create_dir_all(engine.path("config"))?;
+        let config = format!(
+            "[cni]\nconf_dir = {:?}\nbin_dirs = [\"/opt/cni/bin\", \"/usr/lib/cni\"]\nnetns_dir = {:?}\n",
+            engine.path("net.d"),
+            engine.path("netns"),
+        );
+        std::fs::write(engine.path("config/10-scratch.toml"), config)?;
+        Ok(engine)
+    }
+
+    /// A path in the scratch folder.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        let own = || self.path("slipway.sock");
+        self.listen.clone().unwrap_or_else(own)
+    }
+
+    /// Lets engines that are started from now on listen elsewhere.
+    pub fn listen_at(&mut self, socket: PathBuf) {
+        self.listen = Some(socket);
+    }
+
+    /// The cgroup for the pods of this engine, made and removed with it.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// Sets a variable for engines that are started from now on.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Removes a variable.
+    pub fn unset(&mut self, name: &str) {
+        self.environment.retain(|(known, _)| known != name);
+    }
+
+    /// Brings an archive in while no engine runs; answers the id.
+    ///
+    /// # Errors
+    /// The command failed.
+    pub fn import(&self, archive: &Path) -> anyhow::Result<String> {
+        let output = self
+            .command("image")
+            .arg("import")
+            .args(self.places())
+            .arg(archive)
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "slipway image import: {said}");
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    fn command(&self, word: &str) -> Command {
+        let mut command = Command::new(&self.slipway);
+        command.arg(word);
+        for (name, value) in &self.environment {
+            command.env(name, value);
+        }
+        command
+    }
+
+    fn places(&self) -> Vec<std::ffi::OsString> {
+        let pairs = [
+            ("--root", self.path("root")),
+            ("--state", self.path("state")),
+            ("--listen", self.socket()),
+            ("--config-dir", self.path("config")),
+        ];
+        pairs
+            .into_iter()
+            .flat_map(|(flag, path)| [flag.into(), path.into_os_string()])
+            .collect()
+    }
+
+    /// Starts an engine and waits until it answers.
+    ///
+    /// # Errors
+    /// It ended, or does not answer in time; the end of its log is in the message.
+    pub async fn start(&mut self) -> anyhow::Result<Client> {
+        self.spawn()?;
+        let socket = self.socket();
+        let client = eventually(DEADLINE, async || {
+            if self.has_ended() {
+                return Some(Err(anyhow::anyhow!("the engine ended: {}", self.log_end())));
+            }
+            let mut client = Client::connect(&socket).await.ok()?;
+            client.version().await.ok()?;
+            Some(Ok(client))
+        });
+        match client.await {
+            Some(client) => client,
+            None => bail!("the engine does not answer: {}", self.log_end()),
+        }
+    }
+
+    /// Starts an engine without waiting for it.
+    ///
+    /// # Errors
+    /// It cannot be executed.
+    pub fn spawn(&mut self) -> anyhow::Result<()> {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("engine.log"))?;
+        let mut command = self.command("serve");
+        command
+            .args(self.places())
+            .args(["--log-level", "info,engine=debug"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.with_context(|| format!("run {}", self.slipway.display()))?);
+        Ok(())
+    }
+
+    /// Whether the engine has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child
+            .as_mut()
+            .is_none_or(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// The engine's process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Waits until an engine that was spawned ends by itself.
+    ///
+    /// # Errors
+    /// It does not, within the deadline.
+    pub async fn ended(&mut self) -> anyhow::Result<()> {
+        let ended = eventually(DEADLINE, async || self.has_ended().then_some(())).await;
+        ended.with_context(|| format!("the engine still runs: {}", self.log_end()))
+    }
+
+    /// The last lines of the engine's log.
+    #[must_use]
+    pub fn log_end(&self) -> String {
+        let log = std::fs::read_to_string(self.path("engine.log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(25)..].join("\n")
+    }
+
+    /// Ends the engine as a service manager would; answers how long it took.
+    ///
+    /// # Errors
+    /// It does not end, or not well.
+    pub fn terminate(&mut self) -> anyhow::Result<Duration> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// Ends the engine as a crash would.
+    ///
+    /// # Errors
+    /// It cannot be killed.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::SIGKILL).map(|_| ())
+    }
+
+    fn signal(&mut self, signal: Signal) -> anyhow::Result<Duration> {
+        let Some(mut child) = self.child.take() else {
+            bail!("no engine runs")
+        };
+        let began = Instant::now();
+        kill(Pid::from_raw(i32::try_from(child.id())?), signal).context("signal the engine")?;
+        let status = child.wait()?;
+        let well = signal == Signal::SIGKILL || status.success();
+        ensure!(well, "the engine ended with {status}: {}", self.log_end());
+        Ok(began.elapsed())
+    }
+
+    /// Removes all pods and ends the engine; starts it first where it is down.
+    ///
+    /// # Errors
+    /// A pod cannot be removed.
+    pub async fn clean_up(&mut self) -> anyhow::Result<()> {
+        if self.has_ended() {
+            self.child = None;
+            self.unset("SLIPWAY_FAILPOINT");
+            self.start().await?;
+        }
+        let mut client = Client::connect(&self.socket()).await?;
+        for pod in client.pods().await? {
+            client.stop_pod(&pod.id).await?;
+            client.remove_pod(&pod.id).await?;
+        }
+        self.terminate()?;
+        remove_cgroups(&self.cgroup);
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Only after a failed test; its monitors are found by the leak check.
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::env::var_os("SLIPWAY_KEEP").is_some() {
+            self.dir.disable_cleanup(true);
+            eprintln!("kept {}", self.dir.path().display());
+        }
+    }
+}
+
+/// Removes a cgroup and what is empty below it, in every hierarchy.
+pub fn remove_cgroups(cgroup: &str) {
+    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else {
+        return;
+    };
+    let roots = hierarchies.filter_map(Result::ok).map(|entry| entry.path());
+    for root in roots.chain([PathBuf::from("/sys/fs/cgroup")]) {
+        let dir = root.join(cgroup.trim_start_matches('/'));
+        if dir.is_dir() {
+            remove_empty(&dir);
+        }
+    }
+}
+
+fn remove_empty(dir: &Path) {
+    for entry in std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    // One that is not empty is a leak, and found as such.
+    drop(std::fs::remove_dir(dir));
+}

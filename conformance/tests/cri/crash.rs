@@ -1,0 +1,240 @@
+//! What a crash leaves, and what the next engine makes of it.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::v1;
+
+use crate::rig::{DEADLINE, Rig, with_own_engine};
+
+#[test]
+fn pods_containers_addresses_and_logs_survive_a_crash() {
+    with_own_engine(async |rig| {
+        let script = "i=0; while :; do echo tick$i; i=$((i+1)); sleep 0.05; done";
+        let (pod, id) = rig.running("survivor", &["/bin/sh", "-c", script]).await;
+        let before = rig
+            .client
+            .pod(&pod)
+            .await
+            .expect("status")
+            .status
+            .expect("there");
+        let container = rig.client.container(&id).await.expect("status");
+        rig.crash_and_restart().await;
+        let after = rig
+            .client
+            .pod(&pod)
+            .await
+            .expect("status")
+            .status
+            .expect("there");
+        assert_eq!(before, after);
+        assert_eq!(container, rig.client.container(&id).await.expect("status"));
+        let log = std::fs::read_to_string(rig.engine.path("logs/survivor/main/0.log"));
+        let lines = log.expect("log").lines().count();
+        rig.log_with("survivor", &format!("tick{}", lines + 10))
+            .await;
+        let output = rig
+            .client
+            .exec(&id, &["echo", "alive"], 5)
+            .await
+            .expect("exec");
+        assert_eq!(output.stdout, "alive\n");
+        rig.client.stop(&id, 0).await.expect("stop");
+    });
+}
+
+#[test]
+fn an_exit_during_the_engines_absence_keeps_its_true_time() {
+    with_own_engine(async |rig| {
+        let flag = rig.engine.path("volume");
+        std::fs::create_dir_all(&flag).expect("volume");
+        let sandbox = rig.sandbox("absent");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let script = "while [ ! -e /v/go ]; do sleep 0.01; done; exit 5";
+        let mut config = rig.container("main", &["/bin/sh", "-c", script]);
+        config.mounts = vec![v1::Mount {
+            container_path: "/v".into(),
+            host_path: flag.to_string_lossy().into_owned(),
+            ..Default::default()
+        }];
+        let id = rig
+            .client
+            .create(&pod, &config, &sandbox)
+            .await
+            .expect("create");
+        rig.client.start(&id).await.expect("start");
+        rig.engine.kill().expect("kill");
+        std::fs::write(flag.join("go"), "").expect("go");
+        let exits = rig.engine.path("root/pods").join(&pod).join("exits");
+        conformance::eventually(DEADLINE, async || {
+            let mut entries = std::fs::read_dir(&exits).ok()?.filter_map(Result::ok);
+            entries
+                .any(|entry| entry.file_name().to_string_lossy().starts_with(&id))
+                .then_some(())
+        })
+        .await
+        .expect("the monitor writes the exit down");
+        let written = std::time::SystemTime::now();
+        rig.client = rig.engine.start().await.expect("an engine");
+        let status = rig.client.container(&id).await.expect("status");
+        assert_eq!((status.exit_code, status.reason.as_str()), (5, "Error"));
+        let written = written
+            .duration_since(std::time::UNIX_EPOCH)
+            .expect("after 1970");
+        let finished = u128::try_from(status.finished_at).expect("a time");
+        assert!(
+            finished <= written.as_nanos(),
+            "not the time of the restart"
+        );
+    });
+}
+
+#[test]
+fn a_dead_monitor_leaves_no_process_and_a_pod_that_is_not_ready() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("widow", &["/bin/sleep", "1000"]).await;
+        let status = rig.client.pod(&pod).await.expect("status");
+        let info: serde_json::Value =
+            serde_json::from_str(&status.info["info"]).expect("verbose information");
+        let monitor = i32::try_from(info["monitorPid"].as_i64().expect("pid")).expect("pid");
+        kill(Pid::from_raw(monitor), Signal::SIGKILL).expect("kill the monitor");
+        let status = rig.exited(&id).await;
+        assert_eq!(status.exit_code, 137);
+        assert!(status.message.contains("monitor"), "{status:?}");
+        let status = rig
+            .client
+            .pod(&pod)
+            .await
+            .expect("status")
+            .status
+            .expect("there");
+        assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
+        rig.client.stop_pod(&pod).await.expect("stop");
+    });
+}
+
+#[test]
+fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("reboot", &["/bin/sleep", "1000"]).await;
+        rig.engine.kill().expect("kill");
+        // The records say another boot, as they would after a real one; the processes
+        // of the old one are ended by their cgroups.
+        for entry in walk(&rig.engine.path("root/pods")) {
+            let text = std::fs::read_to_string(&entry).expect("record");
+            let mut record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            record["boot_id"] = "another".into();
+            std::fs::write(&entry, record.to_string()).expect("write");
+        }
+        rig.client = rig.engine.start().await.expect("an engine");
+        let status = rig
+            .client
+            .pod(&pod)
+            .await
+            .expect("status")
+            .status
+            .expect("there");
+        assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
+        let status = rig.client.container(&id).await.expect("status");
+        assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
+        let leases = rig.engine.path("ipam/host-local/scratch");
+        let left = std::fs::read_dir(leases)
+            .expect("leases")
+            .filter_map(Result::ok);
+        let left: Vec<_> = left
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| name.parse::<std::net::IpAddr>().is_ok())
+            .collect();
+        assert!(left.is_empty(), "addresses are still taken: {left:?}");
+    });
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
+        if entry.path().is_dir() {
+            found.extend(walk(&entry.path()));
+        } else if entry.path().extension().is_some_and(|kind| kind == "json") {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Every place in the code where a side effect may or may not have happened.
+const POINTS: [&str; 15] = [
+    "run-intent",
+    "run-netns",
+    "run-cgroup",
+    "run-monitor",
+    "run-network",
+    "run-setup",
+    "run-ready",
+    "create-intent",
+    "create-snapshot",
+    "create-cgroup",
+    "create-launched",
+    "start-ordered",
+    "start-done",
+    "stop-intent",
+    "stop-processes",
+];
+
+#[test]
+fn a_crash_after_each_intent_is_undone_or_finished() {
+    for point in POINTS {
+        with_own_engine(async |rig| crash_at(rig, point).await);
+    }
+}
+
+async fn crash_at(rig: &mut Rig, point: &str) {
+    rig.engine.terminate().expect("terminate");
+    rig.engine.set("SLIPWAY_FAILPOINT", point);
+    rig.client = rig.engine.start().await.expect("an engine");
+    let sandbox = rig.sandbox("crash");
+    let config = rig.container("main", &["/bin/sleep", "1000"]);
+    // Some of these calls meet the crash; the kubelet would only see an error.
+    if let Ok(pod) = rig.client.run_pod(&sandbox).await {
+        if let Ok(id) = rig.client.create(&pod, &config, &sandbox).await {
+            drop(rig.client.start(&id).await);
+        }
+        drop(rig.client.stop_pod(&pod).await);
+    }
+    conformance::eventually(DEADLINE, async || rig.engine.has_ended().then_some(()))
+        .await
+        .unwrap_or_else(|| panic!("{point} was never reached"));
+    rig.engine.unset("SLIPWAY_FAILPOINT");
+    rig.client = rig.engine.start().await.expect("an engine after the crash");
+    // Whatever is listed can be stopped and removed, and the name is free again.
+    for pod in rig.client.pods().await.expect("list") {
+        rig.client
+            .stop_pod(&pod.id)
+            .await
+            .unwrap_or_else(|error| panic!("{point}: {error}"));
+        rig.client
+            .remove_pod(&pod.id)
+            .await
+            .unwrap_or_else(|error| panic!("{point}: {error}"));
+    }
+    let (pod, id) = rig.running("crash", &["/bin/sleep", "1000"]).await;
+    let output = rig
+        .client
+        .exec(&id, &["echo", "ok"], 5)
+        .await
+        .expect("exec");
+    assert_eq!(output.stdout, "ok\n", "{point}");
+    rig.client.stop_pod(&pod).await.expect("stop");
+    rig.client.remove_pod(&pod).await.expect("remove");
+    let left: Vec<_> = std::fs::read_dir(rig.engine.path("root/pods"))
+        .expect("pods")
+        .chain(std::fs::read_dir(rig.engine.path("state/pods")).expect("state"))
+        .chain(std::fs::read_dir(rig.engine.path("netns")).expect("netns"))
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .collect();
+    assert!(left.is_empty(), "{point} left {left:?}");
+}

@@ -1,0 +1,85 @@
+//! ExecSync.
+
+use std::time::{Duration, Instant};
+
+use tonic::Code;
+
+use crate::rig::with_engine;
+
+#[test]
+fn output_exit_code_and_streams_are_kept_apart() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("exec", &["/bin/sleep", "1000"]).await;
+        let command = ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"];
+        let output = rig.client.exec(&id, &command, 5).await.expect("exec");
+        assert_eq!(
+            (output.stdout.as_str(), output.stderr.as_str()),
+            ("out\n", "err\n")
+        );
+        assert_eq!(output.code, 3);
+    });
+}
+
+#[test]
+fn a_command_that_runs_too_long_is_killed_and_says_so() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("slow", &["/bin/sleep", "1000"]).await;
+        let error = rig
+            .client
+            .exec(&id, &["sleep", "777"], 1)
+            .await
+            .expect_err("too long");
+        assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+        let left = rig.client.exec(&id, &["ps"], 5).await.expect("exec").stdout;
+        assert!(!left.contains("sleep 777"), "{left}");
+    });
+}
+
+#[test]
+fn a_grandchild_that_keeps_the_pipes_open_holds_nobody_up() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("daemon", &["/bin/sleep", "1000"]).await;
+        let began = Instant::now();
+        let command = ["/bin/sh", "-c", "sleep 300 & echo started"];
+        let output = rig.client.exec(&id, &command, 60).await.expect("exec");
+        assert_eq!(output.stdout, "started\n");
+        assert!(began.elapsed() < Duration::from_secs(30));
+    });
+}
+
+#[test]
+fn more_output_than_a_message_holds_is_cut_and_drained() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("flood", &["/bin/sleep", "1000"]).await;
+        let command = ["/bin/sh", "-c", "head -c 30000000 /dev/zero; echo done >&2"];
+        let output = rig.client.exec(&id, &command, 60).await.expect("exec");
+        assert_eq!((output.stderr.as_str(), output.code), ("done\n", 0));
+        assert!((1_000_000..16 * 1024 * 1024).contains(&output.stdout.len()));
+    });
+}
+
+#[test]
+fn a_missing_command_and_a_stopped_container_are_told_apart() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("missing", &["/bin/sleep", "1000"]).await;
+        let error = rig
+            .client
+            .exec(&id, &["/no/such"], 5)
+            .await
+            .expect_err("no such file");
+        assert!(error.message().contains("/no/such"), "{error}");
+        rig.client.stop(&id, 0).await.expect("stop");
+        let error = rig
+            .client
+            .exec(&id, &["true"], 5)
+            .await
+            .expect_err("stopped");
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        let error = rig
+            .client
+            .exec(&"1".repeat(64), &["true"], 5)
+            .await
+            .expect_err("unknown");
+        assert_eq!(error.code(), Code::NotFound, "{error}");
+    });
+}

@@ -1,0 +1,27 @@
+//! Slipway's own CRI suite: what the field's suites do not look at, and every
+//! bug that was met. Each test has an engine, a network and a mount namespace of
+//! its own; the check at the end finds what any of them left.
+
+mod bad_input;
+mod containers;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod crash;
+mod exec;
+mod images;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod joins;
+mod pods;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod rig;
+mod server;
+mod stats;
+mod walk;

@@ -1,0 +1,226 @@
+//! What every test starts from.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use conformance::client::{Client, container_config, pod_config};
+use conformance::engine::{Engine, executable};
+use conformance::host::Picture;
+use conformance::image::{self, Extras};
+use conformance::{eventually, isolation};
+use proto::v1;
+
+/// How long anything that is waited for may take.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+/// The annotation by which a test finds its own pods on a foreign engine.
+const MARK: &str = "slipway.test/scratch";
+
+/// Engines that run side by side: two for each core are enough.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static BEFORE: OnceLock<Picture> = OnceLock::new();
+
+/// A test's engine and a client of it.
+pub(crate) struct Rig {
+    pub(crate) engine: Engine,
+    pub(crate) client: Client,
+    pub(crate) cgroup: String,
+    pub(crate) image: String,
+}
+
+/// Runs a test on an engine of its own and cleans up behind it. With
+/// `SLIPWAY_CRI_SOCKET`, on the engine behind that socket, with the image that
+/// `SLIPWAY_CRI_IMAGE` names.
+pub(crate) fn with_engine(test: impl AsyncFnOnce(&mut Rig)) {
+    match std::env::var_os("SLIPWAY_CRI_SOCKET") {
+        Some(socket) => on_runtime(on_foreign_engine(PathBuf::from(socket), test)),
+        None => with_image(&Extras::default(), test),
+    }
+}
+
+/// The same for what only an engine of its own can be asked: to crash, to start
+/// again, or to say what only Slipway says.
+pub(crate) fn with_own_engine(test: impl AsyncFnOnce(&mut Rig)) {
+    with_image(&Extras::default(), test);
+}
+
+/// The same with another image.
+pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+    if std::env::var_os("SLIPWAY_CRI_SOCKET").is_some() {
+        println!("SKIPPED: needs an engine of its own, SLIPWAY_CRI_SOCKET names another");
+        return;
+    }
+    BEFORE.get_or_init(Picture::take);
+    let turn = Turn::take();
+    isolation::enter().expect("namespaces of its own");
+    on_runtime(on_own_engine(extras, test));
+    drop(turn);
+}
+
+fn on_runtime(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an async runtime");
+    // Tests start tasks of their own with clients that stay on this thread.
+    tokio::task::LocalSet::new().block_on(&runtime, work);
+}
+
+async fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+    let mut engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
+    let archive = engine.path("tiny.tar");
+    image::write(&archive, extras).expect("a tiny image");
+    engine.import(&archive).expect("import");
+    let client = engine.start().await.expect("an engine");
+    let cgroup = engine.cgroup().to_owned();
+    let image = extras
+        .name
+        .clone()
+        .unwrap_or_else(|| image::NAME.to_owned());
+    let mut rig = Rig {
+        engine,
+        client,
+        cgroup,
+        image,
+    };
+    test(&mut rig).await;
+    let Rig {
+        mut engine, client, ..
+    } = rig;
+    drop(client);
+    engine.clean_up().await.expect("clean up");
+    let left = leaks(&engine.path("").to_string_lossy(), engine.cgroup());
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+async fn on_foreign_engine(socket: PathBuf, test: impl AsyncFnOnce(&mut Rig)) {
+    let image = std::env::var("SLIPWAY_CRI_IMAGE").expect("SLIPWAY_CRI_IMAGE names a BusyBox");
+    let engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
+    let mut client = Client::connect(&socket)
+        .await
+        .expect("an engine at SLIPWAY_CRI_SOCKET");
+    client.pull(&image).await.expect("pull");
+    let cgroup = engine.cgroup().to_owned();
+    let mut rig = Rig {
+        engine,
+        client,
+        cgroup,
+        image,
+    };
+    test(&mut rig).await;
+    let scratch = rig.engine.path("logs").to_string_lossy().into_owned();
+    for pod in rig.client.pods().await.expect("list") {
+        let ours = pod
+            .annotations
+            .get(MARK)
+            .is_some_and(|mark| *mark == scratch);
+        if ours {
+            rig.client.stop_pod(&pod.id).await.expect("stop");
+            rig.client.remove_pod(&pod.id).await.expect("remove");
+        }
+    }
+    conformance::engine::remove_cgroups(&rig.cgroup);
+}
+
+/// What of this engine is still there: its mounts, cgroups and processes.
+fn leaks(scratch: &str, cgroup: &str) -> Vec<String> {
+    let before = BEFORE.get_or_init(Picture::take);
+    let ours = |thing: &String| thing.contains(scratch) || thing.ends_with(cgroup);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let left: Vec<String> = Picture::take()
+            .added_since(before)
+            .into_iter()
+            .filter(ours)
+            .collect();
+        // A monitor that was told to end needs a moment to be gone.
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::yield_now();
+    }
+}
+
+struct Turn;
+
+impl Turn {
+    fn take() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let free = |running: usize| (running < 2 * cores).then_some(running + 1);
+        while RUNNING
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, free)
+            .is_err()
+        {
+            std::thread::yield_now();
+        }
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Rig {
+    /// A sandbox's configuration.
+    pub(crate) fn sandbox(&self, name: &str) -> v1::PodSandboxConfig {
+        let logs = self.engine.path("logs");
+        let mut config = pod_config(name, &self.cgroup, &logs.join(name));
+        config
+            .annotations
+            .insert(MARK.to_owned(), logs.to_string_lossy().into_owned());
+        config
+    }
+
+    /// A container's configuration.
+    pub(crate) fn container(&self, name: &str, command: &[&str]) -> v1::ContainerConfig {
+        container_config(name, &self.image, command)
+    }
+
+    /// A pod with a running container; answers both ids.
+    pub(crate) async fn running(&mut self, name: &str, command: &[&str]) -> (String, String) {
+        let sandbox = self.sandbox(name);
+        let config = self.container("main", command);
+        let pod = self.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+        let id = self
+            .client
+            .create(&pod, &config, &sandbox)
+            .await
+            .expect("CreateContainer");
+        self.client.start(&id).await.expect("StartContainer");
+        (pod, id)
+    }
+
+    /// Waits until a container has ended.
+    pub(crate) async fn exited(&mut self, id: &str) -> v1::ContainerStatus {
+        let mut client = self.client.clone();
+        let ended = v1::ContainerState::ContainerExited as i32;
+        eventually(DEADLINE, async || {
+            let status = client.container(id).await.expect("ContainerStatus");
+            (status.state == ended).then_some(status)
+        })
+        .await
+        .expect("the container ends")
+    }
+
+    /// The log of a container, once it contains `wanted`.
+    pub(crate) async fn log_with(&self, pod: &str, wanted: &str) -> String {
+        let path = self.engine.path("logs").join(pod).join("main/0.log");
+        eventually(DEADLINE, async || {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            text.contains(wanted).then_some(text)
+        })
+        .await
+        .unwrap_or_else(|| panic!("{wanted:?} is not in {}", path.display()))
+    }
+
+    /// Kills the engine and starts another on the same folders.
+    pub(crate) async fn crash_and_restart(&mut self) {
+        self.engine.kill().expect("kill");
+        self.client = self.engine.start().await.expect("an engine");
+    }
+}

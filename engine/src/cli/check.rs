@@ -1,0 +1,234 @@
+//! `slipway check`: does this node have what the engine needs?
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use runtime::cgroup::{Hierarchies, Version};
+use runtime::client::MonitorBinaries;
+use serde::Serialize;
+
+use super::CheckArgs;
+use crate::config::{self, Config};
+use crate::network::chain;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    /// Something optional is not there.
+    Warning,
+    Missing,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    verdict: Verdict,
+    detail: String,
+}
+
+fn finding(name: &'static str, verdict: Verdict, detail: impl Into<String>) -> Finding {
+    Finding {
+        name,
+        verdict,
+        detail: detail.into(),
+    }
+}
+
+/// Looks at everything and prints what it found; the exit status says whether
+/// the engine can work here.
+pub(super) fn run(args: CheckArgs) -> ExitCode {
+    let CheckArgs { places, json } = args;
+    let findings = match config::load(&places.places()) {
+        Ok(config) => all(&config),
+        Err(error) => vec![finding("configuration", Verdict::Missing, chain(&error))],
+    };
+    if json {
+        match serde_json::to_string_pretty(&findings) {
+            Ok(text) => println!("{text}"),
+            Err(error) => eprintln!("slipway: {error}"),
+        }
+    } else {
+        for Finding {
+            name,
+            verdict,
+            detail,
+        } in &findings
+        {
+            let word = match verdict {
+                Verdict::Ok => "ok     ",
+                Verdict::Warning => "warning",
+                Verdict::Missing => "MISSING",
+            };
+            println!("{word}  {name}: {detail}");
+        }
+    }
+    let fits = findings
+        .iter()
+        .all(|finding| finding.verdict != Verdict::Missing);
+    if fits {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn all(config: &Config) -> Vec<Finding> {
+    let mut findings = vec![
+        finding("configuration", Verdict::Ok, "valid"),
+        kernel(),
+        root_user(),
+        cgroups(),
+        monitor(),
+        overlay(),
+        seccomp(),
+        capability(),
+        mounts(),
+    ];
+    findings.push(network(config));
+    findings.push(folder("root", &config.root));
+    findings.push(folder("state", &config.state));
+    findings
+}
+
+fn kernel() -> Finding {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse::<u32>().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    // 5.14: cgroup.kill, the youngest thing without which nothing works.
+    if version >= (5, 14) {
+        finding("kernel", Verdict::Ok, release)
+    } else {
+        finding(
+            "kernel",
+            Verdict::Missing,
+            format!("{release}; 5.14 or later is needed"),
+        )
+    }
+}
+
+fn root_user() -> Finding {
+    if rustix::process::geteuid().is_root() {
+        finding("root", Verdict::Ok, "runs as root")
+    } else {
+        finding("root", Verdict::Missing, "the engine must run as root")
+    }
+}
+
+fn cgroups() -> Finding {
+    match Hierarchies::detect() {
+        Ok(hierarchies) => {
+            let missing: Vec<&str> = ["cpu", "memory", "pids"]
+                .into_iter()
+                .filter(|controller| !hierarchies.has(controller))
+                .collect();
+            let version = match hierarchies.version() {
+                Version::V2 => "cgroup v2",
+                Version::Hybrid => "cgroup v1 with a v2 tree beside it",
+                Version::V1 => "cgroup v1",
+            };
+            if missing.is_empty() {
+                finding("cgroups", Verdict::Ok, version)
+            } else {
+                let detail = format!("{version}, without {}", missing.join(", "));
+                finding("cgroups", Verdict::Warning, detail)
+            }
+        }
+        Err(error) => finding("cgroups", Verdict::Missing, chain(&error)),
+    }
+}
+
+fn monitor() -> Finding {
+    let dir = match super::serve::executable_dir() {
+        Ok(dir) => dir,
+        Err(error) => return finding("monitor", Verdict::Missing, format!("{error:#}")),
+    };
+    match MonitorBinaries::load(&dir) {
+        Ok(_) => finding("monitor", Verdict::Ok, format!("in {}", dir.display())),
+        Err(error) => finding("monitor", Verdict::Missing, chain(&error)),
+    }
+}
+
+fn overlay() -> Finding {
+    let known = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if known
+        .lines()
+        .any(|line| line.trim_start_matches("nodev").trim() == "overlay")
+    {
+        return finding("overlay", Verdict::Ok, "known to the kernel");
+    }
+    let detail = "not in /proc/filesystems; the kernel may still load it as a module";
+    finding("overlay", Verdict::Warning, detail)
+}
+
+fn seccomp() -> Finding {
+    let profile = runtime::seccomp::default_profile();
+    match runtime::seccomp::compile(profile) {
+        Ok(filter) => {
+            let detail = format!("RuntimeDefault is {} instructions", filter.len() / 8);
+            finding("seccomp", Verdict::Ok, detail)
+        }
+        Err(error) => finding("seccomp", Verdict::Missing, chain(&error)),
+    }
+}
+
+fn capability() -> Finding {
+    const SYS_RESOURCE: u32 = 24;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default();
+    if mask & (1 << SYS_RESOURCE) == 0 {
+        let detail = "CAP_SYS_RESOURCE is missing: scores for the OOM killer cannot be lowered";
+        return finding("capabilities", Verdict::Warning, detail);
+    }
+    finding("capabilities", Verdict::Ok, "CAP_SYS_RESOURCE is there")
+}
+
+fn mounts() -> Finding {
+    if runtime::mount::supports_recursive_read_only() {
+        finding("mounts", Verdict::Ok, "recursive read-only mounts work")
+    } else {
+        finding(
+            "mounts",
+            Verdict::Warning,
+            "the kernel has no recursive read-only mounts",
+        )
+    }
+}
+
+fn network(config: &Config) -> Finding {
+    let network = crate::network::Network::new(config.cni.clone(), config.cni_cache_dir());
+    match &*network.readiness() {
+        crate::network::Readiness::Ready => finding(
+            "network",
+            Verdict::Ok,
+            config.cni.conf_dir.display().to_string(),
+        ),
+        crate::network::Readiness::NotReady(why) => {
+            finding("network", Verdict::Warning, why.clone())
+        }
+    }
+}
+
+fn folder(name: &'static str, path: &Path) -> Finding {
+    let there = path
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    match rustix::fs::access(there, rustix::fs::Access::WRITE_OK) {
+        Ok(()) => finding(name, Verdict::Ok, path.display().to_string()),
+        Err(error) => finding(
+            name,
+            Verdict::Missing,
+            format!("{} cannot be written: {error}", there.display()),
+        ),
+    }
+}

@@ -1,0 +1,166 @@
+//! `slipway serve`: checks everything, restores what an earlier engine left,
+//! then listens.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use image_store::{ImageStore, StoreOptions};
+use nix::fcntl::{Flock, FlockArg};
+use runtime::cgroup::Hierarchies;
+use runtime::client::{MonitorBinaries, MonitorPool};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use super::{ServeArgs, log};
+use crate::config::{self, Config};
+use crate::engine::{Engine, Said};
+use crate::network::Network;
+use crate::pod::index::Index;
+use crate::pod::restore::restore;
+use crate::rpc::Services;
+use crate::server;
+use crate::stats::Samples;
+
+/// Idle monitors that wait for a pod.
+const IDLE_MONITORS: usize = 2;
+/// How often the folder of network configurations is looked at for Status.
+const NETWORK_PERIOD: Duration = Duration::from_secs(2);
+
+/// Runs the engine until SIGTERM or SIGINT.
+pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let ServeArgs {
+        places,
+        log_format,
+        log_level,
+    } = args;
+    log::start(log_format, &log_level)?;
+    let config = config::load(&places.places())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the async runtime")?;
+    let result = runtime.block_on(Box::pin(serve(config)));
+    // Threads that still wait for the kernel must not hold the end up.
+    runtime.shutdown_timeout(Duration::from_millis(200));
+    result
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let _lock = prepare(&config)?;
+    let listen = config.listen.clone();
+    // Before anything is restored: an engine that lives there must not be disturbed.
+    let listener = server::bind(&listen).await?;
+    let engine = Arc::new(open(config).await?);
+    let pods = restore(&engine).await.context("restore pods")?;
+    tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
+    let (stop, stopped) = watch::channel(false);
+    let network = tokio::spawn(watch_network(Arc::clone(&engine)));
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let serving = server::serve(
+        listener,
+        &listen,
+        Services::new(Arc::clone(&engine)),
+        stopped,
+    );
+    tokio::pin!(serving);
+    // Only a service manager that set NOTIFY_SOCKET hears of it.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+    let result = tokio::select! {
+        result = &mut serving => result,
+        _ = terminate.recv() => end(&stop, serving).await,
+        _ = interrupt.recv() => end(&stop, serving).await,
+    };
+    network.abort();
+    tracing::info!("stopped; containers live on");
+    Ok(result?)
+}
+
+async fn end(
+    stop: &watch::Sender<bool>,
+    serving: std::pin::Pin<&mut impl Future<Output = Result<(), server::ServerError>>>,
+) -> Result<(), server::ServerError> {
+    stop.send_replace(true);
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Stopping]) {
+        tracing::warn!(%error, "the service manager was not told");
+    }
+    serving.await
+}
+
+/// The folders, and the lock that keeps a second engine off the same root.
+fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dirs = [
+        config.pods_dir(),
+        config.cni_cache_dir(),
+        config.pods_state_dir(),
+    ];
+    for dir in &dirs {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder
+            .create(dir)
+            .with_context(|| format!("create {}", dir.display()))?;
+    }
+    let path = config.root.join("lock");
+    let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+            bail!("another engine works on {}", config.root.display())
+        }
+        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+async fn open(config: Config) -> anyhow::Result<Engine> {
+    let dir = executable_dir()?;
+    let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
+    let cgroups = Hierarchies::detect().context("find the cgroups")?;
+    let images = ImageStore::open(StoreOptions {
+        root: config.root.clone(),
+        hosts_dir: config.registry_config_path.clone(),
+        user_agent: concat!("slipway/", env!("CARGO_PKG_VERSION")).to_owned(),
+    })
+    .await
+    .context("open the image store")?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .context("read the kernel's boot_id")?;
+    Ok(Engine {
+        network: Network::new(config.cni.clone(), config.cni_cache_dir()),
+        monitors: MonitorPool::new(Arc::new(binaries), IDLE_MONITORS),
+        images,
+        cgroups,
+        index: Index::default(),
+        seccomp: runtime::seccomp::Cache::new(),
+        samples: Samples::default(),
+        said: Said::default(),
+        boot_id: boot_id.trim().to_owned(),
+        config,
+    })
+}
+
+/// Where the monitor is: beside this executable.
+pub(super) fn executable_dir() -> anyhow::Result<std::path::PathBuf> {
+    let own = std::env::current_exe().context("find the own executable")?;
+    Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
+}
+
+async fn watch_network(engine: Arc<Engine>) {
+    let mut ticks = tokio::time::interval(NETWORK_PERIOD);
+    loop {
+        ticks.tick().await;
+        let engine = Arc::clone(&engine);
+        if tokio::task::spawn_blocking(move || engine.network.refresh())
+            .await
+            .is_err()
+        {
+            tracing::error!("looking at the network configuration panicked");
+        }
+    }
+}

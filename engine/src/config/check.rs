@@ -1,0 +1,332 @@
+//! From the raw shape to settings that hold: every key is checked, and one
+//! whose feature is not there yet is refused by its name.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::raw::{self, Raw};
+use super::{Cni, Config, Handler, Launcher, Places, parse_address};
+
+/// What can be wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// A file or folder could not be read.
+    #[error("read configuration {}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The text is no TOML, or has a key that is not known.
+    #[error("parse configuration {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, key and reason.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that cannot be.
+    #[error("configuration key {key}: {reason}")]
+    Value {
+        /// The key with its table.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A key or value that a later version will know how to honour.
+    #[error("configuration key {key}: {feature} is not there yet")]
+    NotYet {
+        /// The key with its table.
+        key: String,
+        /// What it asks for.
+        feature: &'static str,
+    },
+}
+
+fn wrong(key: &str, reason: impl Into<String>) -> ConfigError {
+    ConfigError::Value {
+        key: key.to_owned(),
+        reason: reason.into(),
+    }
+}
+
+fn not_yet(key: &str, feature: &'static str) -> ConfigError {
+    ConfigError::NotYet {
+        key: key.to_owned(),
+        feature,
+    }
+}
+
+fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(wrong(
+            key,
+            format!("{} is not an absolute path", path.display()),
+        ))
+    }
+}
+
+/// Checks every part; takes nothing from the node but the current folder, which
+/// relative paths of the command line are resolved against.
+pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, ConfigError> {
+    let Raw {
+        cgroup,
+        cni,
+        registry,
+        streaming,
+        runtime,
+    } = raw;
+    check_cgroup(cgroup)?;
+    check_streaming(streaming)?;
+    let here = |key: &str, path: &Path| {
+        std::path::absolute(path).map_err(|error| wrong(key, error.to_string()))
+    };
+    let root = here("--root", &places.root)?;
+    let state = here("--state", &places.state)?;
+    let listen = match &places.listen {
+        Some(path) => here("--listen", path)?,
+        None => state.join("slipway.sock"),
+    };
+    let (default_handler, handlers) = check_runtime(runtime)?;
+    let raw::Registry { config_path } = registry;
+    Ok(Config {
+        cni: check_cni(cni)?,
+        registry_config_path: match config_path {
+            Some(path) => absolute("registry.config_path", path)?,
+            None => here("--config-dir", dir)?.join("certs.d"),
+        },
+        root,
+        state,
+        listen,
+        default_handler,
+        handlers,
+    })
+}
+
+fn check_cgroup(cgroup: raw::Cgroup) -> Result<(), ConfigError> {
+    let raw::Cgroup { driver } = cgroup;
+    match driver.as_deref() {
+        None | Some("cgroupfs") => Ok(()),
+        Some("systemd") => Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
+        Some(other) => Err(wrong(
+            "cgroup.driver",
+            format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
+        )),
+    }
+}
+
+fn check_streaming(streaming: raw::Streaming) -> Result<(), ConfigError> {
+    let raw::Streaming { address, port } = streaming;
+    if let Some(address) = address {
+        if parse_address(&address).is_none() {
+            return Err(wrong(
+                "streaming.address",
+                format!("{address:?} is no IP address"),
+            ));
+        }
+        return Err(not_yet(
+            "streaming.address",
+            "streaming (exec, attach, port-forward)",
+        ));
+    }
+    match port {
+        Some(_) => Err(not_yet(
+            "streaming.port",
+            "streaming (exec, attach, port-forward)",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
+    let raw::Cni {
+        conf_dir,
+        bin_dirs,
+        netns_dir,
+    } = cni;
+    let bin_dirs = bin_dirs.unwrap_or_else(|| {
+        ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
+            .map(PathBuf::from)
+            .to_vec()
+    });
+    Ok(Cni {
+        conf_dir: absolute(
+            "cni.conf_dir",
+            conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()),
+        )?,
+        bin_dirs: bin_dirs
+            .into_iter()
+            .map(|path| absolute("cni.bin_dirs", path))
+            .collect::<Result<_, _>>()?,
+        netns_dir: absolute(
+            "cni.netns_dir",
+            netns_dir.unwrap_or_else(|| "/run/netns".into()),
+        )?,
+    })
+}
+
+fn check_runtime(
+    runtime: raw::Runtime,
+) -> Result<(String, BTreeMap<String, Handler>), ConfigError> {
+    let raw::Runtime {
+        default_handler,
+        handlers,
+    } = runtime;
+    let mut checked = BTreeMap::new();
+    checked.insert(
+        "libcontainer".to_owned(),
+        Handler {
+            launcher: Launcher::Libcontainer,
+        },
+    );
+    for (name, handler) in handlers {
+        checked.insert(name.clone(), check_handler(&name, handler)?);
+    }
+    let default = default_handler.unwrap_or_else(|| "libcontainer".to_owned());
+    if !checked.contains_key(&default) {
+        let reason = format!("no handler {default:?} under runtime.handlers");
+        return Err(wrong("runtime.default_handler", reason));
+    }
+    Ok((default, checked))
+}
+
+fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigError> {
+    let key = |part: &str| format!("runtime.handlers.{name}.{part}");
+    if name.is_empty() {
+        return Err(wrong(&key(""), "the empty name is the default handler's"));
+    }
+    let raw::Handler {
+        launcher,
+        path,
+        options,
+    } = handler;
+    match launcher.as_deref() {
+        Some("libcontainer") => {}
+        Some("native") => return Err(not_yet(&key("launcher"), "the native launcher")),
+        Some("oci") => return Err(not_yet(&key("launcher"), "the oci launcher")),
+        Some("shim") => return Err(not_yet(&key("launcher"), "the shim launcher")),
+        Some(other) => {
+            let known = "\"native\", \"libcontainer\", \"oci\" or \"shim\"";
+            return Err(wrong(
+                &key("launcher"),
+                format!("{other:?} is none of {known}"),
+            ));
+        }
+        None => return Err(wrong(&key("launcher"), "is missing")),
+    }
+    if path.is_some() {
+        return Err(wrong(
+            &key("path"),
+            "the libcontainer launcher is built in, it has no path",
+        ));
+    }
+    if options.is_some_and(|options| !options.is_empty()) {
+        return Err(wrong(
+            &key("options"),
+            "the libcontainer launcher has no options",
+        ));
+    }
+    Ok(Handler {
+        launcher: Launcher::Libcontainer,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load;
+
+    fn places(dir: &Path) -> Places {
+        Places {
+            root: dir.join("root"),
+            state: dir.join("state"),
+            listen: None,
+            file: None,
+            dir: Some(dir.to_owned()),
+        }
+    }
+
+    fn with(files: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().expect("tempdir");
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).expect("write");
+        }
+        load(&places(dir.path()))
+    }
+
+    #[test]
+    fn the_printed_defaults_are_the_defaults() {
+        let printed = with(&[("a.toml", crate::config::default_text())]).expect("valid");
+        let bare = with(&[]).expect("valid");
+        assert_eq!(printed.cni.bin_dirs, bare.cni.bin_dirs);
+        assert_eq!(printed.cni.conf_dir, bare.cni.conf_dir);
+        assert_eq!(printed.cni.netns_dir, bare.cni.netns_dir);
+        assert_eq!(printed.default_handler, bare.default_handler);
+        assert_eq!(printed.handlers.len(), bare.handlers.len());
+    }
+
+    #[test]
+    fn a_later_drop_in_wins_key_by_key() {
+        let config = with(&[
+            ("10.toml", "[cni]\nconf_dir = \"/a\"\nnetns_dir = \"/n\"\n"),
+            ("20.toml", "[cni]\nconf_dir = \"/b\"\n"),
+        ])
+        .expect("valid");
+        assert_eq!(config.cni.conf_dir, Path::new("/b"));
+        assert_eq!(config.cni.netns_dir, Path::new("/n"));
+    }
+
+    #[test]
+    fn an_unknown_key_fails_and_is_named_with_its_file() {
+        let error = with(&[("x.toml", "[cni]\nconf_dirs = \"/a\"\n")]).expect_err("unknown");
+        let text = format!(
+            "{error}: {}",
+            std::error::Error::source(&error).expect("source")
+        );
+        assert!(
+            text.contains("x.toml") && text.contains("conf_dirs"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_key_whose_feature_is_not_there_is_refused_by_name() {
+        for (text, key) in [
+            ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
+            ("[streaming]\nport = 0\n", "streaming.port"),
+            (
+                "[streaming]\naddress = \"127.0.0.1\"\n",
+                "streaming.address",
+            ),
+            (
+                "[runtime.handlers.x]\nlauncher = \"oci\"\n",
+                "runtime.handlers.x.launcher",
+            ),
+        ] {
+            let error = with(&[("x.toml", text)]).expect_err("not yet");
+            assert!(matches!(error, ConfigError::NotYet { .. }), "{error}");
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_name_their_key() {
+        for (text, key) in [
+            ("[cgroup]\ndriver = \"upstart\"\n", "cgroup.driver"),
+            ("[cni]\nconf_dir = \"relative\"\n", "cni.conf_dir"),
+            (
+                "[runtime]\ndefault_handler = \"none\"\n",
+                "runtime.default_handler",
+            ),
+            ("[runtime.handlers.x]\n", "runtime.handlers.x.launcher"),
+            ("[streaming]\naddress = \"nowhere\"\n", "streaming.address"),
+        ] {
+            let error = with(&[("x.toml", text)]).expect_err("wrong");
+            assert!(matches!(error, ConfigError::Value { .. }), "{error}");
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+}

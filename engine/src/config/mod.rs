@@ -1,0 +1,145 @@
+//! The configuration: one TOML file and the drop-ins of a folder, merged in
+//! name order, checked in full before anything starts.
+//!
+//! Owns parsing and checking only; never touches the node. A crash leaves nothing.
+
+mod check;
+mod merge;
+pub(crate) mod raw;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+pub(crate) use check::ConfigError;
+
+/// Where images, records and writable layers live unless told otherwise.
+pub(crate) const DEFAULT_ROOT: &str = "/var/lib/slipway";
+/// Where sockets and other things that end with the boot live.
+pub(crate) const DEFAULT_STATE: &str = "/run/slipway";
+/// The main configuration file.
+pub(crate) const DEFAULT_FILE: &str = "/etc/slipway/slipway.toml";
+/// The folder of drop-ins.
+pub(crate) const DEFAULT_DIR: &str = "/etc/slipway";
+
+/// Which code launches the containers of a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Launcher {
+    /// youki's libcontainer in a binary of its own.
+    Libcontainer,
+}
+
+/// One runtime handler.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Handler {
+    /// The code behind it.
+    pub(crate) launcher: Launcher,
+}
+
+/// Network settings.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cni {
+    /// Where network configuration lists are looked for.
+    pub(crate) conf_dir: PathBuf,
+    /// Where plugins are looked for, in order.
+    pub(crate) bin_dirs: Vec<PathBuf>,
+    /// Where network namespaces are pinned.
+    pub(crate) netns_dir: PathBuf,
+}
+
+/// All settings after checking.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Config {
+    /// `--root`.
+    pub(crate) root: PathBuf,
+    /// `--state`.
+    pub(crate) state: PathBuf,
+    /// `--listen`.
+    pub(crate) listen: PathBuf,
+    /// Network settings.
+    pub(crate) cni: Cni,
+    /// Folder of `HOST[:PORT]/hosts.toml`.
+    pub(crate) registry_config_path: PathBuf,
+    /// The handler behind the empty name.
+    pub(crate) default_handler: String,
+    /// All handlers by name.
+    pub(crate) handlers: BTreeMap<String, Handler>,
+}
+
+impl Config {
+    /// The handler that `name` asks for; the empty name is the default one.
+    pub(crate) fn handler(&self, name: &str) -> Option<&Handler> {
+        let name = if name.is_empty() {
+            &self.default_handler
+        } else {
+            name
+        };
+        self.handlers.get(name)
+    }
+
+    /// Folder of the records of all pods.
+    pub(crate) fn pods_dir(&self) -> PathBuf {
+        self.root.join("pods")
+    }
+
+    /// Folder of the cached results of network plugins.
+    pub(crate) fn cni_cache_dir(&self) -> PathBuf {
+        self.root.join("cni")
+    }
+
+    /// Folder of the sockets of all pods.
+    pub(crate) fn pods_state_dir(&self) -> PathBuf {
+        self.state.join("pods")
+    }
+}
+
+/// What the command line says of the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// `--root`.
+    pub(crate) root: PathBuf,
+    /// `--state`.
+    pub(crate) state: PathBuf,
+    /// `--listen`; by default a socket below the state.
+    pub(crate) listen: Option<PathBuf>,
+    /// `--config`; if absent, the default file may be missing.
+    pub(crate) file: Option<PathBuf>,
+    /// `--config-dir`; if absent, the default folder may be missing.
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Reads, merges and checks everything; the first wrong thing is named.
+pub(crate) fn load(places: &Places) -> Result<Config, ConfigError> {
+    let mut sources = Vec::new();
+    match &places.file {
+        Some(file) => sources.push(merge::read(file)?),
+        None => sources.extend(merge::read_if_there(Path::new(DEFAULT_FILE))?),
+    }
+    let dir = places
+        .dir
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_DIR));
+    let main = places
+        .file
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let drop_ins = merge::drop_ins(&dir, places.dir.is_some())?;
+    for file in drop_ins.into_iter().filter(|file| *file != main) {
+        sources.push(merge::read(&file)?);
+    }
+    let raw = merge::merge(sources)?;
+    check::check(raw, places, &dir)
+}
+
+/// The text of a file with all defaults, for `slipway config default`.
+pub(crate) fn default_text() -> &'static str {
+    include_str!("default.toml")
+}
+
+/// An address that a stream server may listen on.
+pub(crate) fn parse_address(text: &str) -> Option<IpAddr> {
+    text.parse().ok()
+}

@@ -1,0 +1,58 @@
+//! The shape of the TOML. Unknown keys fail; nothing is checked here.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Raw {
+    pub(crate) cgroup: Cgroup,
+    pub(crate) cni: Cni,
+    pub(crate) registry: Registry,
+    pub(crate) streaming: Streaming,
+    pub(crate) runtime: Runtime,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cgroup {
+    pub(crate) driver: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cni {
+    pub(crate) conf_dir: Option<PathBuf>,
+    pub(crate) bin_dirs: Option<Vec<PathBuf>>,
+    pub(crate) netns_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Registry {
+    pub(crate) config_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Streaming {
+    pub(crate) address: Option<String>,
+    pub(crate) port: Option<u16>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Runtime {
+    pub(crate) default_handler: Option<String>,
+    pub(crate) handlers: BTreeMap<String, Handler>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Handler {
+    pub(crate) launcher: Option<String>,
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) options: Option<toml::Table>,
+}

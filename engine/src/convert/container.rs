@@ -1,0 +1,269 @@
+//! `ContainerConfig` to [`ContainerConfig`](crate::model::ContainerConfig).
+
+use proto::v1;
+
+use super::{
+    BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
+    unsupported, wrong,
+};
+use crate::model::{
+    ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation, SandboxConfig,
+};
+
+/// Checks all of a container's configuration against its sandbox.
+pub(crate) fn from_proto(
+    config: v1::ContainerConfig,
+    sandbox: &SandboxConfig,
+) -> Result<ContainerConfig, BadRequest> {
+    let v1::ContainerConfig {
+        metadata,
+        image,
+        command,
+        args,
+        working_dir,
+        envs,
+        mounts,
+        devices,
+        labels,
+        annotations,
+        log_path,
+        stdin,
+        stdin_once,
+        tty,
+        linux,
+        windows: _,
+        cdi_devices,
+        stop_signal,
+    } = config;
+    if !cdi_devices.is_empty() {
+        return Err(unsupported(
+            "config.CDI_devices",
+            "the Container Device Interface",
+        ));
+    }
+    for (field, texts) in [("config.command", &command), ("config.args", &args)] {
+        texts.iter().try_for_each(|text| no_nul(field, text))?;
+    }
+    let v1::LinuxContainerConfig {
+        resources,
+        security_context,
+    } = linux.unwrap_or_default();
+    let resources = resources.unwrap_or_default();
+    let stop_signal = v1::Signal::try_from(stop_signal)
+        .map_err(|_| wrong("config.stop_signal", format!("{stop_signal} is not known")))?;
+    Ok(ContainerConfig {
+        key: key_from_proto(metadata)?,
+        image: image_from_proto(image)?,
+        command,
+        args,
+        working_dir: match working_dir.as_str() {
+            "" => working_dir,
+            path => absolute("config.working_dir", path)?
+                .to_string_lossy()
+                .into_owned(),
+        },
+        envs: envs
+            .into_iter()
+            .map(env_from_proto)
+            .collect::<Result<_, _>>()?,
+        mounts: enumerated(mounts, mount_from_proto)?,
+        devices: enumerated(devices, device_from_proto)?,
+        labels: labels.into_iter().collect(),
+        annotations: annotations.into_iter().collect(),
+        log_path: match log_path.as_str() {
+            "" => None,
+            path => Some(relative("config.log_path", path)?),
+        },
+        stdin,
+        stdin_once,
+        tty,
+        resources: resources::from_proto("config.linux.resources", resources)?,
+        security: security::from_proto(security_context.unwrap_or_default(), sandbox)?,
+        stop_signal: signal::to_kernel(stop_signal),
+    })
+}
+
+fn enumerated<P, T>(
+    items: Vec<P>,
+    convert: impl Fn(usize, P) -> Result<T, BadRequest>,
+) -> Result<Vec<T>, BadRequest> {
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(at, item)| convert(at, item))
+        .collect()
+}
+
+fn key_from_proto(metadata: Option<v1::ContainerMetadata>) -> Result<ContainerKey, BadRequest> {
+    let v1::ContainerMetadata { name, attempt } =
+        metadata.ok_or_else(|| missing("config.metadata"))?;
+    Ok(ContainerKey {
+        name: required("config.metadata.name", name)?,
+        attempt,
+    })
+}
+
+/// The identity of a container as the API says it.
+pub(crate) fn key_to_proto(key: &ContainerKey) -> v1::ContainerMetadata {
+    let ContainerKey { name, attempt } = key.clone();
+    v1::ContainerMetadata { name, attempt }
+}
+
+fn image_from_proto(image: Option<v1::ImageSpec>) -> Result<ImageName, BadRequest> {
+    let v1::ImageSpec {
+        image,
+        annotations,
+        user_specified_image,
+        // Every handler launches from the same snapshots.
+        runtime_handler: _,
+        // Filled in by an engine, in a status.
+        image_ref: _,
+    } = image.ok_or_else(|| missing("config.image"))?;
+    Ok(ImageName {
+        image: required("config.image.image", image)?,
+        annotations: annotations.into_iter().collect(),
+        user_specified: user_specified_image,
+    })
+}
+
+/// The image as a status repeats it.
+pub(crate) fn image_to_proto(image: &ImageName) -> v1::ImageSpec {
+    let ImageName {
+        image,
+        annotations,
+        user_specified,
+    } = image.clone();
+    v1::ImageSpec {
+        image,
+        annotations: annotations.into_iter().collect(),
+        user_specified_image: user_specified,
+        runtime_handler: String::new(),
+        image_ref: String::new(),
+    }
+}
+
+fn env_from_proto(pair: v1::KeyValue) -> Result<(String, String), BadRequest> {
+    let v1::KeyValue { key, value } = pair;
+    let field = format!("config.envs[{key}]");
+    if key.is_empty() || key.contains('=') {
+        return Err(wrong(field, "the name is empty or contains \"=\""));
+    }
+    no_nul(&field, &key)?;
+    // The OCI runtime configuration is JSON, which has no way to say other bytes.
+    let value = String::from_utf8(value).map_err(|_| {
+        wrong(
+            field.clone(),
+            "the value is not UTF-8, which OCI bundles demand",
+        )
+    })?;
+    no_nul(&field, &value)?;
+    Ok((key, value))
+}
+
+fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
+    let v1::Mount {
+        container_path,
+        host_path,
+        readonly,
+        // Nothing is labelled, so there is nothing to relabel; see refuse_selinux.
+        selinux_relabel: _,
+        propagation,
+        uid_mappings,
+        gid_mappings,
+        recursive_read_only,
+        image,
+        image_sub_path,
+        mount_options,
+    } = mount;
+    let field = |name: &str| format!("config.mounts[{at}].{name}");
+    if image.is_some_and(|image| !image.image.is_empty()) || !image_sub_path.is_empty() {
+        return Err(unsupported(&field("image"), "an image as a volume"));
+    }
+    if !uid_mappings.is_empty() || !gid_mappings.is_empty() {
+        return Err(unsupported(&field("uidMappings"), "an idmapped mount"));
+    }
+    if !mount_options.is_empty() {
+        return Err(unsupported(&field("mount_options"), "mount options"));
+    }
+    let propagation = match v1::MountPropagation::try_from(propagation) {
+        Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
+        Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
+        Ok(v1::MountPropagation::PropagationBidirectional) => Propagation::Bidirectional,
+        Err(_) => {
+            return Err(wrong(
+                field("propagation"),
+                format!("{propagation} is not known"),
+            ));
+        }
+    };
+    if recursive_read_only && !(readonly && propagation == Propagation::Private) {
+        let reason = "needs readonly and PROPAGATION_PRIVATE";
+        return Err(wrong(field("recursive_read_only"), reason));
+    }
+    let container_path = match container_path.as_str() {
+        "" => return Err(missing(&field("container_path"))),
+        path if path.starts_with('/') => absolute(&field("container_path"), path)?,
+        // Some clients leave the slash out.
+        path => absolute(&field("container_path"), &format!("/{path}"))?,
+    };
+    Ok(Mount {
+        container_path: container_path.to_string_lossy().into_owned(),
+        host_path: match host_path.as_str() {
+            "" => return Err(missing(&field("host_path"))),
+            path => absolute(&field("host_path"), path)?,
+        },
+        read_only: readonly,
+        recursive_read_only,
+        propagation,
+    })
+}
+
+/// A mount as a status repeats it.
+pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
+    let Mount {
+        container_path,
+        host_path,
+        read_only,
+        recursive_read_only,
+        propagation,
+    } = mount;
+    let propagation = match propagation {
+        Propagation::Private => v1::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => v1::MountPropagation::PropagationBidirectional,
+    };
+    v1::Mount {
+        container_path: container_path.clone(),
+        host_path: host_path.to_string_lossy().into_owned(),
+        readonly: *read_only,
+        recursive_read_only: *recursive_read_only,
+        propagation: propagation as i32,
+        ..Default::default()
+    }
+}
+
+fn device_from_proto(at: usize, device: v1::Device) -> Result<Device, BadRequest> {
+    let v1::Device {
+        container_path,
+        host_path,
+        permissions,
+    } = device;
+    let field = |name: &str| format!("config.devices[{at}].{name}");
+    let known = |letter: char| "rwm".contains(letter);
+    if permissions.is_empty() || !permissions.chars().all(known) {
+        let reason = format!("{permissions:?} is not made of r, w and m");
+        return Err(wrong(field("permissions"), reason));
+    }
+    let host_path = absolute(&field("host_path"), &host_path)?;
+    let container_path = match container_path.as_str() {
+        "" => host_path.to_string_lossy().into_owned(),
+        path => absolute(&field("container_path"), path)?
+            .to_string_lossy()
+            .into_owned(),
+    };
+    Ok(Device {
+        container_path,
+        host_path,
+        permissions,
+    })
+}

@@ -1,0 +1,226 @@
+//! `LinuxContainerSecurityContext` to [`Security`].
+
+use std::path::Path;
+
+use proto::v1;
+use v1::security_profile::ProfileType;
+
+use super::sandbox::{namespaces_from_proto, refuse_selinux};
+use super::{BadRequest, absolute, kernel_id, no_nul, unsupported, wrong};
+use crate::model::{AppArmor, IpcMode, NetworkMode, RunAs, SandboxConfig, Seccomp, Security};
+
+const FIELD: &str = "config.linux.security_context";
+const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
+
+/// Checks a container's isolation against that of its sandbox.
+pub(super) fn from_proto(
+    context: v1::LinuxContainerSecurityContext,
+    sandbox: &SandboxConfig,
+) -> Result<Security, BadRequest> {
+    #[expect(
+        deprecated,
+        reason = "the kubelet still sends the old fields beside the new"
+    )]
+    let v1::LinuxContainerSecurityContext {
+        capabilities,
+        privileged,
+        namespace_options,
+        selinux_options,
+        run_as_user,
+        run_as_group,
+        run_as_username,
+        readonly_rootfs,
+        supplemental_groups,
+        supplemental_groups_policy,
+        no_new_privs,
+        masked_paths,
+        readonly_paths,
+        seccomp,
+        apparmor,
+        apparmor_profile,
+        // Replaced by `seccomp` since Kubernetes 1.25, which the kubelet sends always.
+        seccomp_profile_path: _,
+    } = context;
+    refuse_selinux(&format!("{FIELD}.selinux_options"), selinux_options)?;
+    if privileged && !sandbox.privileged {
+        let reason = "the sandbox was not made for privileged containers";
+        return Err(wrong(format!("{FIELD}.privileged"), reason));
+    }
+    let pid = match namespace_options {
+        Some(options) => namespaces_of_container(options, sandbox)?,
+        None => sandbox.pid.clone(),
+    };
+    let v1::Capability {
+        add_capabilities,
+        drop_capabilities,
+        add_ambient_capabilities,
+    } = capabilities.unwrap_or_default();
+    let run_as = run_as_from_proto(run_as_user, run_as_username)?;
+    if run_as_group.is_some() && run_as == RunAs::Image {
+        let field = format!("{FIELD}.run_as_group");
+        return Err(wrong(field, "needs run_as_user or run_as_username"));
+    }
+    for path in masked_paths.iter().chain(&readonly_paths) {
+        absolute(&format!("{FIELD}.masked_paths or readonly_paths"), path)?;
+    }
+    Ok(Security {
+        add_capabilities,
+        drop_capabilities,
+        ambient_capabilities: add_ambient_capabilities,
+        privileged,
+        pid,
+        run_as,
+        run_as_group: run_as_group
+            .map(|v1::Int64Value { value }| kernel_id(&format!("{FIELD}.run_as_group"), value))
+            .transpose()?,
+        read_only_rootfs: readonly_rootfs,
+        supplemental_groups: supplemental_groups
+            .into_iter()
+            .map(|id| kernel_id(&format!("{FIELD}.supplemental_groups"), id))
+            .collect::<Result<_, _>>()?,
+        strict_groups: is_strict(supplemental_groups_policy)?,
+        no_new_privs,
+        masked_paths,
+        readonly_paths,
+        seccomp: seccomp_from_proto(seccomp)?,
+        apparmor: apparmor_from_proto(apparmor, &apparmor_profile)?,
+    })
+}
+
+fn run_as_from_proto(user: Option<v1::Int64Value>, name: String) -> Result<RunAs, BadRequest> {
+    match (user, name.as_str()) {
+        (Some(_), name) if !name.is_empty() => Err(wrong(
+            format!("{FIELD}.run_as_username"),
+            "run_as_user is set as well",
+        )),
+        (Some(v1::Int64Value { value }), _) => {
+            kernel_id(&format!("{FIELD}.run_as_user"), value).map(RunAs::Uid)
+        }
+        (None, "") => Ok(RunAs::Image),
+        (None, _) => Ok(RunAs::Name(name)),
+    }
+}
+
+fn is_strict(policy: i32) -> Result<bool, BadRequest> {
+    match v1::SupplementalGroupsPolicy::try_from(policy) {
+        Ok(v1::SupplementalGroupsPolicy::Merge) => Ok(false),
+        Ok(v1::SupplementalGroupsPolicy::Strict) => Ok(true),
+        Err(_) => {
+            let field = format!("{FIELD}.supplemental_groups_policy");
+            Err(wrong(field, format!("{policy} is not known")))
+        }
+    }
+}
+
+/// A container shares network and IPC with its sandbox, whatever it is asked.
+fn namespaces_of_container(
+    options: v1::NamespaceOption,
+    sandbox: &SandboxConfig,
+) -> Result<crate::model::PidMode, BadRequest> {
+    let field = format!("{FIELD}.namespace_options");
+    let (network, pid, ipc) = namespaces_from_proto(&field, options)?;
+    if network == NetworkMode::Node && sandbox.network == NetworkMode::Pod {
+        return Err(wrong(
+            format!("{field}.network"),
+            "the sandbox has a network of its own",
+        ));
+    }
+    if ipc == IpcMode::Node && sandbox.ipc == IpcMode::Pod {
+        return Err(wrong(
+            format!("{field}.ipc"),
+            "the sandbox has an IPC namespace of its own",
+        ));
+    }
+    Ok(pid)
+}
+
+fn seccomp_from_proto(profile: Option<v1::SecurityProfile>) -> Result<Seccomp, BadRequest> {
+    let field = format!("{FIELD}.seccomp");
+    // Absent means unconfined, an empty message means RuntimeDefault.
+    let Some(v1::SecurityProfile {
+        profile_type,
+        localhost_ref,
+    }) = profile
+    else {
+        return Ok(Seccomp::Unconfined);
+    };
+    match ProfileType::try_from(profile_type) {
+        Ok(ProfileType::RuntimeDefault) => Ok(Seccomp::RuntimeDefault),
+        Ok(ProfileType::Unconfined) => Ok(Seccomp::Unconfined),
+        Ok(ProfileType::Localhost) => {
+            let path = localhost_ref
+                .strip_prefix("localhost/")
+                .unwrap_or(&localhost_ref);
+            absolute(&format!("{field}.localhost_ref"), path).map(Seccomp::Localhost)
+        }
+        Err(_) => Err(wrong(
+            format!("{field}.profile_type"),
+            format!("{profile_type} is not known"),
+        )),
+    }
+}
+
+fn apparmor_enabled() -> bool {
+    std::fs::read_to_string(APPARMOR_ENABLED).is_ok_and(|text| text.trim() == "Y")
+}
+
+fn apparmor_from_proto(
+    profile: Option<v1::SecurityProfile>,
+    deprecated: &str,
+) -> Result<AppArmor, BadRequest> {
+    let field = format!("{FIELD}.apparmor");
+    let wanted = match profile {
+        Some(v1::SecurityProfile {
+            profile_type,
+            localhost_ref,
+        }) => match ProfileType::try_from(profile_type) {
+            Ok(ProfileType::RuntimeDefault) => "runtime/default".to_owned(),
+            Ok(ProfileType::Unconfined) => "unconfined".to_owned(),
+            Ok(ProfileType::Localhost) => format!("localhost/{localhost_ref}"),
+            Err(_) => return Err(wrong(field, format!("{profile_type} is not known"))),
+        },
+        None => deprecated.to_owned(),
+    };
+    match wanted.as_str() {
+        "" => Ok(AppArmor::Unset),
+        "unconfined" => Ok(AppArmor::Unconfined),
+        _ if !apparmor_enabled() && wanted == "runtime/default" => Ok(AppArmor::Unset),
+        "runtime/default" => Err(unsupported(&field, "a default AppArmor profile")),
+        _ => localhost_apparmor(&field, &wanted),
+    }
+}
+
+fn localhost_apparmor(field: &str, wanted: &str) -> Result<AppArmor, BadRequest> {
+    let Some(name) = wanted
+        .strip_prefix("localhost/")
+        .filter(|name| !name.is_empty())
+    else {
+        return Err(wrong(field, format!("{wanted:?} is no AppArmor profile")));
+    };
+    no_nul(field, name)?;
+    if !apparmor_enabled() {
+        return Err(wrong(
+            field,
+            format!("{name:?} was asked for, the kernel has no AppArmor"),
+        ));
+    }
+    let loaded = std::fs::read_to_string(Path::new("/sys/kernel/security/apparmor/profiles"))
+        .map_err(|error| {
+            wrong(
+                field,
+                format!("the loaded profiles cannot be read: {error}"),
+            )
+        })?;
+    let is_loaded = loaded.lines().any(|line| {
+        line.rsplit_once(" (")
+            .is_some_and(|(known, _)| known == name)
+    });
+    if is_loaded {
+        Ok(AppArmor::Localhost(name.to_owned()))
+    } else {
+        Err(wrong(
+            field,
+            format!("the AppArmor profile {name:?} is not loaded"),
+        ))
+    }
+}

@@ -1,0 +1,144 @@
+//! What all calls share: configuration, images, cgroups, monitors, network and
+//! the index of pods.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use image_store::ImageStore;
+use runtime::cgroup::{Cgroup, Hierarchies, Version};
+use runtime::client::MonitorPool;
+use runtime::seccomp;
+
+use crate::config::Config;
+use crate::ids::{ContainerId, PodId};
+use crate::network::Network;
+use crate::pod::error::PodError;
+use crate::pod::index::Index;
+use crate::pod::record::PodDir;
+use crate::stats::Samples;
+
+/// Where pods go whose request names no cgroup.
+const DEFAULT_CGROUP: &str = "/slipway";
+
+/// The engine.
+pub(crate) struct Engine {
+    pub(crate) config: Config,
+    pub(crate) images: ImageStore,
+    pub(crate) cgroups: Hierarchies,
+    pub(crate) monitors: MonitorPool,
+    pub(crate) network: Network,
+    pub(crate) index: Index,
+    pub(crate) seccomp: seccomp::Cache,
+    pub(crate) samples: Samples,
+    pub(crate) said: Said,
+    /// The kernel's, which is another after every boot.
+    pub(crate) boot_id: String,
+}
+
+/// Warnings that were given already: what is true of the node is said once, not
+/// for every pod.
+#[derive(Default)]
+pub(crate) struct Said(Mutex<HashSet<String>>);
+
+impl Said {
+    /// Logs a warning, loudly only the first time.
+    pub(crate) fn warn(&self, warning: &str) {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if said.insert(warning.to_owned()) {
+            tracing::warn!(warning, "degraded; said once");
+        } else {
+            tracing::debug!(warning, "degraded");
+        }
+    }
+}
+
+impl Engine {
+    /// The folder of a pod's records.
+    pub(crate) fn pod_dir(&self, id: &PodId) -> PodDir {
+        PodDir::new(&self.config.pods_dir(), id)
+    }
+
+    /// The folder of a pod's sockets and mounts.
+    pub(crate) fn pod_state(&self, id: &PodId) -> PathBuf {
+        self.config.pods_state_dir().join(id.as_str())
+    }
+
+    /// Where a pod's /dev/shm is mounted.
+    pub(crate) fn shm(&self, id: &PodId) -> PathBuf {
+        self.pod_state(id).join("shm")
+    }
+
+    /// Where a pod's network namespace is pinned.
+    pub(crate) fn netns(&self, id: &PodId) -> PathBuf {
+        self.config.cni.netns_dir.join(format!("slipway-{id}"))
+    }
+
+    /// The cgroup of a pod's own processes.
+    pub(crate) fn pod_cgroup(parent: &str, id: &PodId) -> String {
+        let parent = if parent.is_empty() {
+            DEFAULT_CGROUP
+        } else {
+            parent
+        };
+        format!("{parent}/{id}")
+    }
+
+    /// The cgroup of a container: beside that of its pod, never below it, since
+    /// on v2 a cgroup with processes cannot have controllers for its children.
+    pub(crate) fn container_cgroup(pod_cgroup: &str, id: &ContainerId) -> String {
+        let parent = pod_cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
+        format!("{parent}/{id}")
+    }
+
+    /// Gives a cgroup back, with the parent if it is Slipway's own and empty.
+    pub(crate) fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<(), PodError> {
+        let step = || format!("remove cgroup {}", cgroup.path());
+        cgroup
+            .remove()
+            .map_err(|error| PodError::runtime(step(), error))?;
+        let parent = cgroup
+            .path()
+            .rsplit_once('/')
+            .map_or("", |(parent, _)| parent);
+        if parent == DEFAULT_CGROUP
+            && let Err(error) = self.cgroups.open(parent).remove()
+        {
+            tracing::debug!(%error, "the default cgroup is still in use");
+        }
+        Ok(())
+    }
+
+    /// Whether the node has the unified hierarchy only.
+    pub(crate) fn unified(&self) -> bool {
+        matches!(self.cgroups.version(), Version::V2)
+    }
+}
+
+/// Now, in nanoseconds since the epoch.
+pub(crate) fn now() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Runs work that may wait for the kernel or the disk on a thread that may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, PodError> + Send + 'static,
+) -> Result<T, PodError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(PodError::Defect(error.to_string())),
+    }
+}
+
+/// The same with the engine at hand.
+pub(crate) async fn blocking_with<T: Send + 'static>(
+    engine: &Arc<Engine>,
+    work: impl FnOnce(&Engine) -> Result<T, PodError> + Send + 'static,
+) -> Result<T, PodError> {
+    let engine = Arc::clone(engine);
+    blocking(move || work(&engine)).await
+}

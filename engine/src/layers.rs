@@ -1,0 +1,153 @@
+//! What every call passes through: a span with the call's name, the client's
+//! deadline, and a net under panics.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::{Request, Response};
+use tower::{Layer, Service};
+use tracing::Instrument;
+
+/// Makes a [`CallService`] of a service.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CallLayer;
+
+impl<S> Layer<S> for CallLayer {
+    type Service = CallService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        CallService { inner }
+    }
+}
+
+/// Wraps every call.
+#[derive(Debug, Clone)]
+pub(crate) struct CallService<S> {
+    inner: S,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl<S> Service<Request<Body>> for CallService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Answer {
+        // The service that was polled ready is the one to call.
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        let rpc = request
+            .uri()
+            .path()
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+            .to_owned();
+        let span = tracing::info_span!("rpc", rpc);
+        let deadline = timeout_of(&request);
+        let work = async move {
+            let began = Instant::now();
+            let call = AssertUnwindSafe(inner.call(request)).catch_unwind();
+            let answer = match deadline {
+                Some(limit) => match tokio::time::timeout(limit, call).await {
+                    Ok(answer) => answer,
+                    Err(_) => Ok(Ok(
+                        Status::deadline_exceeded("the client's deadline").into_http()
+                    )),
+                },
+                None => call.await,
+            };
+            let response = match answer {
+                Ok(Ok(response)) => response,
+                Ok(Err(never)) => match never {},
+                Err(_) => {
+                    tracing::error!(rpc, "a handler panicked");
+                    Status::internal(format!("{rpc} panicked; this is a defect")).into_http()
+                }
+            };
+            report(&response, began.elapsed());
+            Ok(response)
+        };
+        Box::pin(work.instrument(span))
+    }
+}
+
+fn report(response: &Response<Body>, elapsed: Duration) {
+    let milliseconds = elapsed.as_secs_f64() * 1000.0;
+    let header = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    match header("grpc-status") {
+        None | Some("0") => tracing::debug!(milliseconds, "done"),
+        Some(code) => {
+            let message = header("grpc-message").unwrap_or_default();
+            tracing::info!(milliseconds, code, message, "refused or failed");
+        }
+    }
+}
+
+/// The deadline that gRPC clients send: up to eight digits and a unit.
+fn timeout_of(request: &Request<Body>) -> Option<Duration> {
+    let text = request.headers().get("grpc-timeout")?.to_str().ok()?;
+    parse_timeout(text)
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(number * 3600)),
+        "M" => Some(Duration::from_secs(number * 60)),
+        "S" => Some(Duration::from_secs(number)),
+        "m" => Some(Duration::from_millis(number)),
+        "u" => Some(Duration::from_micros(number)),
+        "n" => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_have_every_unit_of_grpc() {
+        for (text, wanted) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("100m", Some(Duration::from_millis(100))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+            ("100000000S", None),
+            ("S", None),
+            ("", None),
+            ("5x", None),
+        ] {
+            assert_eq!(parse_timeout(text), wanted, "{text}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What a pod and a container are asked to be, in Slipway's own types.
+//!
+//! Made only by `convert/`, which checks every value; stored in the records.
+//! A field that is here is honoured.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Labels or annotations.
+pub(crate) type Pairs = BTreeMap<String, String>;
+
+/// The identity of a sandbox as the kubelet sees it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct SandboxKey {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) attempt: u32,
+}
+
+/// The identity of a container within its sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct ContainerKey {
+    pub(crate) name: String,
+    pub(crate) attempt: u32,
+}
+
+/// Whose network the pod uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum NetworkMode {
+    Pod,
+    Node,
+}
+
+/// Whose IPC objects the pod uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum IpcMode {
+    Pod,
+    Node,
+}
+
+/// Whose processes a container sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum PidMode {
+    /// All of the pod's.
+    Pod,
+    /// Its own.
+    Container,
+    /// All of the node's.
+    Node,
+    /// Those of another container of the pod.
+    Target(String),
+}
+
+/// Transport of a port mapping, by its name in CNI's runtime configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// A port of the node that leads to the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PortMapping {
+    pub(crate) transport: Transport,
+    pub(crate) container_port: u16,
+    pub(crate) host_port: u16,
+    pub(crate) host_ip: String,
+}
+
+/// The contents of the pod's resolv.conf.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Dns {
+    pub(crate) servers: Vec<String>,
+    pub(crate) searches: Vec<String>,
+    pub(crate) options: Vec<String>,
+}
+
+/// All of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SandboxConfig {
+    pub(crate) key: SandboxKey,
+    pub(crate) hostname: String,
+    /// Absolute; `None` when containers keep no log.
+    pub(crate) log_directory: Option<PathBuf>,
+    pub(crate) dns: Option<Dns>,
+    pub(crate) port_mappings: Vec<PortMapping>,
+    pub(crate) labels: Pairs,
+    pub(crate) annotations: Pairs,
+    /// Absolute below the mount point of every hierarchy.
+    pub(crate) cgroup_parent: String,
+    pub(crate) network: NetworkMode,
+    pub(crate) pid: PidMode,
+    pub(crate) ipc: IpcMode,
+    pub(crate) sysctls: Pairs,
+    pub(crate) privileged: bool,
+}
+
+/// How mounts made later cross between host and container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Propagation {
+    Private,
+    HostToContainer,
+    Bidirectional,
+}
+
+/// A host path in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mount {
+    pub(crate) container_path: String,
+    pub(crate) host_path: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) recursive_read_only: bool,
+    pub(crate) propagation: Propagation,
+}
+
+/// A device node of the host in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Device {
+    pub(crate) container_path: String,
+    pub(crate) host_path: PathBuf,
+    /// Some of `rwm`.
+    pub(crate) permissions: String,
+}
+
+/// Limits; 0 and empty mean not given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resources {
+    pub(crate) cpu_period: i64,
+    pub(crate) cpu_quota: i64,
+    pub(crate) cpu_shares: i64,
+    pub(crate) memory_limit: i64,
+    pub(crate) memory_swap_limit: i64,
+    pub(crate) oom_score_adj: i64,
+    pub(crate) cpuset_cpus: String,
+    pub(crate) cpuset_mems: String,
+    pub(crate) hugepage_limits: Vec<(String, u64)>,
+    pub(crate) unified: Pairs,
+}
+
+/// Which seccomp filter a container runs under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Seccomp {
+    Unconfined,
+    RuntimeDefault,
+    Localhost(PathBuf),
+}
+
+/// Which AppArmor profile a container runs under.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum AppArmor {
+    /// None was asked for.
+    Unset,
+    Unconfined,
+    Localhost(String),
+}
+
+/// Who the container's process is asked to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum RunAs {
+    /// Whom the image names.
+    Image,
+    Uid(u32),
+    Name(String),
+}
+
+/// Isolation and identity of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Security {
+    pub(crate) add_capabilities: Vec<String>,
+    pub(crate) drop_capabilities: Vec<String>,
+    pub(crate) ambient_capabilities: Vec<String>,
+    pub(crate) privileged: bool,
+    pub(crate) pid: PidMode,
+    pub(crate) run_as: RunAs,
+    pub(crate) run_as_group: Option<u32>,
+    pub(crate) read_only_rootfs: bool,
+    pub(crate) supplemental_groups: Vec<u32>,
+    /// Only the groups that are listed, none of the image's.
+    pub(crate) strict_groups: bool,
+    pub(crate) no_new_privs: bool,
+    pub(crate) masked_paths: Vec<String>,
+    pub(crate) readonly_paths: Vec<String>,
+    pub(crate) seccomp: Seccomp,
+    pub(crate) apparmor: AppArmor,
+}
+
+/// The image as the caller named it; answered as it came.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageName {
+    pub(crate) image: String,
+    pub(crate) annotations: Pairs,
+    pub(crate) user_specified: String,
+}
+
+/// All of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerConfig {
+    pub(crate) key: ContainerKey,
+    pub(crate) image: ImageName,
+    pub(crate) command: Vec<String>,
+    pub(crate) args: Vec<String>,
+    pub(crate) working_dir: String,
+    pub(crate) envs: Vec<(String, String)>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
+    pub(crate) labels: Pairs,
+    pub(crate) annotations: Pairs,
+    /// Relative to the sandbox's log directory, without `..`.
+    pub(crate) log_path: Option<PathBuf>,
+    pub(crate) stdin: bool,
+    pub(crate) stdin_once: bool,
+    pub(crate) tty: bool,
+    pub(crate) resources: Resources,
+    pub(crate) security: Security,
+    /// Number of the kernel; `None` = what the image says.
+    pub(crate) stop_signal: Option<i32>,
+}

@@ -1,0 +1,116 @@
+//! What can go wrong with pods and containers, as callers need to tell it apart.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::convert::BadRequest;
+use crate::network::NetworkError;
+use crate::pod::files::FilesError;
+use crate::pod::record::RecordError;
+use crate::spec::SpecError;
+
+/// An error of a call; cloned for every caller that waits for the same work.
+pub(crate) type SharedError = Arc<PodError>;
+
+/// What can go wrong.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PodError {
+    /// The request itself is wrong.
+    #[error(transparent)]
+    Request(#[from] BadRequest),
+    /// No such sandbox.
+    #[error("pod sandbox {0} is not known")]
+    NoPod(String),
+    /// No such container.
+    #[error("container {0} is not known")]
+    NoContainer(String),
+    /// No such handler.
+    #[error("runtime handler {0:?} is not configured")]
+    NoHandler(String),
+    /// The image is not on the node.
+    #[error("image {0:?} is not present")]
+    NoImage(String),
+    /// Another sandbox or container has this identity.
+    #[error("{what} exists already as {id}, which is {state}")]
+    Exists {
+        /// The identity.
+        what: String,
+        /// Who has it.
+        id: String,
+        /// In which state that one is.
+        state: &'static str,
+    },
+    /// The object is in a state in which this is not possible.
+    #[error("{what} is {state}")]
+    State {
+        /// The object.
+        what: String,
+        /// Its state.
+        state: String,
+    },
+    /// The process could not be launched.
+    #[error("{0}")]
+    Start(String),
+    /// A step of the runtime failed.
+    #[error("{step}")]
+    Runtime {
+        /// What was tried.
+        step: String,
+        /// Why it failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The limits could not be set.
+    #[error("set limits")]
+    Limits(#[source] runtime::cgroup::CgroupError),
+    /// The monitor of the pod is gone.
+    #[error("the monitor of the pod is gone")]
+    MonitorGone,
+    /// The network could not be attached or given back.
+    #[error("pod network")]
+    Network(#[from] NetworkError),
+    /// A record could not be written.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The container's specification could not be made.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The files of the sandbox could not be made.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// A snapshot could not be made or given back.
+    #[error("snapshot")]
+    Snapshot(#[from] image_store::SnapshotError),
+    /// The image could not be leased.
+    #[error("lease image")]
+    Lease(#[from] image_store::LeaseError),
+    /// The log file could not be used.
+    #[error("log file {}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A command ran longer than its timeout.
+    #[error("the command did not end within {0} s and was killed")]
+    Timeout(i64),
+    /// The work panicked or its task is gone; a defect.
+    #[error("internal defect: {0}")]
+    Defect(String),
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+impl PodError {
+    /// A failed step of the runtime.
+    pub(crate) fn runtime(
+        step: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self::Runtime {
+            step: step.into(),
+            source: Box::new(source),
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Runs a command in a container and collects what it prints.
+//!
+//! The pipes go from the command straight to the engine; the monitor only starts
+//! it and reports its end. What the command itself wrote before it ended is in
+//! the pipes by then, so a grandchild that keeps them open holds nobody up.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use runtime::client::{ExecExit, ExecProcess, MonitorError};
+use tokio::net::unix::pipe::Receiver;
+
+use super::error::PodError;
+use super::view::{ContainerView, PodView};
+use crate::engine::Engine;
+
+/// The most that is answered of either stream: half of what a client takes, so
+/// that both fit. The rest is read and thrown away.
+const MAX_OUTPUT: usize = proto::MAX_MESSAGE_BYTES / 2 - 1024;
+
+/// What became of the command.
+pub(crate) struct Output {
+    pub(crate) stdout: Bytes,
+    pub(crate) stderr: Bytes,
+    pub(crate) exit_code: i32,
+}
+
+/// Runs `words` in a container that runs; a timeout of 0 means none.
+pub(crate) async fn exec_sync(
+    engine: &Engine,
+    pod: &PodView,
+    container: &Arc<ContainerView>,
+    words: Vec<String>,
+    timeout: i64,
+) -> Result<Output, PodError> {
+    let state = || PodError::State {
+        what: format!("container {}", container.id),
+        state: container.state.word().to_owned(),
+    };
+    if !container.state.is_running() {
+        return Err(state());
+    }
+    let (Some(monitor), Some(template)) = (&pod.monitor, &container.process) else {
+        return Err(state());
+    };
+    let mut process = (**template).clone();
+    process.set_args(Some(words)).set_terminal(Some(false));
+    let pipe = || half_blocking_pipe().map_err(|error| PodError::runtime("make a pipe", error));
+    let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
+    let seconds = u64::try_from(timeout).unwrap_or(0);
+    let order = ExecProcess {
+        container: container.id.to_string(),
+        process,
+        stdin: None,
+        stdout: stdout_end,
+        stderr: stderr_end,
+        timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
+        cgroup_procs: engine.cgroups.open(&container.cgroup).procs_files(),
+    };
+    let mut out = Collector::new(stdout);
+    let mut err = Collector::new(stderr);
+    let ended = monitor.exec(order);
+    tokio::pin!(ended);
+    let exit = loop {
+        tokio::select! {
+            exit = &mut ended => break exit,
+            () = out.more(), if !out.finished => {}
+            () = err.more(), if !err.finished => {}
+        }
+    };
+    out.rest();
+    err.rest();
+    match exit.map_err(|error| exec_error(container, error))? {
+        ExecExit::Exited { code } => Ok(Output {
+            stdout: out.bytes.into(),
+            stderr: err.bytes.into(),
+            exit_code: code,
+        }),
+        ExecExit::TimedOut => Err(PodError::Timeout(timeout)),
+    }
+}
+
+fn exec_error(container: &ContainerView, error: MonitorError) -> PodError {
+    match error {
+        MonitorError::Gone => PodError::MonitorGone,
+        MonitorError::NotRunning(_) | MonitorError::UnknownContainer(_) => PodError::State {
+            what: format!("container {}", container.id),
+            state: "not running".to_owned(),
+        },
+        other => PodError::runtime(format!("exec in container {}", container.id), other),
+    }
+}
+
+/// The reading end does not block; the writing end does, as programs expect.
+fn half_blocking_pipe() -> io::Result<(Receiver, OwnedFd)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((Receiver::from_owned_fd(read)?, write))
+}
+
+struct Collector {
+    pipe: Receiver,
+    bytes: Vec<u8>,
+    finished: bool,
+}
+
+impl Collector {
+    fn new(pipe: Receiver) -> Self {
+        Self {
+            pipe,
+            bytes: Vec::new(),
+            finished: false,
+        }
+    }
+
+    /// Waits until there is something to read, and reads it.
+    async fn more(&mut self) {
+        if self.pipe.readable().await.is_err() {
+            self.finished = true;
+            return;
+        }
+        self.read();
+    }
+
+    /// What is in the pipe now, without waiting.
+    fn rest(&mut self) {
+        // A pipe holds at most 1 MiB; more can only come from who still writes.
+        for _ in 0..64 {
+            if self.finished || !self.read() {
+                return;
+            }
+        }
+    }
+
+    /// Reads once; whether there was anything.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0_u8; 16 * 1024];
+        match self.pipe.try_read(&mut buffer) {
+            Ok(0) => self.finished = true,
+            Ok(read) => {
+                let room = MAX_OUTPUT - self.bytes.len();
+                self.bytes.extend_from_slice(&buffer[..read.min(room)]);
+                return true;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => self.finished = true,
+        }
+        false
+    }
+}

@@ -1,0 +1,207 @@
+//! All pods: who has which identity, whom to send commands to, and the views
+//! that lists answer from.
+//!
+//! The lock is held for a map operation at a time, never across an await and
+//! never during I/O.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::mpsc;
+
+use super::task::Command;
+use super::view::{ContainerView, PodView};
+use crate::ids::{ContainerId, PodId};
+use crate::model::SandboxKey;
+
+/// The way to a pod's task.
+pub(crate) type Inbox = mpsc::UnboundedSender<Command>;
+
+struct Entry {
+    key: SandboxKey,
+    inbox: Inbox,
+    /// Absent while the sandbox is being started: it is not listed yet.
+    view: Option<Arc<PodView>>,
+}
+
+#[derive(Default)]
+struct Maps {
+    pods: BTreeMap<PodId, Entry>,
+    keys: HashMap<SandboxKey, PodId>,
+    containers: BTreeMap<ContainerId, PodId>,
+}
+
+/// The index of all pods.
+#[derive(Default)]
+pub(crate) struct Index {
+    maps: RwLock<Maps>,
+    transitions: AtomicU64,
+}
+
+/// What a text that should be an id turned out to be.
+pub(crate) enum Lookup<T> {
+    Found(T),
+    Unknown,
+    /// A prefix that several ids have.
+    Ambiguous,
+}
+
+impl<T> Lookup<T> {
+    /// The one thing, or nothing.
+    pub(crate) fn found(self) -> Option<T> {
+        match self {
+            Self::Found(thing) => Some(thing),
+            Self::Unknown | Self::Ambiguous => None,
+        }
+    }
+}
+
+fn by_prefix<'a, K: Ord + AsRef<str>, V>(
+    map: &'a BTreeMap<K, V>,
+    prefix: &str,
+) -> Lookup<(&'a K, &'a V)> {
+    if prefix.is_empty() {
+        return Lookup::Unknown;
+    }
+    // Ids are few and short; a range over a borrowed prefix would need a wrapper type.
+    let mut matching = map.iter().filter(|(id, _)| id.as_ref().starts_with(prefix));
+    match (matching.next(), matching.next()) {
+        (Some(one), None) => Lookup::Found(one),
+        (None, _) => Lookup::Unknown,
+        (Some(_), Some(_)) => Lookup::Ambiguous,
+    }
+}
+
+impl AsRef<str> for PodId {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl AsRef<str> for ContainerId {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl Index {
+    fn read(&self) -> RwLockReadGuard<'_, Maps> {
+        // A panic while the lock is held cannot leave a map half changed.
+        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
+        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of the next transition.
+    pub(crate) fn next_transition(&self) -> u64 {
+        self.transitions.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Continues after a number that an earlier engine gave.
+    pub(crate) fn continue_after(&self, transition: u64) {
+        self.transitions.fetch_max(transition, Ordering::Relaxed);
+    }
+
+    /// Enters a pod under its identity, or answers who has it already.
+    pub(crate) fn claim(&self, key: &SandboxKey, id: &PodId, inbox: &Inbox) -> Result<(), Inbox> {
+        let mut maps = self.write();
+        if let Some(entry) = maps.keys.get(key).and_then(|owner| maps.pods.get(owner)) {
+            return Err(entry.inbox.clone());
+        }
+        maps.keys.insert(key.clone(), id.clone());
+        let entry = Entry {
+            key: key.clone(),
+            inbox: inbox.clone(),
+            view: None,
+        };
+        maps.pods.insert(id.clone(), entry);
+        Ok(())
+    }
+
+    /// Who has an identity.
+    pub(crate) fn owner(&self, key: &SandboxKey) -> Option<Inbox> {
+        let maps = self.read();
+        maps.keys
+            .get(key)
+            .and_then(|id| maps.pods.get(id))
+            .map(|entry| entry.inbox.clone())
+    }
+
+    /// Replaces what lists say of a pod.
+    pub(crate) fn publish(&self, view: &Arc<PodView>) {
+        let mut maps = self.write();
+        let Some(entry) = maps.pods.get_mut(&view.id) else {
+            return;
+        };
+        let before = entry.view.replace(Arc::clone(view));
+        for container in before.iter().flat_map(|before| &before.containers) {
+            maps.containers.remove(&container.id);
+        }
+        for container in &view.containers {
+            maps.containers
+                .insert(container.id.clone(), view.id.clone());
+        }
+    }
+
+    /// Forgets a pod.
+    pub(crate) fn forget(&self, id: &PodId) {
+        let mut maps = self.write();
+        let Some(entry) = maps.pods.remove(id) else {
+            return;
+        };
+        maps.keys.remove(&entry.key);
+        for container in entry.view.iter().flat_map(|view| &view.containers) {
+            maps.containers.remove(&container.id);
+        }
+    }
+
+    /// All sandboxes that are listed.
+    pub(crate) fn list(&self) -> Vec<Arc<PodView>> {
+        self.read()
+            .pods
+            .values()
+            .filter_map(|entry| entry.view.clone())
+            .collect()
+    }
+
+    /// A sandbox by its id or a unique prefix.
+    pub(crate) fn pod(&self, text: &str) -> Lookup<Arc<PodView>> {
+        let maps = self.read();
+        match by_prefix(&maps.pods, text) {
+            Lookup::Found((_, entry)) => match &entry.view {
+                Some(view) => Lookup::Found(Arc::clone(view)),
+                None => Lookup::Unknown,
+            },
+            Lookup::Unknown => Lookup::Unknown,
+            Lookup::Ambiguous => Lookup::Ambiguous,
+        }
+    }
+
+    /// The way to a sandbox's task by its id or a unique prefix.
+    pub(crate) fn inbox(&self, text: &str) -> Lookup<Inbox> {
+        let maps = self.read();
+        match by_prefix(&maps.pods, text) {
+            Lookup::Found((_, entry)) => Lookup::Found(entry.inbox.clone()),
+            Lookup::Unknown => Lookup::Unknown,
+            Lookup::Ambiguous => Lookup::Ambiguous,
+        }
+    }
+
+    /// A container by its id or a unique prefix, with its sandbox.
+    pub(crate) fn container(&self, text: &str) -> Lookup<(Arc<PodView>, Arc<ContainerView>)> {
+        let maps = self.read();
+        let (id, pod) = match by_prefix(&maps.containers, text) {
+            Lookup::Found(found) => found,
+            Lookup::Unknown => return Lookup::Unknown,
+            Lookup::Ambiguous => return Lookup::Ambiguous,
+        };
+        let view = maps.pods.get(pod).and_then(|entry| entry.view.as_ref());
+        match view.and_then(|view| Some((Arc::clone(view), Arc::clone(view.container(id)?)))) {
+            Some(found) => Lookup::Found(found),
+            None => Lookup::Unknown,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! From a recorded intent to a READY sandbox: network beside cgroup, files and
+//! monitor.
+//!
+//! Every part made here follows from the record, so that `teardown` can give
+//! back whatever a failure or a crash left.
+
+use std::sync::Arc;
+
+use runtime::client::{Event, Monitor, PodSetup};
+use tokio::sync::mpsc;
+
+use super::error::PodError;
+use super::files;
+use super::record::PodRecord;
+use crate::engine::{Engine, blocking_with};
+use crate::failpoint;
+use crate::model::{IpcMode, NetworkMode, PidMode};
+
+/// A sandbox's score for the OOM killer: its monitor must outlive its containers.
+const MONITOR_OOM_SCORE: i32 = -998;
+
+/// What a launched sandbox consists of.
+pub(crate) struct Launched {
+    pub(crate) monitor: Monitor,
+    pub(crate) events: mpsc::UnboundedReceiver<Event>,
+    pub(crate) ips: Vec<String>,
+    /// PID 1 of the shared PID namespace.
+    pub(crate) init_pid: Option<i32>,
+}
+
+/// Makes all parts; on an error nothing of it is left.
+pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Launched, PodError> {
+    let made = make(&engine, &record).await;
+    if let Err(error) = &made {
+        tracing::debug!(pod = %record.id, %error, "undoing the sandbox");
+        if let Err(error) = super::teardown::pod(&engine, &record, None).await {
+            let reason = crate::network::chain(&error);
+            tracing::warn!(pod = %record.id, reason, "the failed sandbox left something behind");
+        }
+    }
+    made
+}
+
+async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {
+    if let Some(netns) = record.netns.clone() {
+        blocking_with(engine, move |_| {
+            runtime::netns::NetNs::create_pinned(&netns).map_err(|error| {
+                PodError::runtime(format!("network namespace {}", netns.display()), error)
+            })
+        })
+        .await?;
+        failpoint::hit("run-netns");
+    }
+    let (ips, process) = tokio::join!(network(engine, record), process(engine, record));
+    let ips = ips?;
+    let (monitor, events, init_pid) = process?;
+    Ok(Launched {
+        monitor,
+        events,
+        ips,
+        init_pid,
+    })
+}
+
+async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, PodError> {
+    let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) else {
+        return Ok(Vec::new());
+    };
+    let ips = engine.network.attach(&record.id, netns, attachment).await?;
+    failpoint::hit("run-network");
+    Ok(ips)
+}
+
+type Process = (Monitor, mpsc::UnboundedReceiver<Event>, Option<i32>);
+
+async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, PodError> {
+    let prepared = {
+        let record = record.clone();
+        blocking_with(engine, move |engine| prepare(engine, &record))
+    };
+    let taken = async {
+        engine
+            .monitors
+            .take()
+            .await
+            .map_err(|error| PodError::runtime("start a monitor", error))
+    };
+    let (setup, monitor) = tokio::join!(prepared, taken);
+    let (setup, monitor) = (setup?, monitor?);
+    failpoint::hit("run-monitor");
+    match monitor.setup(setup).await {
+        Ok((ready, events)) => {
+            for warning in &ready.warnings {
+                engine.said.warn(warning);
+            }
+            failpoint::hit("run-setup");
+            Ok((monitor, events, ready.init_pid))
+        }
+        Err(error) => {
+            if let Err(error) = monitor.shutdown().await {
+                tracing::debug!(%error, "monitor of a failed sandbox");
+            }
+            Err(PodError::runtime("set up the sandbox", error))
+        }
+    }
+}
+
+/// Cgroup, folders and files; then the order for the monitor.
+fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
+    let config = &record.config;
+    let dir = engine.pod_dir(&record.id);
+    let state = engine.pod_state(&record.id);
+    std::fs::create_dir_all(&state)
+        .map_err(|error| PodError::runtime(format!("create {}", state.display()), error))?;
+    files::write(&dir.files(), config)?;
+    if config.ipc == IpcMode::Pod {
+        files::mount_shm(&engine.shm(&record.id))?;
+    }
+    let cgroup = engine
+        .cgroups
+        .create(&record.cgroup)
+        .map_err(|error| PodError::runtime(format!("create cgroup {}", record.cgroup), error))?;
+    failpoint::hit("run-cgroup");
+    let own_names = config.network == NetworkMode::Pod;
+    Ok(PodSetup {
+        pod_id: record.id.to_string(),
+        state_dir: state,
+        exit_dir: dir.exits(),
+        cgroup_procs: cgroup.procs_files(),
+        hostname: own_names.then(|| config.hostname.clone()),
+        new_ipc: config.ipc == IpcMode::Pod,
+        netns: record.netns.clone(),
+        sysctls: config.sysctls.clone().into_iter().collect(),
+        shared_pid: config.pid == PidMode::Pod,
+        oom_score_adj: MONITOR_OOM_SCORE,
+    })
+}

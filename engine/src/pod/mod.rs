@@ -1,0 +1,23 @@
+//! Pods: a pure state machine, one task per pod, and the work they order.
+//!
+//! - `machine`: what a container and a sandbox may become; no I/O.
+//! - `task`: the one owner of a pod; handlers send it commands.
+//! - `launch`, `container`, `teardown`: the work, idempotent where it undoes.
+//! - `record`: what is on disk; `restore` reads it at start.
+//! - `view` and `index`: what lists and statuses answer from, without I/O.
+//!
+//! A crash at any point leaves records whose intents were written before their
+//! side effects; `restore` finishes or undoes them.
+
+pub(crate) mod container;
+pub(crate) mod error;
+pub(crate) mod exec;
+pub(crate) mod files;
+pub(crate) mod index;
+pub(crate) mod launch;
+pub(crate) mod machine;
+pub(crate) mod record;
+pub(crate) mod restore;
+pub(crate) mod task;
+pub(crate) mod teardown;
+pub(crate) mod view;

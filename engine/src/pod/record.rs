@@ -1,0 +1,249 @@
+//! What is on disk of a pod: one JSON file for the sandbox and one for each
+//! container, written to a temporary name and renamed.
+//!
+//! No sync: records survive the end of any process, and after a power loss the
+//! boot_id in them is another, so that nothing of them is believed but what has
+//! to be given back. A crash between two writes leaves the older record, whose
+//! intents cover everything that may have happened since.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::machine::{Phase, State};
+use crate::ids::{ContainerId, PodId};
+use crate::model::{ContainerConfig, SandboxConfig};
+use crate::network::Attachment;
+
+/// The format that this version writes; it reads this one only.
+const VERSION: u32 = 1;
+const POD_FILE: &str = "pod.json";
+const CONTAINERS: &str = "containers";
+
+/// What can go wrong with records.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecordError {
+    /// The file system refused.
+    #[error("{step} {}", path.display())]
+    Io {
+        /// What was done.
+        step: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The text is not a record.
+    #[error("parse record {}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A later version wrote it.
+    #[error("record {} has format {found}, this version knows {VERSION}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+}
+
+/// A sandbox on disk. The parts of it that must be given back all follow from
+/// the id and from this, before any of them is made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    pub(crate) version: u32,
+    pub(crate) boot_id: String,
+    /// The number of the last transition that was written.
+    pub(crate) transition: u64,
+    pub(crate) id: PodId,
+    pub(crate) handler: String,
+    /// Nanoseconds since the epoch.
+    pub(crate) created_at: i64,
+    pub(crate) phase: Phase,
+    pub(crate) config: SandboxConfig,
+    /// Where its own cgroup is, in every hierarchy.
+    pub(crate) cgroup: String,
+    /// Where its network namespace is pinned; `None` with the node's network.
+    pub(crate) netns: Option<PathBuf>,
+    /// The network it is or may be attached to; `None` when given back.
+    pub(crate) attachment: Option<Attachment>,
+    /// Addresses, first the one to show.
+    pub(crate) ips: Vec<String>,
+    /// PID 1 of the shared PID namespace; it ends with the monitor at the latest.
+    pub(crate) init_pid: Option<i32>,
+}
+
+/// The ids the first process of a container really has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct User {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) groups: Vec<u32>,
+}
+
+/// A container on disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct ContainerRecord {
+    pub(crate) version: u32,
+    pub(crate) boot_id: String,
+    /// The number of the last transition that was written.
+    pub(crate) transition: u64,
+    pub(crate) id: ContainerId,
+    /// Nanoseconds since the epoch.
+    pub(crate) created_at: i64,
+    pub(crate) state: State,
+    pub(crate) config: ContainerConfig,
+    /// `sha256:` and the config digest.
+    pub(crate) image_id: String,
+    /// What the status answers as `image_ref`.
+    pub(crate) image_ref: String,
+    pub(crate) cgroup: String,
+    pub(crate) log_path: Option<PathBuf>,
+    /// The signal that StopContainer sends.
+    pub(crate) stop_signal: i32,
+    pub(crate) user: User,
+    /// The process as it was launched; exec takes user, capabilities and the rest from it.
+    pub(crate) process: Option<oci_spec::runtime::Process>,
+}
+
+/// The folder of one pod's records.
+#[derive(Debug, Clone)]
+pub(crate) struct PodDir(PathBuf);
+
+impl PodDir {
+    /// The folder of the pod `id`.
+    pub(crate) fn new(pods: &Path, id: &PodId) -> Self {
+        Self(pods.join(id.as_str()))
+    }
+
+    /// Where the monitor writes exit records.
+    pub(crate) fn exits(&self) -> PathBuf {
+        self.0.join("exits")
+    }
+
+    /// Where hostname, hosts and resolv.conf of the pod are.
+    pub(crate) fn files(&self) -> PathBuf {
+        self.0.join("files")
+    }
+
+    fn container(&self, id: &ContainerId) -> PathBuf {
+        self.0.join(CONTAINERS).join(format!("{id}.json"))
+    }
+
+    /// Makes the folders of a new pod.
+    pub(crate) fn create(&self) -> Result<(), RecordError> {
+        for dir in [self.0.join(CONTAINERS), self.exits(), self.files()] {
+            std::fs::create_dir_all(&dir).map_err(|source| RecordError::Io {
+                step: "create",
+                path: dir,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the sandbox's record.
+    pub(crate) fn write_pod(&self, record: &PodRecord) -> Result<(), RecordError> {
+        write(&self.0.join(POD_FILE), record)
+    }
+
+    /// Writes a container's record.
+    pub(crate) fn write_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        write(&self.container(&record.id), record)
+    }
+
+    /// Forgets a container; its exit record too.
+    pub(crate) fn remove_container(&self, id: &ContainerId) -> Result<(), RecordError> {
+        gone(
+            std::fs::remove_file(self.container(id)),
+            &self.container(id),
+        )
+    }
+
+    /// Forgets the pod with all its containers.
+    pub(crate) fn remove(&self) -> Result<(), RecordError> {
+        // The sandbox's record goes first: without it, what is left is waste.
+        let pod = self.0.join(POD_FILE);
+        gone(std::fs::remove_file(&pod), &pod)?;
+        gone(std::fs::remove_dir_all(&self.0), &self.0)
+    }
+
+    /// The record of the sandbox; `None` where there is none.
+    pub(crate) fn read_pod(&self) -> Result<Option<PodRecord>, RecordError> {
+        let path = self.0.join(POD_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        read(&path).map(Some)
+    }
+
+    /// All records of containers, the broken ones as errors.
+    pub(crate) fn read_containers(&self) -> Vec<Result<ContainerRecord, RecordError>> {
+        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else {
+            return Vec::new();
+        };
+        let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+        let records = paths.filter(|path| path.extension().is_some_and(|kind| kind == "json"));
+        records.map(|path| read(&path)).collect()
+    }
+}
+
+/// The number that a record of this version carries.
+pub(crate) const fn version() -> u32 {
+    VERSION
+}
+
+fn gone(result: io::Result<()>, path: &Path) -> Result<(), RecordError> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(RecordError::Io {
+            step: "remove",
+            path: path.to_owned(),
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
+    let text = serde_json::to_vec(record).map_err(|source| RecordError::Parse {
+        path: path.to_owned(),
+        source,
+    })?;
+    let temporary = path.with_extension("tmp");
+    let io = |step, path: &Path| {
+        let path = path.to_owned();
+        move |source| RecordError::Io { step, path, source }
+    };
+    std::fs::write(&temporary, text).map_err(io("write", &temporary))?;
+    std::fs::rename(&temporary, path).map_err(io("rename to", path))
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let parse = |source| RecordError::Parse {
+        path: path.to_owned(),
+        source,
+    };
+    let text = std::fs::read(path).map_err(|source| RecordError::Io {
+        step: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let Versioned { version: found } = serde_json::from_slice(&text).map_err(parse)?;
+    if found != VERSION {
+        return Err(RecordError::Version {
+            path: path.to_owned(),
+            found,
+        });
+    }
+    serde_json::from_slice(&text).map_err(parse)
+}

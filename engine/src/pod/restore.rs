@@ -1,0 +1,307 @@
+//! What an earlier engine left: read at start, compared with what is true, and
+//! finished or undone.
+//!
+//! - A sandbox that was being started is undone: nobody was told of it.
+//! - A sandbox that ran is reached through its monitor; exits that happened
+//!   meanwhile are read from the monitor's records, with their true times.
+//! - After another boot nothing runs: sandboxes are NOTREADY, containers EXITED,
+//!   and the network is given back for each.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use runtime::client::{ContainerReport, ContainerState, Event, ExitRecord, Monitor};
+use tokio::sync::mpsc;
+
+use super::error::PodError;
+use super::machine::{Exit, Phase, State};
+use super::record::{ContainerRecord, PodDir, PodRecord};
+use super::task::{Restored, exit_of, resume};
+use super::teardown;
+use crate::engine::{Engine, now};
+use crate::ids::PodId;
+
+type Reached = Option<(Monitor, mpsc::UnboundedReceiver<Event>)>;
+
+/// Reads all records and starts a task for every pod that is to live on.
+pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
+    let pods = engine.config.pods_dir();
+    let step = || format!("read {}", pods.display());
+    let entries = std::fs::read_dir(&pods).map_err(|error| PodError::runtime(step(), error))?;
+    let ids: Vec<PodId> = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter_map(|name| PodId::try_from(name).ok())
+        .collect();
+    let mut known = HashSet::new();
+    let mut works = tokio::task::JoinSet::new();
+    for id in ids {
+        known.insert(id.to_string());
+        let engine = Arc::clone(engine);
+        works.spawn(async move { one(&engine, &id).await });
+    }
+    let mut alive = HashSet::new();
+    let mut count = 0;
+    while let Some(work) = works.join_next().await {
+        let containers = work.map_err(|error| PodError::Defect(error.to_string()))?;
+        count += usize::from(containers.is_some());
+        alive.extend(containers.unwrap_or_default());
+    }
+    sweep(engine, &known, &alive).await;
+    Ok(count)
+}
+
+/// Snapshots and state folders that no record speaks of.
+async fn sweep(engine: &Engine, pods: &HashSet<String>, containers: &HashSet<String>) {
+    for owner in engine.images.snapshots() {
+        if !containers.contains(&owner)
+            && let Err(error) = engine.images.remove_snapshot(&owner).await
+        {
+            tracing::warn!(owner, %error, "a snapshot without a container stays");
+        }
+    }
+    let Ok(entries) = std::fs::read_dir(engine.config.pods_state_dir()) else {
+        return;
+    };
+    for entry in entries.filter_map(Result::ok) {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(|name| !pods.contains(name))
+        {
+            remove_state(&entry.path());
+        }
+    }
+}
+
+fn remove_state(path: &Path) {
+    if let Err(error) = super::files::unmount_shm(&path.join("shm")) {
+        tracing::warn!(%error, "a mount without a sandbox stays");
+        return;
+    }
+    if let Err(error) = std::fs::remove_dir_all(path) {
+        tracing::warn!(path = %path.display(), %error, "a folder without a sandbox stays");
+    }
+}
+
+/// One pod; answers the ids of its containers if it is to live on.
+async fn one(engine: &Arc<Engine>, id: &PodId) -> Option<Vec<String>> {
+    let dir = engine.pod_dir(id);
+    match dir.read_pod() {
+        Ok(Some(record)) => pod(engine, &dir, record).await,
+        Ok(None) => {
+            // The sandbox's record goes first and comes last: the rest is waste.
+            if let Err(error) = dir.remove() {
+                tracing::warn!(pod = %id, %error, "a folder without a record stays");
+            }
+            None
+        }
+        Err(error) => {
+            let reason = crate::network::chain(&error);
+            tracing::error!(pod = %id, reason, "the sandbox cannot be restored; its records are kept");
+            None
+        }
+    }
+}
+
+async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<Vec<String>> {
+    engine.index.continue_after(record.transition);
+    let same_boot = record.boot_id == engine.boot_id;
+    let reached = if same_boot && record.phase != Phase::Stopped {
+        Monitor::connect(&engine.pod_state(&record.id)).await.ok()
+    } else {
+        None
+    };
+    if record.phase == Phase::Starting {
+        undo(engine, dir, &record, reached).await;
+        return None;
+    }
+    let containers = containers(engine, dir, &record, reached.as_ref().map(|(one, _)| one)).await;
+    if record.phase.is_ready() && (!same_boot || reached.is_none()) {
+        let reason = if same_boot {
+            "the monitor of the pod died"
+        } else {
+            "the node restarted"
+        };
+        record.phase = Phase::Failed {
+            reason: reason.to_owned(),
+        };
+    }
+    if !same_boot {
+        after_boot(engine, dir, &mut record).await;
+    }
+    record.boot_id.clone_from(&engine.boot_id);
+    if let Err(error) = dir.write_pod(&record) {
+        tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
+    }
+    let ids = containers
+        .iter()
+        .map(|(container, _)| container.id.to_string())
+        .collect();
+    adopt(
+        engine,
+        Restored {
+            record,
+            containers,
+            monitor: reached,
+        },
+    );
+    Some(ids)
+}
+
+fn adopt(engine: &Arc<Engine>, restored: Restored) {
+    let (inbox, receiver) = mpsc::unbounded_channel();
+    let (key, id) = (&restored.record.config.key, &restored.record.id);
+    if engine.index.claim(key, id, &inbox).is_err() {
+        tracing::error!(pod = %id, "two records of one sandbox; this one is left alone");
+        return;
+    }
+    resume(Arc::clone(engine), restored, receiver);
+}
+
+async fn undo(engine: &Arc<Engine>, dir: &PodDir, record: &PodRecord, reached: Reached) {
+    tracing::info!(pod = %record.id, "undoing a sandbox that was being started");
+    let monitor = reached.map(|(monitor, _)| monitor);
+    let undone = teardown::pod(engine, record, monitor.as_ref()).await;
+    let removed = undone.and_then(|()| Ok(dir.remove()?));
+    if let Err(error) = removed {
+        let reason = crate::network::chain(&error);
+        tracing::warn!(pod = %record.id, reason, "an unfinished sandbox stays until the next start");
+    }
+}
+
+/// What of the node's earlier life still has to be given back: addresses above
+/// all, which plugins keep on disk.
+async fn after_boot(engine: &Arc<Engine>, dir: &PodDir, record: &mut PodRecord) {
+    match teardown::pod(engine, record, None).await {
+        Ok(()) => {
+            record.attachment = None;
+            record.ips.clear();
+        }
+        Err(error) => {
+            let reason = crate::network::chain(&error);
+            tracing::warn!(pod = %record.id, reason, "given back when the sandbox is stopped");
+        }
+    }
+    if let Err(error) = dir.write_pod(record) {
+        tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
+    }
+}
+
+/// The containers of a pod as they are now.
+async fn containers(
+    engine: &Arc<Engine>,
+    dir: &PodDir,
+    pod: &PodRecord,
+    monitor: Option<&Monitor>,
+) -> Vec<(ContainerRecord, Option<i32>)> {
+    let reports = match monitor {
+        Some(monitor) => monitor.list().await.unwrap_or_default(),
+        None => Vec::new(),
+    };
+    let exits = ExitRecord::read_dir(&dir.exits()).unwrap_or_default();
+    let mut containers = Vec::new();
+    for read in dir.read_containers() {
+        let mut record = match read {
+            Ok(record) => record,
+            Err(error) => {
+                let reason = crate::network::chain(&error);
+                tracing::error!(pod = %pod.id, reason, "the container cannot be restored");
+                continue;
+            }
+        };
+        engine.index.continue_after(record.transition);
+        if record.state == State::Creating {
+            // Nobody was told its id.
+            if let Err(error) = teardown::container(engine, dir, &record, monitor).await {
+                let reason = crate::network::chain(&error);
+                tracing::warn!(container = %record.id, reason, "an unfinished container stays");
+            }
+            continue;
+        }
+        let report = reports
+            .iter()
+            .find(|report| report.id == record.id.as_str());
+        let exit = exits
+            .iter()
+            .find(|exit| exit.container == record.id.as_str());
+        let pid = settle(engine, &mut record, report, exit).await;
+        lease(engine, &record);
+        if let Err(error) = dir.write_container(&record) {
+            tracing::error!(container = %record.id, %error, "the container's record is stale");
+        }
+        containers.push((record, pid));
+    }
+    containers
+}
+
+fn lease(engine: &Engine, record: &ContainerRecord) {
+    let Some(image) = engine.images.find(&record.image_id) else {
+        return;
+    };
+    if let Err(error) = engine.images.lease(&image.id, record.id.as_str()) {
+        tracing::warn!(container = %record.id, %error, "image without a lease");
+    }
+}
+
+/// Brings one record up to what its monitor or its exit record says.
+async fn settle(
+    engine: &Arc<Engine>,
+    record: &mut ContainerRecord,
+    report: Option<&ContainerReport>,
+    exit: Option<&ExitRecord>,
+) -> Option<i32> {
+    let before = record.state.clone();
+    let same_boot = super::container::of_this_boot(engine, record);
+    record.boot_id.clone_from(&engine.boot_id);
+    if matches!(before, State::Exited(_)) {
+        return None;
+    }
+    if let Some(exit) = exit {
+        record.state = State::Exited(exit_of(exit));
+        return None;
+    }
+    match report.map(|report| (&report.state, report.pid)) {
+        Some((ContainerState::Running { started_at }, pid)) => {
+            if !record.state.is_running() {
+                record.state = State::Running {
+                    started_at: *started_at,
+                };
+            }
+            Some(pid)
+        }
+        Some((ContainerState::Created, pid)) => {
+            // A start that was ordered and did not arrive: it may be ordered again.
+            record.state = State::Created;
+            Some(pid)
+        }
+        Some((ContainerState::Exited(exit), _)) => {
+            record.state = State::Exited(exit_of(exit));
+            None
+        }
+        None => {
+            let gone = if same_boot {
+                if let Err(error) = teardown::container_processes(engine, record).await {
+                    let reason = crate::network::chain(&error);
+                    tracing::warn!(container = %record.id, reason, "processes without a monitor");
+                }
+                "the monitor of the pod died, the container was killed"
+            } else {
+                "the node restarted while the container ran"
+            };
+            record.state = State::Exited(lost(before.started_at(), gone));
+            None
+        }
+    }
+}
+
+fn lost(started_at: i64, message: &str) -> Exit {
+    Exit {
+        code: 137,
+        reason: "Error".to_owned(),
+        message: message.to_owned(),
+        started_at,
+        finished_at: now(),
+    }
+}

@@ -1,0 +1,328 @@
+//! What callers ask of a pod.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::container::{self, Host};
+use super::super::error::PodError;
+use super::super::machine::{Input, Phase, State, Work};
+use super::{Command, Done, Reply, Slot, Task, respond};
+use crate::convert::resources;
+use crate::ids::{ContainerId, PodId};
+use crate::model::{ContainerConfig, PidMode, Resources};
+
+impl Task {
+    /// Handles one command; until the sandbox is started, most of them wait.
+    pub(super) fn command(&mut self, command: Command) {
+        if self.record.phase == Phase::Starting && !matches!(command, Command::Join(_)) {
+            self.deferred.push(command);
+            return;
+        }
+        match command {
+            Command::Join(reply) => self.join(reply),
+            Command::Create(config, reply) => self.create(*config, reply),
+            Command::Start(id, reply) => self.start_container(&id, reply),
+            Command::Stop(id, grace, reply) => self.stop_container(&id, grace, reply),
+            Command::RemoveContainer(id, reply) => self.remove_container(&id, reply),
+            Command::Update(id, resources, reply) => self.update(&id, &resources, reply),
+            Command::ReopenLog(id, reply) => self.reopen_log(&id, reply),
+            Command::StopPod(reply) => self.stop_pod(reply),
+            Command::RemovePod(reply) => self.remove_pod(reply),
+        }
+        self.publish();
+    }
+
+    fn what(&self) -> String {
+        format!("pod sandbox {}", self.record.id)
+    }
+
+    fn join(&mut self, reply: Reply<PodId>) {
+        match &self.record.phase {
+            Phase::Starting => self.joining.push(reply),
+            Phase::Ready => respond(reply, Ok(self.record.id.clone())),
+            phase @ (Phase::Failed { .. } | Phase::Stopping | Phase::Stopped) => {
+                let key = &self.record.config.key;
+                let what = format!(
+                    "pod sandbox {}/{} uid {} attempt {}",
+                    key.namespace, key.name, key.uid, key.attempt
+                );
+                let (id, state) = (self.record.id.to_string(), phase.word());
+                respond(reply, Err(PodError::Exists { what, id, state }));
+            }
+        }
+    }
+
+    fn create(&mut self, config: ContainerConfig, reply: Reply<ContainerId>) {
+        if let Some(id) = self.keys.get(&config.key).cloned() {
+            return self.join_creation(&id, reply);
+        }
+        let monitor = match (&self.record.phase, &self.monitor) {
+            (Phase::Ready, Some(monitor)) => monitor.clone(),
+            (phase, _) => {
+                let (what, state) = (self.what(), phase.word().to_owned());
+                return respond(reply, Err(PodError::State { what, state }));
+            }
+        };
+        let target_pid = match &config.security.pid {
+            PidMode::Target(id) => match self.pid_of(id) {
+                Ok(pid) => Some(pid),
+                Err(error) => return respond(reply, Err(error)),
+            },
+            PidMode::Pod | PidMode::Container | PidMode::Node => None,
+        };
+        let id = ContainerId::random();
+        let record = match container::intend(&self.engine, &self.record, id.clone(), config) {
+            Ok(record) => record,
+            Err(error) => return respond(reply, Err(error)),
+        };
+        if let Err(error) = self.dir.write_container(&record) {
+            return respond(reply, Err(error.into()));
+        }
+        crate::failpoint::hit("create-intent");
+        self.keys.insert(record.config.key.clone(), id.clone());
+        let mut slot = Slot::new(record.clone(), None);
+        slot.creating.push(reply);
+        self.slots.insert(id.clone(), slot);
+        let host = Host {
+            pod: self.record.clone(),
+            monitor,
+            target_pid,
+        };
+        let work = container::create(Arc::clone(&self.engine), host, record);
+        self.job(
+            async move { Box::pin(work).await.map(Box::new) },
+            move |made| Done::Created(id, made),
+        );
+    }
+
+    /// The process whose PID namespace another container is to enter.
+    fn pid_of(&self, id: &str) -> Result<i32, PodError> {
+        let mut matching = self
+            .slots
+            .iter()
+            .filter(|(known, _)| known.as_str().starts_with(id));
+        let slot = matching.next().map(|(_, slot)| slot);
+        match slot {
+            Some(slot) if slot.record.state.is_running() => {
+                slot.pid.ok_or_else(|| PodError::NoContainer(id.to_owned()))
+            }
+            Some(slot) => Err(PodError::State {
+                what: format!("target container {id}"),
+                state: slot.record.state.word().to_owned(),
+            }),
+            None => Err(PodError::NoContainer(id.to_owned())),
+        }
+    }
+
+    fn join_creation(&mut self, id: &ContainerId, reply: Reply<ContainerId>) {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
+        match &slot.record.state {
+            State::Creating => slot.creating.push(reply),
+            State::Created => respond(reply, Ok(id.clone())),
+            other => {
+                let key = &slot.record.config.key;
+                let what = format!("container {} attempt {}", key.name, key.attempt);
+                let state = other.word();
+                respond(
+                    reply,
+                    Err(PodError::Exists {
+                        what,
+                        id: id.to_string(),
+                        state,
+                    }),
+                );
+            }
+        }
+    }
+
+    fn start_container(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+        };
+        match &slot.record.state {
+            // A repeated call joins the first or finds its work done.
+            State::Starting => return slot.starting.push(reply),
+            State::Running { .. } => return respond(reply, Ok(())),
+            State::Exited(_) => {
+                let (what, state) = (format!("container {id}"), "exited".to_owned());
+                return respond(reply, Err(PodError::State { what, state }));
+            }
+            _ => {}
+        }
+        let refused = if self.record.phase.is_ready() {
+            None
+        } else {
+            let state = self.record.phase.word().to_owned();
+            Some(PodError::State {
+                what: self.what(),
+                state,
+            })
+        };
+        if let Some(error) = refused {
+            return respond(reply, Err(error));
+        }
+        match self.step(id, Input::StartAsked) {
+            Ok(_) => {
+                if let Some(slot) = self.slots.get_mut(id) {
+                    slot.starting.push(reply);
+                }
+            }
+            Err(error) => respond(reply, Err(error)),
+        }
+    }
+
+    /// Steps a container's machine, keeps the outcome and orders the work.
+    pub(super) fn step(&mut self, id: &ContainerId, input: Input) -> Result<(), PodError> {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return Err(PodError::NoContainer(id.to_string()));
+        };
+        let before = slot.record.state.clone();
+        let (after, works) = before
+            .clone()
+            .step(input)
+            .map_err(|refused| PodError::State {
+                what: format!("container {id}"),
+                state: refused.0.to_owned(),
+            })?;
+        if after != before {
+            tracing::debug!(container = %id, from = before.word(), to = after.word(), "transition");
+            slot.record.state = after;
+            self.keep(id);
+        }
+        for work in works {
+            self.order(id, work);
+        }
+        Ok(())
+    }
+
+    fn order(&mut self, id: &ContainerId, work: Work) {
+        match work {
+            Work::Start => self.order_start(id),
+            Work::Signal => self.order_signal(id),
+            Work::Kill => self.order_kill(id),
+            // The timer is armed by who knows the grace period.
+            Work::Grace => {}
+            Work::Ended => self.ended(id),
+        }
+    }
+
+    fn order_start(&mut self, id: &ContainerId) {
+        let Some(monitor) = self.monitor.clone() else {
+            return;
+        };
+        let own = id.clone();
+        let work = async move {
+            let started = monitor.start(own.as_str()).await;
+            started
+                .map(|started| started.started_at)
+                .map_err(container::launch_error)
+        };
+        let id = id.clone();
+        self.job(work, move |started| Done::Started(id, started));
+        crate::failpoint::hit("start-ordered");
+    }
+
+    fn order_signal(&mut self, id: &ContainerId) {
+        let Some(signal) = self.slots.get(id).map(|slot| slot.record.stop_signal) else {
+            return;
+        };
+        self.send(id, signal);
+    }
+
+    pub(super) fn send(&mut self, id: &ContainerId, signal: i32) {
+        let Some(monitor) = self.monitor.clone() else {
+            return;
+        };
+        let id = id.clone();
+        let work = async move {
+            if let Err(error) = monitor.signal(id.as_str(), signal).await {
+                tracing::warn!(container = %id, signal, %error, "signal");
+            }
+            Ok(())
+        };
+        self.job(work, |_: Result<(), PodError>| Done::Quiet);
+    }
+
+    fn order_kill(&mut self, id: &ContainerId) {
+        self.send(id, libc::SIGKILL);
+        crate::failpoint::hit("stop-killed");
+    }
+
+    fn stop_container(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return respond(reply, Ok(()));
+        };
+        match slot.record.state {
+            State::Exited(_) | State::Created | State::Creating => return respond(reply, Ok(())),
+            _ => slot.stopping.push(reply),
+        }
+        let has_grace = !grace.is_zero();
+        if let Err(error) = self.step(id, Input::StopAsked { grace: has_grace }) {
+            tracing::debug!(container = %id, %error, "stop");
+        }
+        if has_grace {
+            let own = id.clone();
+            let wait = async move {
+                tokio::time::sleep(grace).await;
+                Ok(())
+            };
+            self.job(wait, move |_: Result<(), PodError>| Done::GraceOver(own));
+        }
+    }
+
+    fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return respond(reply, Ok(()));
+        };
+        slot.removing.push(reply);
+        match slot.record.state {
+            // Removed as soon as it is made.
+            State::Creating => {}
+            State::Created | State::Exited(_) => self.remove_when_ended(id),
+            _ => {
+                if let Err(error) = self.step(id, Input::StopAsked { grace: false }) {
+                    tracing::debug!(container = %id, %error, "kill before removal");
+                }
+            }
+        }
+    }
+
+    fn update(&mut self, id: &ContainerId, update: &Resources, reply: Reply<()>) {
+        let Some(slot) = self.slots.get(id) else {
+            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+        };
+        if slot.has_ended() || slot.record.state == State::Creating {
+            let state = slot.record.state.word().to_owned();
+            let what = format!("container {id}");
+            return respond(reply, Err(PodError::State { what, state }));
+        }
+        let new = resources::merge(&slot.record.config.resources, update);
+        let (engine, record, own) = (Arc::clone(&self.engine), slot.record.clone(), id.clone());
+        let limits = new.clone();
+        let work = async move { container::update(&engine, &record, limits).await };
+        self.job(work, move |result| Done::Updated(own, new, result, reply));
+    }
+
+    fn reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
+        let Some(slot) = self.slots.get(id) else {
+            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+        };
+        let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
+            let (what, state) = (
+                format!("container {id}"),
+                slot.record.state.word().to_owned(),
+            );
+            return respond(reply, Err(PodError::State { what, state }));
+        };
+        let id = id.clone();
+        let work = async move {
+            let result = monitor.reopen_log(id.as_str()).await;
+            let named = |error| PodError::runtime(format!("reopen log of container {id}"), error);
+            respond(reply, result.map_err(named));
+            Ok(())
+        };
+        self.job(work, |_: Result<(), PodError>| Done::Quiet);
+    }
+}

@@ -1,0 +1,206 @@
+//! How containers are removed and how a sandbox is stopped and removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::error::PodError;
+use super::super::machine::{Exit, Input, Phase, State};
+use super::super::teardown;
+use super::{Done, Reply, Task, answer, respond};
+use crate::engine::now;
+use crate::ids::ContainerId;
+
+/// Between two tries to give a sandbox's parts back.
+const RETRY: Duration = Duration::from_secs(20);
+
+impl Task {
+    /// Removes a container that has no running process, unless that runs already.
+    pub(super) fn remove_when_ended(&mut self, id: &ContainerId) {
+        let Some(slot) = self.slots.get_mut(id) else {
+            return;
+        };
+        if slot.removal_runs || !(slot.has_ended() || slot.record.state == State::Created) {
+            return;
+        }
+        slot.removal_runs = true;
+        let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
+        let (record, monitor, own) = (slot.record.clone(), self.monitor.clone(), id.clone());
+        let work =
+            async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
+        self.job(work, move |result| Done::ContainerRemoved(own, result));
+    }
+
+    pub(super) fn container_removed(&mut self, id: &ContainerId, result: Result<(), PodError>) {
+        match result {
+            Ok(()) => {
+                if let Some(mut slot) = self.slots.remove(id) {
+                    self.keys.remove(&slot.record.config.key);
+                    self.publish();
+                    answer(&mut slot.removing, &Ok(()));
+                    answer(&mut slot.stopping, &Ok(()));
+                }
+                self.tear_down_when_ended();
+            }
+            Err(error) => {
+                if let Some(slot) = self.slots.get_mut(id) {
+                    slot.removal_runs = false;
+                    answer(&mut slot.removing, &Err(Arc::new(error)));
+                }
+            }
+        }
+    }
+
+    pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
+        match self.record.phase {
+            Phase::Stopped => return respond(reply, Ok(())),
+            Phase::Stopping => self.stopping.push(reply),
+            Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
+                self.stopping.push(reply);
+                self.record.phase = Phase::Stopping;
+                self.keep_pod();
+                crate::failpoint::hit("stop-intent");
+            }
+        }
+        self.end_all();
+    }
+
+    /// Kills every container; what was never started ends with the sandbox.
+    pub(super) fn end_all(&mut self) {
+        let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
+        for id in ids {
+            let created = self
+                .slots
+                .get(&id)
+                .is_some_and(|slot| slot.record.state == State::Created);
+            let input = if created {
+                Input::Exited(never_started())
+            } else {
+                Input::StopAsked { grace: false }
+            };
+            if let Err(error) = self.step(&id, input) {
+                tracing::debug!(container = %id, %error, "end with the sandbox");
+            }
+        }
+        self.tear_down_when_ended();
+    }
+
+    /// Gives the sandbox's parts back once no container needs them.
+    pub(super) fn tear_down_when_ended(&mut self) {
+        let ready = self.record.phase == Phase::Stopping
+            && !self.teardown_runs
+            && self.slots.values().all(super::Slot::has_ended);
+        if !ready {
+            return;
+        }
+        self.teardown_runs = true;
+        let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
+        let monitor = self.monitor.clone();
+        let work = async move { teardown::pod(&engine, &record, monitor.as_ref()).await };
+        self.job(work, Done::Down);
+    }
+
+    pub(super) fn down(&mut self, result: Result<(), PodError>) {
+        self.teardown_runs = false;
+        match result {
+            Ok(()) => {
+                self.monitor = None;
+                self.events = None;
+                self.record.init_pid = None;
+                self.record.phase = Phase::Stopped;
+                self.record.attachment = None;
+                self.record.ips.clear();
+                self.keep_pod();
+                crate::failpoint::hit("stop-done");
+                tracing::info!(pod = %self.record.id, "sandbox stopped");
+                self.publish();
+                answer(&mut self.stopping, &Ok(()));
+                self.remove_when_stopped();
+            }
+            Err(error) => {
+                let reason = crate::network::chain(&error);
+                tracing::warn!(pod = %self.record.id, reason, "sandbox is not stopped yet");
+                let error = Arc::new(error);
+                answer(&mut self.stopping, &Err(Arc::clone(&error)));
+                answer(&mut self.removing, &Err(error));
+                let wait = async {
+                    tokio::time::sleep(RETRY).await;
+                    Ok(())
+                };
+                self.job(wait, |_: Result<(), PodError>| Done::Retry);
+            }
+        }
+    }
+
+    pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
+        if self.finished {
+            return respond(reply, Ok(()));
+        }
+        self.removing.push(reply);
+        match self.record.phase {
+            Phase::Stopped => self.remove_when_stopped(),
+            Phase::Stopping => self.end_all(),
+            Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
+                self.record.phase = Phase::Stopping;
+                self.keep_pod();
+                self.end_all();
+            }
+        }
+    }
+
+    fn remove_when_stopped(&mut self) {
+        let wanted = !self.removing.is_empty() && !self.removal_runs;
+        if self.record.phase != Phase::Stopped || !wanted {
+            return;
+        }
+        self.removal_runs = true;
+        let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
+        let records: Vec<_> = self
+            .slots
+            .values()
+            .map(|slot| slot.record.clone())
+            .collect();
+        let work = async move {
+            for record in &records {
+                teardown::container(&engine, &dir, record, None).await?;
+            }
+            crate::engine::blocking(move || Ok(dir.remove()?)).await
+        };
+        self.job(work, Done::Removed);
+    }
+
+    pub(super) fn removed(&mut self, result: Result<(), PodError>) {
+        self.removal_runs = false;
+        match result {
+            Ok(()) => {
+                self.engine.index.forget(&self.record.id);
+                tracing::info!(pod = %self.record.id, "sandbox removed");
+                for slot in self.slots.values_mut() {
+                    answer(&mut slot.removing, &Ok(()));
+                }
+                answer(&mut self.removing, &Ok(()));
+                self.finished = true;
+                self.answer_the_late();
+            }
+            Err(error) => answer(&mut self.removing, &Err(Arc::new(error))),
+        }
+    }
+
+    /// Commands that arrived after the sandbox was forgotten find nothing.
+    fn answer_the_late(&mut self) {
+        self.slots.clear();
+        while let Ok(command) = self.inbox.try_recv() {
+            self.command(command);
+        }
+    }
+}
+
+/// How a container ends that was created and never started.
+fn never_started() -> Exit {
+    Exit {
+        code: 137,
+        reason: "Error".to_owned(),
+        message: "the sandbox was stopped before the container was started".to_owned(),
+        started_at: 0,
+        finished_at: now(),
+    }
+}

@@ -1,0 +1,111 @@
+//! Gives back everything that a sandbox or a container may consist of.
+//!
+//! Works from the records alone, in any state, as often as wanted: what is gone
+//! already is no error. So the same code undoes a failed launch, stops a
+//! sandbox, and cleans up after a crash or a reboot.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runtime::client::Monitor;
+
+use super::error::PodError;
+use super::files;
+use super::record::{ContainerRecord, PodRecord};
+use crate::engine::{Engine, blocking_with};
+use crate::failpoint;
+
+/// How long the processes of a killed cgroup may take to be gone.
+const KILL_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Ends all processes of a sandbox and gives its parts back, but keeps its records.
+pub(crate) async fn pod(
+    engine: &Arc<Engine>,
+    record: &PodRecord,
+    monitor: Option<&Monitor>,
+) -> Result<(), PodError> {
+    if let Some(monitor) = monitor
+        && let Err(error) = monitor.shutdown().await
+    {
+        tracing::debug!(pod = %record.id, %error, "monitor at shutdown");
+    }
+    failpoint::hit("stop-monitor");
+    let own = record.clone();
+    blocking_with(engine, move |engine| processes(engine, &own)).await?;
+    failpoint::hit("stop-processes");
+    if let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) {
+        engine.network.detach(&record.id, netns, attachment).await?;
+    }
+    failpoint::hit("stop-network");
+    let own = record.clone();
+    blocking_with(engine, move |engine| remains(engine, &own)).await
+}
+
+/// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
+fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    kill_and_remove(engine, &record.cgroup)
+}
+
+fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
+    let cgroup = engine.cgroups.open(path);
+    if !cgroup.exists() {
+        return Ok(());
+    }
+    cgroup
+        .kill(KILL_DEADLINE)
+        .map_err(|error| PodError::runtime(format!("kill what is in cgroup {path}"), error))?;
+    engine.remove_cgroup(&cgroup)
+}
+
+fn remains(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    if let Some(netns) = &record.netns {
+        runtime::netns::NetNs::unpin(netns).map_err(|error| {
+            PodError::runtime(
+                format!("unpin network namespace {}", netns.display()),
+                error,
+            )
+        })?;
+    }
+    files::unmount_shm(&engine.shm(&record.id))?;
+    let state = engine.pod_state(&record.id);
+    match std::fs::remove_dir_all(&state) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(PodError::runtime(
+            format!("remove {}", state.display()),
+            error,
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Ends a container's processes and gives its cgroup back; its records, its
+/// writable layer and its log stay.
+pub(crate) async fn container_processes(
+    engine: &Arc<Engine>,
+    record: &ContainerRecord,
+) -> Result<(), PodError> {
+    let cgroup = record.cgroup.clone();
+    blocking_with(engine, move |engine| kill_and_remove(engine, &cgroup)).await
+}
+
+/// Removes a container with all that belongs to it but its log.
+pub(crate) async fn container(
+    engine: &Arc<Engine>,
+    pod: &super::record::PodDir,
+    record: &ContainerRecord,
+    monitor: Option<&Monitor>,
+) -> Result<(), PodError> {
+    if let Some(monitor) = monitor
+        && let Err(error) = monitor.delete(record.id.as_str()).await
+    {
+        tracing::debug!(container = %record.id, %error, "monitor forgets the container");
+    }
+    failpoint::hit("remove-monitor");
+    container_processes(engine, record).await?;
+    failpoint::hit("remove-cgroup");
+    engine.images.remove_snapshot(record.id.as_str()).await?;
+    failpoint::hit("remove-snapshot");
+    engine.images.release(record.id.as_str());
+    engine.samples.forget(record.id.as_str());
+    let (pod, id) = (pod.clone(), record.id.clone());
+    blocking_with(engine, move |_| Ok(pod.remove_container(&id)?)).await
+}

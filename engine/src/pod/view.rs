@@ -1,0 +1,58 @@
+//! What lists and statuses answer from: immutable pictures of a pod, replaced as
+//! a whole by its task. Reading them takes no lock that work holds.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use runtime::client::Monitor;
+
+use super::machine::State;
+use super::record::User;
+use crate::ids::{ContainerId, PodId};
+use crate::model::{ContainerConfig, Resources, SandboxConfig};
+
+/// A container at one moment.
+#[derive(Debug, Clone)]
+pub(crate) struct ContainerView {
+    pub(crate) id: ContainerId,
+    pub(crate) pod: PodId,
+    pub(crate) state: State,
+    pub(crate) config: Arc<ContainerConfig>,
+    /// The limits in effect, which an update changes.
+    pub(crate) resources: Resources,
+    pub(crate) image_id: String,
+    pub(crate) image_ref: String,
+    pub(crate) created_at: i64,
+    pub(crate) cgroup: String,
+    pub(crate) log_path: Option<PathBuf>,
+    pub(crate) stop_signal: i32,
+    pub(crate) user: User,
+    pub(crate) pid: Option<i32>,
+    pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
+}
+
+/// A sandbox and its containers at one moment.
+#[derive(Clone)]
+pub(crate) struct PodView {
+    pub(crate) id: PodId,
+    /// Grows with every transition of any pod; from the one writer.
+    pub(crate) transition: u64,
+    pub(crate) ready: bool,
+    /// Why it is not ready, if it should be.
+    pub(crate) reason: String,
+    pub(crate) config: Arc<SandboxConfig>,
+    pub(crate) handler: String,
+    pub(crate) created_at: i64,
+    pub(crate) cgroup: String,
+    pub(crate) netns: Option<PathBuf>,
+    pub(crate) ips: Vec<String>,
+    pub(crate) monitor: Option<Monitor>,
+    pub(crate) containers: Vec<Arc<ContainerView>>,
+}
+
+impl PodView {
+    /// One of its containers.
+    pub(crate) fn container(&self, id: &ContainerId) -> Option<&Arc<ContainerView>> {
+        self.containers.iter().find(|container| container.id == *id)
+    }
+}

@@ -1,0 +1,33 @@
+//! ImageStatus, from the store's snapshot in memory.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proto::v1;
+use serde_json::json;
+use tonic::Status;
+
+use crate::convert::image::{name_from_proto, to_proto};
+use crate::engine::Engine;
+use crate::status;
+
+/// One image; an image that is not present is an answer, not an error.
+pub(crate) async fn handle(
+    engine: &Arc<Engine>,
+    request: v1::ImageStatusRequest,
+) -> Result<v1::ImageStatusResponse, Status> {
+    let v1::ImageStatusRequest { image, verbose } = request;
+    let name = name_from_proto(image).map_err(|error| status::bad_request(&error))?;
+    let found = engine.images.find(&name);
+    let info = match &found {
+        Some(image) if verbose => {
+            let text = json!({ "imageSpec": image.config });
+            HashMap::from([("info".to_owned(), text.to_string())])
+        }
+        _ => HashMap::new(),
+    };
+    Ok(v1::ImageStatusResponse {
+        image: found.map(|image| to_proto(&image)),
+        info,
+    })
+}

@@ -1,0 +1,46 @@
+//! PodSandboxStatus, from the views alone.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proto::v1;
+use serde_json::json;
+use tonic::Status;
+
+use super::must_find;
+use crate::convert::status::{container, pod};
+use crate::engine::{Engine, now};
+use crate::pod::error::PodError;
+use crate::pod::view::PodView;
+
+/// The sandbox and its containers, all from one view.
+pub(crate) async fn handle(
+    engine: &Arc<Engine>,
+    request: v1::PodSandboxStatusRequest,
+) -> Result<v1::PodSandboxStatusResponse, Status> {
+    let v1::PodSandboxStatusRequest {
+        pod_sandbox_id,
+        verbose,
+    } = request;
+    let unknown = PodError::NoPod(pod_sandbox_id.clone());
+    let found = engine.index.pod(&pod_sandbox_id);
+    let view = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown)?;
+    Ok(v1::PodSandboxStatusResponse {
+        status: Some(pod(&view)),
+        info: if verbose { info(&view) } else { HashMap::new() },
+        containers_statuses: view.containers.iter().map(|one| container(one)).collect(),
+        timestamp: now(),
+    })
+}
+
+fn info(view: &PodView) -> HashMap<String, String> {
+    let text = json!({
+        "cgroup": view.cgroup,
+        "netns": view.netns,
+        "monitorPid": view.monitor.as_ref().map(runtime::client::Monitor::pid),
+        "transition": view.transition,
+        "reason": view.reason,
+        "config": *view.config,
+    });
+    HashMap::from([("info".to_owned(), text.to_string())])
+}

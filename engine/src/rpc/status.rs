@@ -1,0 +1,91 @@
+//! Status: conditions, handlers and features; without I/O.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proto::v1;
+use serde_json::json;
+use tonic::Status;
+
+use crate::engine::Engine;
+use crate::network::Readiness;
+
+/// What the kubelet asks every few seconds.
+pub(crate) async fn handle(
+    engine: &Arc<Engine>,
+    request: v1::StatusRequest,
+) -> Result<v1::StatusResponse, Status> {
+    let v1::StatusRequest { verbose } = request;
+    let conditions = vec![runtime_ready(engine), network_ready(engine)];
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus { conditions }),
+        info: if verbose {
+            info(engine)
+        } else {
+            HashMap::new()
+        },
+        runtime_handlers: handlers(engine),
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+fn runtime_ready(engine: &Engine) -> v1::RuntimeCondition {
+    let (status, reason, message) = match engine.monitors.last_failure() {
+        None => (true, String::new(), String::new()),
+        Some(message) => (false, "MonitorsFail".to_owned(), message),
+    };
+    v1::RuntimeCondition {
+        r#type: "RuntimeReady".to_owned(),
+        status,
+        reason,
+        message,
+    }
+}
+
+fn network_ready(engine: &Engine) -> v1::RuntimeCondition {
+    let (status, reason, message) = match &*engine.network.readiness() {
+        Readiness::Ready => (true, String::new(), String::new()),
+        Readiness::NotReady(why) => (false, "NetworkPluginNotReady".to_owned(), why.clone()),
+    };
+    v1::RuntimeCondition {
+        r#type: "NetworkReady".to_owned(),
+        status,
+        reason,
+        message,
+    }
+}
+
+/// Every handler by its name, and the default one by the empty name.
+fn handlers(engine: &Engine) -> Vec<v1::RuntimeHandler> {
+    let features = v1::RuntimeHandlerFeatures {
+        recursive_read_only_mounts: runtime::mount::supports_recursive_read_only(),
+        user_namespaces: false,
+    };
+    let names = engine.config.handlers.keys().map(String::as_str);
+    std::iter::once("")
+        .chain(names)
+        .map(|name| v1::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(features),
+        })
+        .collect()
+}
+
+fn info(engine: &Engine) -> HashMap<String, String> {
+    let config = &engine.config;
+    let text = json!({
+        "rootDir": config.root,
+        "stateDir": config.state,
+        "listen": config.listen,
+        "cgroupDriver": "cgroupfs",
+        "cni": config.cni,
+        "registryConfigPath": config.registry_config_path,
+        "defaultHandler": config.default_handler,
+        "handlers": config.handlers,
+    });
+    HashMap::from([("config".to_owned(), text.to_string())])
+}

@@ -1,0 +1,225 @@
+//! Capabilities: the default set, and what a request adds and drops.
+
+use std::collections::HashSet;
+use std::str::FromStr;
+
+use oci_spec::runtime::{Capability, LinuxCapabilities};
+
+use super::SpecError;
+use crate::model::Security;
+
+/// What a container has unless told otherwise: enough for an ordinary image to
+/// change users and bind low ports, nothing that reaches the node.
+const DEFAULT: [Capability; 14] = [
+    Capability::AuditWrite,
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Mknod,
+    Capability::NetBindService,
+    Capability::NetRaw,
+    Capability::Setfcap,
+    Capability::Setgid,
+    Capability::Setpcap,
+    Capability::Setuid,
+    Capability::SysChroot,
+];
+
+/// The highest number that this crate has a name for.
+const LAST: u32 = 40;
+
+fn named(field: &'static str, name: &str) -> Result<Capability, SpecError> {
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    Capability::from_str(bare).map_err(|_| SpecError::NoSuchCapability {
+        field,
+        name: name.to_owned(),
+    })
+}
+
+/// All that this engine may hand on: what its own bounding set has.
+fn all() -> HashSet<Capability> {
+    let bounding = own_bounding();
+    let number = |capability: &Capability| numbers().iter().position(|known| known == capability);
+    let allowed = |capability: &Capability| {
+        number(capability).is_some_and(|bit| bounding & (1_u64 << bit) != 0)
+    };
+    numbers()
+        .into_iter()
+        .filter(|capability| allowed(capability))
+        .collect()
+}
+
+/// The bounding set of this process as the kernel's bit mask.
+fn own_bounding() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
+}
+
+/// All capabilities in the order of the kernel's numbers.
+fn numbers() -> Vec<Capability> {
+    use Capability as C;
+    let known = vec![
+        C::Chown,
+        C::DacOverride,
+        C::DacReadSearch,
+        C::Fowner,
+        C::Fsetid,
+        C::Kill,
+        C::Setgid,
+        C::Setuid,
+        C::Setpcap,
+        C::LinuxImmutable,
+        C::NetBindService,
+        C::NetBroadcast,
+        C::NetAdmin,
+        C::NetRaw,
+        C::IpcLock,
+        C::IpcOwner,
+        C::SysModule,
+        C::SysRawio,
+        C::SysChroot,
+        C::SysPtrace,
+        C::SysPacct,
+        C::SysAdmin,
+        C::SysBoot,
+        C::SysNice,
+        C::SysResource,
+        C::SysTime,
+        C::SysTtyConfig,
+        C::Mknod,
+        C::Lease,
+        C::AuditWrite,
+        C::AuditControl,
+        C::Setfcap,
+        C::MacOverride,
+        C::MacAdmin,
+        C::Syslog,
+        C::WakeAlarm,
+        C::BlockSuspend,
+        C::AuditRead,
+        C::Perfmon,
+        C::Bpf,
+        C::CheckpointRestore,
+    ];
+    debug_assert_eq!(known.len(), LAST as usize + 1);
+    known
+}
+
+/// The capabilities that a container may ever have.
+pub(super) fn bounding(security: &Security) -> Result<Vec<Capability>, SpecError> {
+    let all = all();
+    let set = if security.privileged {
+        all
+    } else {
+        changed(DEFAULT.into_iter().collect(), security, &all)?
+    };
+    Ok(numbers()
+        .into_iter()
+        .filter(|capability| set.contains(capability))
+        .collect())
+}
+
+fn changed(
+    mut set: HashSet<Capability>,
+    security: &Security,
+    all: &HashSet<Capability>,
+) -> Result<HashSet<Capability>, SpecError> {
+    let is_all = |name: &String| name.eq_ignore_ascii_case("all");
+    if security.add_capabilities.iter().any(is_all) {
+        set.clone_from(all);
+    }
+    if security.drop_capabilities.iter().any(is_all) {
+        set.clear();
+    }
+    let field = "config.linux.security_context.capabilities.add_capabilities";
+    let ambient = "config.linux.security_context.capabilities.add_ambient_capabilities";
+    for name in security
+        .add_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
+        set.insert(named(field, name)?);
+    }
+    for name in &security.ambient_capabilities {
+        set.insert(named(ambient, name)?);
+    }
+    let field = "config.linux.security_context.capabilities.drop_capabilities";
+    for name in security
+        .drop_capabilities
+        .iter()
+        .filter(|name| !is_all(name))
+    {
+        set.remove(&named(field, name)?);
+    }
+    Ok(set)
+}
+
+/// The sets of the container's process.
+pub(super) fn sets(security: &Security) -> Result<LinuxCapabilities, SpecError> {
+    let all: HashSet<Capability> = bounding(security)?.into_iter().collect();
+    let field = "config.linux.security_context.capabilities.add_ambient_capabilities";
+    let ambient = security
+        .ambient_capabilities
+        .iter()
+        .map(|name| named(field, name))
+        .collect::<Result<HashSet<_>, _>>()?;
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(Some(all.clone()))
+        .set_effective(Some(all.clone()))
+        .set_permitted(Some(all))
+        // Ambient capabilities must be inheritable; nothing else needs to be.
+        .set_inheritable(Some(ambient.clone()))
+        .set_ambient(Some(ambient));
+    Ok(sets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{AppArmor, PidMode, RunAs, Seccomp};
+
+    fn security(add: &[&str], drop: &[&str]) -> Security {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Security {
+            add_capabilities: owned(add),
+            drop_capabilities: owned(drop),
+            ambient_capabilities: Vec::new(),
+            privileged: false,
+            pid: PidMode::Container,
+            run_as: RunAs::Image,
+            run_as_group: None,
+            read_only_rootfs: false,
+            supplemental_groups: Vec::new(),
+            strict_groups: false,
+            no_new_privs: false,
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            seccomp: Seccomp::Unconfined,
+            apparmor: AppArmor::Unset,
+        }
+    }
+
+    #[test]
+    fn drop_all_and_add_one_leaves_one() {
+        let set = bounding(&security(&["NET_ADMIN"], &["ALL"])).expect("valid");
+        assert_eq!(set, [Capability::NetAdmin]);
+    }
+
+    #[test]
+    fn add_all_and_drop_one_lacks_one() {
+        let set = bounding(&security(&["all"], &["CAP_CHOWN"])).expect("valid");
+        assert!(!set.contains(&Capability::Chown));
+        assert!(set.contains(&Capability::Fowner));
+    }
+
+    #[test]
+    fn an_unknown_capability_is_named() {
+        let error = bounding(&security(&["FLY"], &[])).expect_err("unknown");
+        assert!(error.to_string().contains("FLY"));
+    }
+}

@@ -1,0 +1,281 @@
+//! From a container's configuration and its image to an OCI runtime
+//! specification, and the detached mounts that go with it.
+//!
+//! Reads the image's user database and the host's paths; changes nothing but
+//! that it makes a missing host folder, as the kubelet's users expect.
+
+mod caps;
+mod devices;
+mod mounts;
+mod process;
+mod user;
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process, Root, Spec,
+};
+
+use crate::model::{
+    AppArmor, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp,
+};
+use crate::pod::record::User;
+
+/// What can go wrong while a specification is made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpecError {
+    /// The image or the request names a user or group that the image has not.
+    #[error("{what} {name:?} is not in the image's {file}")]
+    NoSuchName {
+        /// `user` or `group`.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// `/etc/passwd` or `/etc/group`.
+        file: &'static str,
+    },
+    /// A capability that the kernel does not know.
+    #[error("{field}: {name:?} is no capability")]
+    NoSuchCapability {
+        /// Where it stands in the request.
+        field: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// The container has nothing to run.
+    #[error("neither the request nor the image has a command")]
+    NoCommand,
+    /// A path of the host cannot be mounted.
+    #[error("mount {} on {container_path}", host_path.display())]
+    Mount {
+        /// On the host.
+        host_path: PathBuf,
+        /// In the container.
+        container_path: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Recursive read-only is asked for and the kernel has it not.
+    #[error("the kernel has no recursive read-only mounts, {container_path} asks for one")]
+    NoRecursiveReadOnly {
+        /// In the container.
+        container_path: String,
+    },
+    /// A device of the host cannot be used.
+    #[error("device {}", path.display())]
+    Device {
+        /// On the host.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The seccomp profile cannot be used.
+    #[error("seccomp profile {}", path.display())]
+    Seccomp {
+        /// The file, or the name of the built-in one.
+        path: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image's user database cannot be read.
+    #[error("read the image's {file}")]
+    UserDatabase {
+        /// The file.
+        file: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A sandbox of another PID mode is needed.
+    #[error("config.linux.security_context.namespace_options.pid: {0}")]
+    PidMode(&'static str),
+}
+
+/// What a specification is made from.
+pub(crate) struct Inputs<'a> {
+    pub(crate) config: &'a ContainerConfig,
+    pub(crate) sandbox: &'a SandboxConfig,
+    pub(crate) image: &'a oci_spec::image::ImageConfiguration,
+    /// The container's root, a detached mount.
+    pub(crate) rootfs: &'a OwnedFd,
+    pub(crate) cgroup: &'a str,
+    /// Folder of the sandbox's hostname, hosts and resolv.conf.
+    pub(crate) files: PathBuf,
+    /// The sandbox's /dev/shm; `None` with the node's IPC namespace.
+    pub(crate) shm: Option<PathBuf>,
+    pub(crate) netns: Option<PathBuf>,
+    /// The process that holds the sandbox's IPC and UTS namespaces.
+    pub(crate) monitor_pid: i32,
+    /// PID 1 of the shared PID namespace, or of the target container's.
+    pub(crate) pid_of_namespace: Option<i32>,
+    pub(crate) unified_cgroups: bool,
+    pub(crate) seccomp: &'a runtime::seccomp::Cache,
+}
+
+/// A container ready to be handed to a launcher.
+pub(crate) struct Built {
+    pub(crate) spec: Spec,
+    pub(crate) process: Process,
+    /// Index into the specification's mounts and the detached mount for it.
+    pub(crate) sources: Vec<(usize, OwnedFd)>,
+    pub(crate) user: User,
+    /// The seccomp filter as BPF, for exec.
+    pub(crate) filter: Option<Arc<Vec<u8>>>,
+}
+
+/// Makes the specification; blocking, for a thread that may wait for the disk.
+pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
+    let security = &inputs.config.security;
+    let account = user::resolve(inputs)?;
+    let process = process::build(inputs, &account)?;
+    let (mounts, sources) = mounts::build(inputs)?;
+    let devices = devices::build(inputs)?;
+    let (seccomp, filter) = seccomp(inputs)?;
+    let mut resources = LinuxResources::default();
+    resources.set_devices(Some(devices.rules));
+    let (masked, read_only) = paths(inputs);
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces(inputs)?))
+        .set_resources(Some(resources))
+        .set_cgroups_path(Some(PathBuf::from(inputs.cgroup)))
+        .set_devices(Some(devices.nodes))
+        .set_masked_paths(masked)
+        .set_readonly_paths(read_only)
+        .set_seccomp(seccomp)
+        .set_rootfs_propagation(None)
+        .set_uid_mappings(None)
+        .set_gid_mappings(None)
+        .set_sysctl(None)
+        .set_mount_label(None)
+        .set_intel_rdt(None)
+        .set_personality(None);
+    let mut root = Root::default();
+    root.set_path(PathBuf::from("rootfs"))
+        .set_readonly(Some(security.read_only_rootfs));
+    let mut spec = Spec::default();
+    spec.set_version("1.2.0".to_owned())
+        .set_root(Some(root))
+        .set_mounts(Some(mounts))
+        .set_process(Some(process.clone()))
+        .set_hostname(None)
+        .set_hooks(None)
+        .set_annotations(None)
+        .set_linux(Some(linux));
+    let user = User {
+        uid: account.uid,
+        gid: account.gid,
+        groups: account.groups,
+    };
+    Ok(Built {
+        spec,
+        process,
+        sources,
+        user,
+        filter,
+    })
+}
+
+fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
+    use LinuxNamespaceType as Kind;
+    let of_monitor = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", inputs.monitor_pid));
+    let mut namespaces = Vec::new();
+    let mut add = |kind: Kind, path: Option<PathBuf>| {
+        let mut namespace = LinuxNamespace::default();
+        namespace.set_typ(kind).set_path(path);
+        namespaces.push(namespace);
+    };
+    add(Kind::Mount, None);
+    if inputs.sandbox.ipc == IpcMode::Pod {
+        add(Kind::Ipc, Some(of_monitor("ipc")));
+    }
+    if inputs.sandbox.network == NetworkMode::Pod {
+        add(Kind::Uts, Some(of_monitor("uts")));
+        add(Kind::Network, inputs.netns.clone());
+    }
+    // A privileged container on a unified hierarchy manages the node's cgroups.
+    if !(inputs.unified_cgroups && inputs.config.security.privileged) {
+        add(Kind::Cgroup, None);
+    }
+    match (&inputs.config.security.pid, inputs.pid_of_namespace) {
+        (PidMode::Container, _) => add(Kind::Pid, None),
+        (PidMode::Pod | PidMode::Target(_), Some(pid)) => {
+            add(
+                Kind::Pid,
+                Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+            );
+        }
+        (PidMode::Pod, None) => {
+            return Err(SpecError::PidMode(
+                "the sandbox has no shared PID namespace",
+            ));
+        }
+        (PidMode::Target(_), None) => {
+            return Err(SpecError::PidMode("the target container does not run"));
+        }
+        (PidMode::Node, _) => {}
+    }
+    Ok(namespaces)
+}
+
+type Paths = (Option<Vec<String>>, Option<Vec<String>>);
+
+fn paths(inputs: &Inputs<'_>) -> Paths {
+    let security = &inputs.config.security;
+    if security.privileged {
+        return (None, None);
+    }
+    (
+        Some(security.masked_paths.clone()),
+        Some(security.readonly_paths.clone()),
+    )
+}
+
+type Filter = (Option<LinuxSeccomp>, Option<Arc<Vec<u8>>>);
+
+fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
+    let security = &inputs.config.security;
+    if security.privileged {
+        return Ok((None, None));
+    }
+    let (path, profile) = match &security.seccomp {
+        Seccomp::Unconfined => return Ok((None, None)),
+        Seccomp::RuntimeDefault => {
+            let capabilities = caps::bounding(security)?;
+            (
+                PathBuf::from("RuntimeDefault"),
+                runtime::seccomp::default_for(&capabilities),
+            )
+        }
+        Seccomp::Localhost(path) => {
+            let named = |source| SpecError::Seccomp {
+                path: path.clone(),
+                source,
+            };
+            let text = std::fs::read(path).map_err(|error| named(error.into()))?;
+            let profile = runtime::seccomp::parse(&text).map_err(|error| named(error.into()))?;
+            (path.clone(), profile)
+        }
+    };
+    let filter = inputs
+        .seccomp
+        .get(&profile)
+        .map_err(|error| SpecError::Seccomp {
+            path,
+            source: error.into(),
+        })?;
+    Ok((Some(profile), Some(filter)))
+}
+
+/// The AppArmor profile that a process is to run under.
+pub(crate) fn apparmor(config: &ContainerConfig) -> Option<String> {
+    if config.security.privileged {
+        return None;
+    }
+    match &config.security.apparmor {
+        AppArmor::Unset => None,
+        AppArmor::Unconfined => Some("unconfined".to_owned()),
+        AppArmor::Localhost(name) => Some(name.clone()),
+    }
+}

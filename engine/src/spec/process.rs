@@ -1,0 +1,111 @@
+//! The container's process: what it runs, where, with which environment.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Process, User};
+
+use super::user::Account;
+use super::{Inputs, SpecError, apparmor, caps};
+
+/// What every image may count on.
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The process as a launcher takes it, and as exec inherits from it.
+pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, SpecError> {
+    let (config, security) = (inputs.config, &inputs.config.security);
+    let mut user = User::default();
+    user.set_uid(account.uid)
+        .set_gid(account.gid)
+        .set_additional_gids(Some(account.groups.clone()))
+        .set_umask(None)
+        .set_username(None);
+    let image = inputs.image.config().as_ref();
+    let image_dir = image
+        .and_then(|image| image.working_dir().clone())
+        .unwrap_or_default();
+    let cwd = [config.working_dir.as_str(), image_dir.as_str()]
+        .into_iter()
+        .find(|dir| dir.starts_with('/'))
+        .unwrap_or("/")
+        .to_owned();
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(config.tty))
+        .set_console_size(None)
+        .set_user(user)
+        .set_args(Some(arguments(inputs)?))
+        .set_env(Some(environment(inputs, account)))
+        .set_cwd(PathBuf::from(cwd))
+        .set_capabilities(Some(caps::sets(security)?))
+        .set_rlimits(None)
+        // Absent and not false: libcontainer takes Some(false) for a wish.
+        .set_no_new_privileges(security.no_new_privs.then_some(true))
+        .set_apparmor_profile(apparmor(config))
+        .set_selinux_label(None)
+        .set_oom_score_adj(i32::try_from(config.resources.oom_score_adj).ok());
+    Ok(process)
+}
+
+/// Command and arguments by Kubernetes' rule: a command hides both of the
+/// image's, arguments alone only its Cmd.
+fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
+    let config = inputs.config;
+    let image = inputs.image.config().as_ref();
+    let entrypoint = image
+        .and_then(|image| image.entrypoint().clone())
+        .unwrap_or_default();
+    let cmd = image
+        .and_then(|image| image.cmd().clone())
+        .unwrap_or_default();
+    let mut words;
+    if !config.command.is_empty() {
+        words = config.command.clone();
+        words.extend(config.args.iter().cloned());
+    } else {
+        words = entrypoint;
+        words.extend(if config.args.is_empty() {
+            cmd
+        } else {
+            config.args.clone()
+        });
+    }
+    if words.iter().all(String::is_empty) {
+        Err(SpecError::NoCommand)
+    } else {
+        Ok(words)
+    }
+}
+
+/// The image's environment, then the request's; the last word on a name wins.
+fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<String> {
+    let image = inputs.image.config().as_ref();
+    let of_image = image
+        .and_then(|image| image.env().clone())
+        .unwrap_or_default();
+    let mut all: Vec<String> = vec![PATH.to_owned()];
+    if inputs.config.tty {
+        all.push("TERM=xterm".to_owned());
+    }
+    let hostname = &inputs.sandbox.hostname;
+    if !hostname.is_empty() {
+        all.push(format!("HOSTNAME={hostname}"));
+    }
+    // Always there: a launcher that had to look it up would read the image's
+    // user database with the image's own modules.
+    all.push(format!("HOME={}", account.home));
+    let requested = inputs
+        .config
+        .envs
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    for pair in of_image
+        .into_iter()
+        .filter(|pair| pair.contains('='))
+        .chain(requested)
+    {
+        let name = pair.split('=').next().unwrap_or_default();
+        all.retain(|known| known.split('=').next() != Some(name));
+        all.push(pair);
+    }
+    all
+}

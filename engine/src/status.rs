@@ -1,0 +1,140 @@
+//! The one place that picks gRPC codes. No arm catches all: a new failure does
+//! not compile until somebody decided what a client should think of it.
+
+use image_store::{PullError, RemoveError};
+use runtime::cgroup::CgroupError;
+use tonic::{Code, Status};
+
+use crate::convert::BadRequest;
+use crate::network::{NetworkError, chain};
+use crate::pod::error::PodError;
+use crate::spec::SpecError;
+
+/// What the kubelet looks for at the beginning of a message, under code Unknown.
+const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
+
+/// An RPC that is not there yet.
+pub(crate) fn unimplemented(rpc: &str, what: &str) -> Status {
+    Status::unimplemented(format!("{rpc} is not implemented yet: {what}"))
+}
+
+/// A wrong request.
+pub(crate) fn bad_request(error: &BadRequest) -> Status {
+    let code = match error {
+        BadRequest::Missing { .. } | BadRequest::Value { .. } => Code::InvalidArgument,
+        BadRequest::Unsupported { .. } => Code::Unimplemented,
+    };
+    Status::new(code, error.to_string())
+}
+
+/// A failure of pods and containers.
+pub(crate) fn pod(error: &PodError) -> Status {
+    let code = match error {
+        PodError::Request(bad) => return bad_request(bad),
+        PodError::NoPod(_) | PodError::NoContainer(_) | PodError::NoImage(_) => Code::NotFound,
+        PodError::NoHandler(_) => Code::InvalidArgument,
+        PodError::Exists { .. } => Code::AlreadyExists,
+        PodError::State { .. } => Code::FailedPrecondition,
+        PodError::Timeout(_) => Code::DeadlineExceeded,
+        PodError::Spec(spec) => spec_code(spec),
+        PodError::Limits(limits) => limits_code(limits),
+        PodError::Network(network) => network_code(network),
+        PodError::ShuttingDown | PodError::MonitorGone => Code::Unavailable,
+        PodError::Snapshot(_) | PodError::Runtime { .. } | PodError::Record(_) => disk_code(error),
+        PodError::Start(_) => Code::Unknown,
+        PodError::Files(_) | PodError::Log { .. } => disk_code(error),
+        PodError::Lease(_) => Code::NotFound,
+        PodError::Defect(_) => Code::Internal,
+    };
+    Status::new(code, chain(error))
+}
+
+fn spec_code(error: &SpecError) -> Code {
+    match error {
+        SpecError::NoSuchName { .. }
+        | SpecError::NoSuchCapability { .. }
+        | SpecError::NoCommand
+        | SpecError::NoRecursiveReadOnly { .. }
+        | SpecError::Mount { .. }
+        | SpecError::Device { .. }
+        | SpecError::Seccomp { .. }
+        | SpecError::PidMode(_) => Code::InvalidArgument,
+        SpecError::UserDatabase { .. } => Code::Internal,
+    }
+}
+
+fn network_code(error: &NetworkError) -> Code {
+    match error {
+        NetworkError::Conf { .. } => Code::FailedPrecondition,
+        NetworkError::Plugin { .. } | NetworkError::Result { .. } => Code::Unknown,
+        NetworkError::Cache { .. } => disk_code(error),
+    }
+}
+
+fn limits_code(error: &CgroupError) -> Code {
+    match error {
+        CgroupError::Invalid { .. } => Code::InvalidArgument,
+        CgroupError::NoController { .. } => Code::FailedPrecondition,
+        CgroupError::Write { source, .. } => match source.kind() {
+            std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
+            _ => disk_code(error),
+        },
+        CgroupError::NotRestored { source, .. } => limits_code(source),
+        CgroupError::NotFound { .. } => Code::FailedPrecondition,
+        CgroupError::MountTable { .. }
+        | CgroupError::NotMounted
+        | CgroupError::Path { .. }
+        | CgroupError::Make { .. }
+        | CgroupError::Read { .. }
+        | CgroupError::Content { .. }
+        | CgroupError::Signal { .. }
+        | CgroupError::StillAlive { .. }
+        | CgroupError::Remove { .. } => disk_code(error),
+    }
+}
+
+/// A full disk is told apart wherever it shows in the causes.
+fn disk_code(error: &(dyn std::error::Error + 'static)) -> Code {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let full = error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull);
+        if full {
+            return Code::ResourceExhausted;
+        }
+        cause = error.source();
+    }
+    Code::Internal
+}
+
+/// A failed pull.
+pub(crate) fn pull(error: &PullError) -> Status {
+    let code = match error {
+        PullError::BadReference { .. } => Code::InvalidArgument,
+        PullError::RegistryUnavailable { .. } => {
+            // Code and beginning of the message are what the kubelet matches.
+            return Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", chain(error)));
+        }
+        PullError::Unauthorized { .. } => Code::Unauthenticated,
+        PullError::NotFound { .. } | PullError::NoMatchingPlatform { .. } => Code::NotFound,
+        PullError::UnsupportedMediaType { .. } => Code::Unimplemented,
+        PullError::Hosts { .. }
+        | PullError::BadManifest { .. }
+        | PullError::TooLarge { .. }
+        | PullError::HostileEntry { .. } => Code::FailedPrecondition,
+        PullError::DigestMismatch { .. }
+        | PullError::SizeMismatch { .. }
+        | PullError::DiffIdMismatch { .. }
+        | PullError::BadLayer { .. } => Code::DataLoss,
+        PullError::DiskFull { .. } => Code::ResourceExhausted,
+        PullError::Cancelled => Code::Cancelled,
+        PullError::Io { .. } | PullError::Database { .. } => disk_code(error),
+    };
+    Status::new(code, chain(error))
+}
+
+/// A failed removal of an image.
+pub(crate) fn remove_image(error: &RemoveError) -> Status {
+    Status::new(disk_code(error), chain(error))
+}

@@ -1,0 +1,304 @@
+//! The store's depot: the directories, the database and the bookkeeping, kept
+//! in step.
+//!
+//! Order of every change: data on disk (syncfs), then the database, then the
+//! bookkeeping and the public snapshot, then what became unused is thrown
+//! away. So a crash at any point leaves either the state before or the state
+//! after, and at most directories that nothing names, which [`Depot::open`]
+//! throws away. Everything here blocks; the facade calls it on threads made
+//! for that.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::db::{Change, Db};
+use crate::digest::{DiffId, Digest, ImageId};
+use crate::error::{OpenError, PullError, RemoveError};
+use crate::image::Catalog;
+use crate::layout::{Layout, Staging};
+use crate::snapshot::{Snapshot, SnapshotError, check_owner};
+use crate::state::{NewImage, State};
+use crate::unpack::Occupied;
+
+/// See the module.
+pub(crate) struct Depot {
+    pub(crate) layout: Arc<Layout>,
+    db: Db,
+    state: Mutex<State>,
+    catalog: ArcSwap<Catalog>,
+    /// One change of the database at a time, from its reading of the
+    /// bookkeeping to its writing of it.
+    changing: Mutex<()>,
+}
+
+/// Keeps a layer while a pull relies on it.
+pub(crate) struct LayerHold {
+    depot: Arc<Depot>,
+    id: DiffId,
+}
+
+impl Depot {
+    /// Opens the store, and throws away what no record names.
+    pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
+        let layout = Arc::new(Layout::open(root)?);
+        let path = layout.database();
+        let db = Db::open(&path)?;
+        layout.clear_staging()?;
+        let on_disk = layout.layers()?;
+        let present: HashSet<DiffId> = on_disk.iter().filter_map(|p| layer_of(p)).collect();
+        let (mut state, broken) = State::load(db.load(&path)?, &present);
+        let mut change = Change {
+            drop_layers: state.take_unused(),
+            ..Change::default()
+        };
+        for id in broken {
+            tracing::warn!(image = %id, "an image misses a layer and is dropped");
+            change.drop_images.push(id);
+        }
+        db.apply(&change).map_err(|source| OpenError::Database {
+            step: "drop what is unused",
+            path: path.clone(),
+            source,
+        })?;
+        for path in on_disk {
+            if !layer_of(&path).is_some_and(|id| state.has_layer(&id)) {
+                throw(&path, layout.throw_path(&path));
+            }
+        }
+        for dir in layout.snapshots()? {
+            let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+            let known = Snapshot::image_of(&dir).is_some_and(|id| state.add_snapshot(owner, &id));
+            if !known {
+                throw(&dir, layout.throw_snapshot(&dir));
+            }
+        }
+        layout.empty_trash();
+        let catalog = ArcSwap::from_pointee(state.catalog());
+        let (state, changing) = (Mutex::new(state), Mutex::new(()));
+        let depot = Self {
+            layout,
+            db,
+            state,
+            catalog,
+            changing,
+        };
+        depot.collect();
+        Ok(depot)
+    }
+
+    /// The images at this moment.
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.load_full()
+    }
+
+    /// The bookkeeping. Held for moments only: everyone waits for it.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held left it whole: each change is one call.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publishes under the lock, so that an older view never replaces a newer.
+    fn publish(&self, state: &State) {
+        self.catalog.store(Arc::new(state.catalog()));
+    }
+
+    /// Holds a layer that is there already.
+    pub(crate) fn hold(self: &Arc<Self>, id: &DiffId) -> Option<LayerHold> {
+        self.state().hold(id)?;
+        Some(LayerHold {
+            depot: Arc::clone(self),
+            id: *id,
+        })
+    }
+
+    /// Puts an unpacked layer in its place and holds it.
+    pub(crate) fn install(
+        self: &Arc<Self>,
+        staging: Staging,
+        id: DiffId,
+        occupied: Occupied,
+    ) -> Result<LayerHold, PullError> {
+        let mut state = self.state();
+        if state.hold(&id).is_none() {
+            let path = self.layout.layer(&id);
+            staging
+                .install(&id)
+                .map_err(|e| PullError::io("install layer", &path, e))?;
+            state.installed(id, occupied);
+        }
+        drop(state);
+        Ok(LayerHold {
+            depot: Arc::clone(self),
+            id,
+        })
+    }
+
+    /// Writes a new image for good. The caller holds its layers.
+    pub(crate) fn commit(&self, mut new: NewImage) -> Result<(), PullError> {
+        let _one = self.change();
+        let (change, durable) = {
+            let state = self.state();
+            new.record.size = state.size_of(&new);
+            (
+                state.commit_change(&new),
+                state.is_durable(&new.record.layers),
+            )
+        };
+        if !durable {
+            let path = self.layout.images();
+            self.layout
+                .sync()
+                .map_err(|e| PullError::io("write layers to disk", path, e))?;
+        }
+        self.apply(&change).map_err(|source| PullError::Database {
+            step: "add image",
+            source,
+        })?;
+        let mut state = self.state();
+        state.committed(new);
+        self.publish(&state);
+        Ok(())
+    }
+
+    fn apply(&self, change: &Change) -> Result<(), crate::error::Cause> {
+        self.db.apply(change)
+    }
+
+    /// Removes an image with all its names; unknown: fine.
+    pub(crate) fn remove(&self, id: ImageId) -> Result<(), RemoveError> {
+        let _one = self.change();
+        let removal = {
+            let mut state = self.state();
+            let Some(removal) = state.begin_removal(&id) else {
+                return Ok(());
+            };
+            self.publish(&state);
+            removal
+        };
+        if let Err(source) = self.apply(&removal.change) {
+            let mut state = self.state();
+            state.removal_failed(&removal);
+            self.publish(&state);
+            return Err(RemoveError::Database { image: id, source });
+        }
+        let mut state = self.state();
+        for layer in state.removed(&removal) {
+            throw(&self.layout.layer(&layer), self.layout.throw_layer(&layer));
+        }
+        self.publish(&state);
+        Ok(())
+    }
+
+    /// Removes hidden images whose last user is gone.
+    pub(crate) fn collect(&self) {
+        let abandoned = self.state().abandoned();
+        for id in abandoned {
+            if let Err(error) = self.remove(id) {
+                tracing::warn!(error = %error, image = %id, "collect an image");
+            }
+        }
+    }
+
+    /// Makes the snapshot of an owner; found made: fine.
+    pub(crate) fn create_snapshot(
+        &self,
+        owner: &str,
+        image: ImageId,
+    ) -> Result<Snapshot, SnapshotError> {
+        check_owner(owner)?;
+        let snapshot = {
+            let mut state = self.state();
+            match state.snapshot(owner) {
+                Some(other) if other != image => {
+                    return Err(SnapshotError::OtherImage {
+                        owner: owner.into(),
+                        image: other,
+                    });
+                }
+                // From here on the image stays, whoever removes it.
+                _ if !state.add_snapshot(owner, &image) => {
+                    return Err(SnapshotError::NoImage { image });
+                }
+                _ => self.snapshot(&state, owner, image),
+            }
+        };
+        let snapshot = snapshot.ok_or(SnapshotError::NoImage { image })?;
+        if let Err(error) = snapshot.make() {
+            let dir = self.layout.snapshot(owner);
+            self.state().drop_snapshot(owner);
+            throw(&dir, self.layout.throw_snapshot(&dir));
+            return Err(error);
+        }
+        Ok(snapshot)
+    }
+
+    fn snapshot(&self, state: &State, owner: &str, image: ImageId) -> Option<Snapshot> {
+        let lowers = state
+            .stack(&image)?
+            .iter()
+            .map(|id| self.layout.layer(id))
+            .collect();
+        let dir = self.layout.snapshot(owner);
+        Some(Snapshot::new(
+            (owner, image),
+            dir,
+            lowers,
+            self.layout.empty(),
+        ))
+    }
+
+    /// The snapshot of an owner.
+    pub(crate) fn find_snapshot(&self, owner: &str) -> Option<Snapshot> {
+        let state = self.state();
+        let image = state.snapshot(owner)?;
+        self.snapshot(&state, owner, image)
+    }
+
+    /// Throws the snapshot of an owner away; true when its image may be
+    /// without users now.
+    pub(crate) fn remove_snapshot(&self, owner: &str) -> Result<bool, SnapshotError> {
+        check_owner(owner)?;
+        let dir = self.layout.snapshot(owner);
+        // Under the lock, so that nobody makes it anew between the two steps.
+        let mut state = self.state();
+        if state.snapshot(owner).is_none() {
+            return Ok(false);
+        }
+        self.layout
+            .throw_snapshot(&dir)
+            .map_err(|e| SnapshotError::io("throw away", &dir, e))?;
+        state.drop_snapshot(owner);
+        Ok(!state.abandoned().is_empty())
+    }
+}
+
+impl Drop for LayerHold {
+    fn drop(&mut self) {
+        let mut state = self.depot.state();
+        if state.unhold(&self.id) {
+            let layout = &self.depot.layout;
+            throw(&layout.layer(&self.id), layout.throw_layer(&self.id));
+        }
+    }
+}
+
+/// What cannot be moved to the trash stays until the next start.
+fn throw(path: &Path, result: std::io::Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(error = %error, path = %path.display(), "cannot be thrown away");
+    }
+}
+
+/// The layer that a directory is named after.
+fn layer_of(path: &Path) -> Option<DiffId> {
+    Digest::from_hex(path.file_name()?.to_str()?)
+        .ok()
+        .map(DiffId)
+}

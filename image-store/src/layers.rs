@@ -1,0 +1,173 @@
+//! One layer's way from a registry to its directory.
+//!
+//! Owns the bridge between the two halves of the work: an asynchronous task
+//! that receives, and a blocking thread that checks and unpacks. The thread
+//! owns the staging directory, so that nobody else removes it under its hands;
+//! when the task is aborted, the bridge breaks and the thread clears up.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use crate::depot::LayerHold;
+use crate::error::PullError;
+use crate::layer::{LayerError, Wanted, receive};
+use crate::manifest::Layer;
+use crate::pull::Work;
+use crate::registry::{BlobStream, FetchError, Session};
+
+/// Pieces on the bridge; each is what one read of a connection gave.
+const BRIDGE: usize = 32;
+
+/// Fetches and unpacks one layer.
+pub(crate) struct LayerFetch {
+    pub(crate) work: Arc<Work>,
+    pub(crate) session: Arc<Session>,
+    pub(crate) layer: Layer,
+}
+
+/// What goes over the bridge.
+enum Piece {
+    Bytes(Bytes),
+    End,
+}
+
+/// Why one attempt failed.
+enum Failure {
+    Fetch(FetchError),
+    Layer(LayerError),
+    Store(PullError),
+}
+
+impl LayerFetch {
+    /// Tries one place after the other until the layer is right.
+    pub(crate) async fn run(self) -> Result<Arc<LayerHold>, PullError> {
+        let Ok(_place) = Arc::clone(&self.work.places).acquire_owned().await else {
+            return Err(PullError::Cancelled);
+        };
+        let mut first = 0;
+        loop {
+            let wanted = (self.layer.blob, self.layer.size);
+            let mut blob =
+                BlobStream::new(Arc::clone(&self.session), wanted, &self.layer.urls, first);
+            let failure = match self.attempt(&mut blob).await {
+                Ok(hold) => return Ok(Arc::new(hold)),
+                Err(failure) => failure,
+            };
+            // Wrong bytes are a place's fault: another may have the right ones.
+            let wrong = matches!(
+                failure,
+                Failure::Layer(LayerError::Digest { .. } | LayerError::Size { .. })
+            );
+            if wrong && let Some(next) = blob.after_wrong_bytes() {
+                tracing::warn!(layer = %self.layer.blob, "wrong bytes, another host is asked");
+                first = next;
+                continue;
+            }
+            return Err(self.name(failure));
+        }
+    }
+
+    async fn attempt(&self, blob: &mut BlobStream) -> Result<LayerHold, Failure> {
+        let (sender, receiver) = mpsc::channel(BRIDGE);
+        let unpacking = spawn_blocking({
+            let (work, layer) = (Arc::clone(&self.work), self.layer.clone());
+            move || {
+                unpack(
+                    &work,
+                    &layer,
+                    Bridge {
+                        receiver,
+                        piece: Bytes::new(),
+                        ended: false,
+                    },
+                )
+            }
+        });
+        let fed = feed(blob, sender).await;
+        let unpacked = match unpacking.await {
+            Ok(unpacked) => unpacked,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(_) => Err(Failure::Store(PullError::Cancelled)),
+            },
+        };
+        match (unpacked, fed) {
+            // The thread saw the bridge break; why, this side knows.
+            (Err(Failure::Layer(LayerError::Source(_))), Err(error)) => Err(Failure::Fetch(error)),
+            (unpacked, _) => unpacked,
+        }
+    }
+
+    fn name(&self, failure: Failure) -> PullError {
+        match failure {
+            Failure::Fetch(error) => {
+                let what = format!("layer {}", self.layer.blob);
+                error.into_pull(self.session.reference(), &what)
+            }
+            Failure::Layer(error) => {
+                let dir = self.work.depot.layout.layer(&self.layer.diff_id);
+                PullError::layer(self.layer.diff_id, &dir, error)
+            }
+            Failure::Store(error) => error,
+        }
+    }
+}
+
+/// Sends everything over the bridge; ends early when the other side is gone.
+async fn feed(blob: &mut BlobStream, bridge: mpsc::Sender<Piece>) -> Result<(), FetchError> {
+    while let Some(bytes) = blob.next().await? {
+        if bridge.send(Piece::Bytes(bytes)).await.is_err() {
+            return Ok(());
+        }
+    }
+    drop(bridge.send(Piece::End).await);
+    Ok(())
+}
+
+/// The blocking half. Whatever goes wrong, staging is thrown away here.
+fn unpack(work: &Work, layer: &Layer, bridge: Bridge) -> Result<LayerHold, Failure> {
+    let depot = &work.depot;
+    let store = |e| {
+        Failure::Store(PullError::io(
+            "make staging below",
+            depot.layout.images(),
+            e,
+        ))
+    };
+    let (staging, dir) = depot.layout.stage().map_err(store)?;
+    let wanted = Wanted {
+        diff_id: layer.diff_id,
+        blob: Some(layer.blob),
+        size: Some(layer.size),
+    };
+    let occupied = receive(bridge, &wanted, dir, &work.tuning.limits).map_err(Failure::Layer)?;
+    depot
+        .install(staging, layer.diff_id, occupied)
+        .map_err(Failure::Store)
+}
+
+/// The reading end of the bridge.
+struct Bridge {
+    receiver: mpsc::Receiver<Piece>,
+    piece: Bytes,
+    ended: bool,
+}
+
+impl Read for Bridge {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() && !self.ended {
+            match self.receiver.blocking_recv() {
+                Some(Piece::Bytes(bytes)) => self.piece = bytes,
+                Some(Piece::End) => self.ended = true,
+                None => return Err(io::Error::from(io::ErrorKind::BrokenPipe)),
+            }
+        }
+        let n = self.piece.len().min(buf.len());
+        buf[..n].copy_from_slice(&self.piece.split_to(n));
+        Ok(n)
+    }
+}

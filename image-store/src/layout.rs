@@ -1,0 +1,270 @@
+//! Where everything lies on disk.
+//!
+//! ```text
+//! <root>/images/images.redb          what images there are
+//! <root>/images/layers/<hex>/        unpacked layers, by DiffID
+//! <root>/images/staging/<n>/         layers being unpacked
+//! <root>/images/trash/<n>            layers being removed
+//! <root>/images/empty/               a layer with nothing in it
+//! <root>/snapshots/<shard>/<owner>/  upper and work directories
+//! <root>/snapshots/trash/<n>         snapshots being removed
+//! ```
+//!
+//! Layers are named by DiffID, and not by ChainID: overlayfs needs no layer to
+//! know what is below it, so they can be unpacked side by side in any order,
+//! and one that occurs in two images over different bases exists once. The
+//! price is that an archive which leaves out the directories above its files
+//! gets them with mode 0755, as with every engine that unpacks this way, and
+//! that a hard link into a lower layer is refused.
+//!
+//! Directories whose children should lie in block groups of their own get the
+//! ext4 flag `T` (top of a directory hierarchy): making files in a crowded
+//! group costs ten times as much. Other file systems refuse it, which is fine.
+//!
+//! Owns names and descriptors of these directories; never decides what may be
+//! removed. A crash leaves staging and trash, both emptied at the next start.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
+
+use crate::digest::DiffId;
+use crate::error::OpenError;
+use crate::trash::Trash;
+
+/// Snapshots are spread over this many directories.
+pub(crate) const SHARDS: usize = 32;
+
+/// The store's directories, open.
+pub(crate) struct Layout {
+    images: PathBuf,
+    layers: OwnedFd,
+    staging: OwnedFd,
+    snapshots: PathBuf,
+    layer_trash: Trash,
+    snapshot_trash: Trash,
+    next: AtomicU64,
+}
+
+/// A directory that a layer is unpacked into, thrown away unless installed.
+pub(crate) struct Staging {
+    layout: Arc<Layout>,
+    name: String,
+    kept: bool,
+}
+
+impl Layout {
+    /// Makes what is missing below `root`. Only the owner may look inside:
+    /// images carry setuid files and devices that no other user should reach.
+    pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
+        let images = root.join("images");
+        let snapshots = root.join("snapshots");
+        make_dir(root, 0o711)?;
+        for dir in [&images, &snapshots] {
+            make_dir(dir, 0o700)?;
+        }
+        make_dir(&images.join("empty"), 0o755)?;
+        spread(&make_dir(&snapshots, 0o700)?);
+        for shard in 0..SHARDS {
+            make_dir(&snapshots.join(shard_name(shard)), 0o700)?;
+        }
+        let layers = make_dir(&images.join("layers"), 0o700)?;
+        let staging = make_dir(&images.join("staging"), 0o700)?;
+        spread(&layers);
+        spread(&staging);
+        Ok(Self {
+            layer_trash: Trash::open(&images.join("trash"))?,
+            snapshot_trash: Trash::open(&snapshots.join("trash"))?,
+            images,
+            layers,
+            staging,
+            snapshots,
+            next: AtomicU64::new(1),
+        })
+    }
+
+    /// The directory that holds images; the mount point of `ImageFsInfo`.
+    pub(crate) fn images(&self) -> &Path {
+        &self.images
+    }
+
+    /// The database's file.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.images.join("images.redb")
+    }
+
+    /// A directory with nothing in it, for stacks that need one more layer.
+    pub(crate) fn empty(&self) -> PathBuf {
+        self.images.join("empty")
+    }
+
+    /// Where a layer is once it is unpacked.
+    pub(crate) fn layer(&self, id: &DiffId) -> PathBuf {
+        self.images.join("layers").join(id.hex())
+    }
+
+    /// Where the snapshot of an owner is.
+    pub(crate) fn snapshot(&self, owner: &str) -> PathBuf {
+        // The same owner always has to give the same shard.
+        let sum = owner
+            .bytes()
+            .fold(0usize, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
+        self.snapshots.join(shard_name(sum % SHARDS)).join(owner)
+    }
+
+    /// All snapshots on disk.
+    pub(crate) fn snapshots(&self) -> Result<Vec<PathBuf>, OpenError> {
+        let mut out = Vec::new();
+        for shard in 0..SHARDS {
+            out.extend(entries(&self.snapshots.join(shard_name(shard)))?);
+        }
+        Ok(out)
+    }
+
+    /// All layers on disk.
+    pub(crate) fn layers(&self) -> Result<Vec<PathBuf>, OpenError> {
+        entries(&self.images.join("layers"))
+    }
+
+    /// Throws away what unfinished work of a former process left.
+    pub(crate) fn clear_staging(&self) -> Result<(), OpenError> {
+        for path in entries(&self.images.join("staging"))? {
+            self.layer_trash
+                .throw(&path)
+                .map_err(|source| OpenError::Io {
+                    step: "clear",
+                    path: path.clone(),
+                    source,
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Makes a fresh directory to unpack into.
+    pub(crate) fn stage(self: &Arc<Self>) -> io::Result<(Staging, OwnedFd)> {
+        let name = self.next.fetch_add(1, Ordering::Relaxed).to_string();
+        rustix::fs::mkdirat(&self.staging, &name, Mode::from_raw_mode(0o755))?;
+        let staging = Staging {
+            layout: Arc::clone(self),
+            name,
+            kept: false,
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&self.staging, &staging.name, flags, Mode::empty())?;
+        rustix::fs::fchmod(&fd, Mode::from_raw_mode(0o755))?;
+        Ok((staging, fd))
+    }
+
+    /// Throws a layer away: one rename now, the rest in the background.
+    pub(crate) fn throw_layer(&self, id: &DiffId) -> io::Result<()> {
+        self.layer_trash.throw(&self.layer(id))
+    }
+
+    /// Throws away something else below the layers' directory.
+    pub(crate) fn throw_path(&self, path: &Path) -> io::Result<()> {
+        self.layer_trash.throw(path)
+    }
+
+    /// Throws a snapshot away.
+    pub(crate) fn throw_snapshot(&self, path: &Path) -> io::Result<()> {
+        self.snapshot_trash.throw(path)
+    }
+
+    /// Waits until all layers' data and names are on disk.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        rustix::fs::syncfs(&self.layers).map_err(io::Error::from)
+    }
+
+    /// Starts to empty the trash.
+    pub(crate) fn empty_trash(&self) {
+        self.layer_trash.wake();
+        self.snapshot_trash.wake();
+    }
+}
+
+impl Staging {
+    /// Where the directory is now.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.layout.images.join("staging").join(&self.name)
+    }
+
+    /// Gives the directory its final name. The caller has made sure that no
+    /// layer of this name is in use.
+    pub(crate) fn install(mut self, id: &DiffId) -> io::Result<()> {
+        let layout = Arc::clone(&self.layout);
+        let rename = || {
+            let flags = RenameFlags::NOREPLACE;
+            rustix::fs::renameat_with(&layout.staging, &self.name, &layout.layers, id.hex(), flags)
+        };
+        match rename() {
+            Err(rustix::io::Errno::EXIST) => {
+                layout.throw_layer(id)?;
+                rename()?;
+            }
+            other => other?,
+        }
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = self.layout.layer_trash.throw(&self.path())
+        {
+            tracing::warn!(error = %error, path = %self.path().display(), "staging stays behind");
+        }
+    }
+}
+
+fn shard_name(shard: usize) -> String {
+    format!("{shard:02x}")
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<OwnedFd, OpenError> {
+    let fail = |step| {
+        move |source| OpenError::Io {
+            step,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .map_err(fail("make"))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|e| fail("open")(e.into()))
+}
+
+/// Children of this directory shall begin in block groups of their own.
+fn spread(dir: &OwnedFd) {
+    if let Ok(flags) = rustix::fs::ioctl_getflags(dir)
+        && !flags.contains(IFlags::TOPDIR)
+        && let Err(error) = rustix::fs::ioctl_setflags(dir, flags | IFlags::TOPDIR)
+    {
+        tracing::debug!(error = %error, "the file system has no top-of-hierarchy flag");
+    }
+}
+
+/// The entries of a directory, as paths.
+pub(crate) fn entries(dir: &Path) -> Result<Vec<PathBuf>, OpenError> {
+    let fail = |source| OpenError::Io {
+        step: "list",
+        path: dir.to_owned(),
+        source,
+    };
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).map_err(fail)? {
+        out.push(entry.map_err(fail)?.path());
+    }
+    Ok(out)
+}

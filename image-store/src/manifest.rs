@@ -1,0 +1,477 @@
+//! Manifests, indexes and configurations: what registries and layouts serve.
+//!
+//! Owns the documents' forms and the choice among an index's entries. Pure:
+//! takes bytes whose digest the caller has verified.
+
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use serde::Deserialize;
+
+use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
+use crate::error::PullError;
+use crate::platform::{Machine, Platform};
+
+/// Manifests above this are refused.
+pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+/// Configurations above this are refused.
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// Overlayfs stacks no more.
+const MAX_LAYERS: usize = 500;
+
+const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// What to accept when asking for a manifest, the preferred first.
+pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST];
+
+/// Points to content.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    /// What it is.
+    #[serde(default)]
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size.
+    pub size: u64,
+    /// Other places that have it.
+    #[serde(default)]
+    pub urls: Option<Vec<String>>,
+    /// The machine it is for.
+    #[serde(default)]
+    pub platform: Option<Platform>,
+    /// Notes, such as names in a layout.
+    #[serde(default)]
+    pub annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+/// A list of manifests.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Index {
+    /// Its entries.
+    pub manifests: Vec<Descriptor>,
+}
+
+/// One image's parts.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Manifest {
+    /// The configuration.
+    pub config: Descriptor,
+    /// Layers from the lowest to the topmost.
+    pub layers: Vec<Descriptor>,
+}
+
+/// Either of the documents that a reference leads to.
+#[derive(Debug, Clone)]
+pub(crate) enum Document {
+    /// Several images.
+    Index(Index),
+    /// One image.
+    Manifest(Manifest),
+}
+
+/// A layer of a manifest, checked and joined with the configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Layer {
+    /// The digest of its plain tar.
+    pub diff_id: DiffId,
+    /// The digest of what is fetched.
+    pub blob: LayerDigest,
+    /// The size of what is fetched.
+    pub size: u64,
+    /// Where to fetch it when not from the registry.
+    pub urls: Vec<String>,
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Its digest.
+    pub id: ImageId,
+    /// Its exact text.
+    pub text: String,
+    /// Parsed.
+    pub parsed: ImageConfiguration,
+    /// The plain layers, from the lowest to the topmost.
+    pub diff_ids: Vec<DiffId>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Probe {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    manifests: Option<serde::de::IgnoredAny>,
+    config: Option<serde::de::IgnoredAny>,
+    layers: Option<serde::de::IgnoredAny>,
+    fs_layers: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct ConfigProbe {
+    #[serde(flatten)]
+    platform: Platform,
+    rootfs: Option<RootFs>,
+}
+
+#[derive(Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Option<Vec<DiffId>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Nonsense(&'static str);
+
+fn bad(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> PullError {
+    PullError::BadManifest {
+        what: what.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+impl Document {
+    /// Reads a document. What it says of itself goes before the header that it
+    /// came with: registries send `text/plain` and worse.
+    pub(crate) fn parse(bytes: &[u8], header: Option<&str>) -> Result<Self, PullError> {
+        let probe: Probe = serde_json::from_slice(bytes).map_err(|e| bad("manifest", e))?;
+        let said = probe.media_type.as_deref().or(header).unwrap_or_default();
+        let said = said.split(';').next().unwrap_or_default().trim().to_owned();
+        let schema1 = probe.schema_version == Some(1) || probe.fs_layers.is_some();
+        if schema1 || said.contains("distribution.manifest.v1+") {
+            let media_type = "application/vnd.docker.distribution.manifest.v1+json".to_owned();
+            return Err(PullError::UnsupportedMediaType {
+                what: "manifest".into(),
+                media_type,
+            });
+        }
+        // Read one way here and another way by a scanner: refuse such documents.
+        let (index, image) = (
+            probe.manifests.is_some(),
+            probe.config.is_some() || probe.layers.is_some(),
+        );
+        match (said.as_str(), index, image) {
+            (_, true, true) => Err(bad("manifest", Nonsense("both an index and an image"))),
+            (OCI_MANIFEST | DOCKER_MANIFEST, true, _) | (OCI_INDEX | DOCKER_LIST, _, true) => {
+                Err(bad(
+                    "manifest",
+                    Nonsense("its media type and its content disagree"),
+                ))
+            }
+            (_, true, false) => Ok(Self::Index(
+                serde_json::from_slice(bytes).map_err(|e| bad("index", e))?,
+            )),
+            (_, false, true) => Ok(Self::Manifest(
+                serde_json::from_slice(bytes).map_err(|e| bad("manifest", e))?,
+            )),
+            (_, false, false) => Err(PullError::UnsupportedMediaType {
+                what: "manifest".into(),
+                media_type: said,
+            }),
+        }
+    }
+}
+
+impl Index {
+    /// The entries to try, the best first: those that fit this machine, or
+    /// those without a platform where none names one that fits.
+    #[must_use]
+    pub(crate) fn candidates(&self, machine: &Machine) -> Vec<&Descriptor> {
+        let usable = |d: &&Descriptor| {
+            matches!(
+                d.media_type.as_str(),
+                "" | OCI_INDEX | OCI_MANIFEST | DOCKER_LIST | DOCKER_MANIFEST
+            )
+        };
+        let mut fitting: Vec<(usize, &Descriptor)> = self
+            .manifests
+            .iter()
+            .filter(usable)
+            .filter_map(|d| Some((machine.rank(d.platform.as_ref()?)?, d)))
+            .collect();
+        fitting.sort_by_key(|(rank, _)| *rank);
+        if let Some((_, best)) = fitting.first() {
+            return vec![best];
+        }
+        self.manifests
+            .iter()
+            .filter(usable)
+            .filter(|d| d.platform.is_none())
+            .collect()
+    }
+
+    /// The platforms there are, for messages.
+    #[must_use]
+    pub(crate) fn offered(&self) -> String {
+        let names: Vec<String> = self
+            .manifests
+            .iter()
+            .filter_map(|d| d.platform.as_ref().map(ToString::to_string))
+            .collect();
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
+    }
+}
+
+impl Manifest {
+    /// Refuses what is no container image before anything is fetched.
+    pub(crate) fn check(&self) -> Result<(), PullError> {
+        let config = &self.config;
+        if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
+            return Err(PullError::UnsupportedMediaType {
+                what: "configuration".into(),
+                media_type: config.media_type.clone(),
+            });
+        }
+        if config.size > MAX_CONFIG {
+            return Err(PullError::TooLarge {
+                what: "configuration".into(),
+                size: config.size,
+                limit: MAX_CONFIG,
+            });
+        }
+        if self.layers.len() > MAX_LAYERS {
+            return Err(bad("manifest", Nonsense("more than 500 layers")));
+        }
+        self.layers.iter().try_for_each(check_layer)
+    }
+
+    /// Joins the layers with the plain digests of the configuration.
+    pub(crate) fn layers(&self, config: &Config) -> Result<Vec<Layer>, PullError> {
+        if self.layers.len() != config.diff_ids.len() {
+            return Err(bad(
+                "manifest",
+                Nonsense("another number of layers than the configuration"),
+            ));
+        }
+        let join = |(descriptor, diff_id): (&Descriptor, &DiffId)| Layer {
+            diff_id: *diff_id,
+            blob: LayerDigest(descriptor.digest),
+            size: descriptor.size,
+            urls: if is_foreign(&descriptor.media_type) {
+                descriptor.urls.clone().unwrap_or_default()
+            } else {
+                Vec::new()
+            },
+        };
+        Ok(self.layers.iter().zip(&config.diff_ids).map(join).collect())
+    }
+}
+
+/// Layers that the registry itself may not have.
+fn is_foreign(media_type: &str) -> bool {
+    media_type.contains(".nondistributable.") || media_type.contains(".foreign.")
+}
+
+fn check_layer(layer: &Descriptor) -> Result<(), PullError> {
+    let base = layer
+        .media_type
+        .strip_suffix("+gzip")
+        .or_else(|| layer.media_type.strip_suffix("+zstd"))
+        .or_else(|| layer.media_type.strip_suffix(".gzip"))
+        .or_else(|| layer.media_type.strip_suffix(".zstd"))
+        .unwrap_or(&layer.media_type);
+    let known = matches!(
+        base,
+        "application/vnd.oci.image.layer.v1.tar"
+            | "application/vnd.oci.image.layer.nondistributable.v1.tar"
+            | "application/vnd.docker.image.rootfs.diff.tar"
+            | "application/vnd.docker.image.rootfs.foreign.diff.tar"
+    );
+    let fetchable = !is_foreign(base) || layer.urls.as_ref().is_some_and(|u| !u.is_empty());
+    if known && fetchable {
+        return Ok(());
+    }
+    Err(PullError::UnsupportedMediaType {
+        what: format!("layer {}", layer.digest),
+        media_type: layer.media_type.clone(),
+    })
+}
+
+impl Config {
+    /// Reads a configuration whose bytes have the digest `id`.
+    pub(crate) fn parse(id: ImageId, bytes: &[u8]) -> Result<Self, PullError> {
+        let fail = |e: serde_json::Error| bad("configuration", e);
+        let probe: ConfigProbe = serde_json::from_slice(bytes).map_err(fail)?;
+        let parsed = parse_config(bytes).map_err(fail)?;
+        let text = std::str::from_utf8(bytes)
+            .map_err(|e| bad("configuration", e))?
+            .to_owned();
+        let diff_ids = probe.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
+        Ok(Self {
+            id,
+            text,
+            parsed,
+            diff_ids,
+        })
+    }
+
+    /// The machine the image is for.
+    pub(crate) fn platform(&self) -> Platform {
+        serde_json::from_str::<ConfigProbe>(&self.text)
+            .map(|p| p.platform)
+            .unwrap_or_default()
+    }
+}
+
+/// Reads a configuration leniently: builders leave out what the standard asks
+/// for, and write `null` for empty lists.
+pub(crate) fn parse_config(bytes: &[u8]) -> Result<ImageConfiguration, serde_json::Error> {
+    let mut value: serde_json::Value = serde_json::from_slice(bytes)?;
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|_, v| !v.is_null());
+        object.entry("architecture").or_insert_with(|| "".into());
+        object.entry("os").or_insert_with(|| "".into());
+        if object.get("created").and_then(|v| v.as_str()) == Some("") {
+            object.remove("created");
+        }
+        let rootfs = object
+            .entry("rootfs")
+            .or_insert_with(|| serde_json::json!({"type": "layers", "diff_ids": []}));
+        if let Some(rootfs) = rootfs.as_object_mut() {
+            rootfs.retain(|_, v| !v.is_null());
+            rootfs.entry("type").or_insert_with(|| "layers".into());
+            rootfs
+                .entry("diff_ids")
+                .or_insert_with(|| serde_json::json!([]));
+        }
+        if let Some(config) = object.get_mut("config").and_then(|c| c.as_object_mut()) {
+            config.retain(|_, v| !v.is_null());
+        }
+    }
+    serde_json::from_value(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const D: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    fn manifest(config: &str, layers: &[&str]) -> String {
+        let layers: Vec<String> = layers
+            .iter()
+            .map(|t| format!(r#"{{"mediaType":"{t}","digest":"{D}","size":1}}"#))
+            .collect();
+        format!(
+            r#"{{"schemaVersion":2,"config":{{"mediaType":"{config}","digest":"{D}","size":2}},"layers":[{}]}}"#,
+            layers.join(",")
+        )
+    }
+
+    fn check(text: &str) -> Result<(), PullError> {
+        match Document::parse(text.as_bytes(), None)? {
+            Document::Manifest(m) => m.check(),
+            Document::Index(_) => panic!("an index"),
+        }
+    }
+
+    #[test]
+    fn docker_and_oci_layers_are_known() {
+        let layers = [
+            "application/vnd.oci.image.layer.v1.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            "application/vnd.docker.image.rootfs.diff.tar",
+        ];
+        check(&manifest(OCI_CONFIG, &layers)).unwrap();
+        check(&manifest(DOCKER_CONFIG, &layers)).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_by_media_type() {
+        let helm = "application/vnd.cncf.helm.config.v1+json";
+        for (text, want) in [
+            (manifest(helm, &[]), helm),
+            (
+                manifest(OCI_CONFIG, &["application/x-thing"]),
+                "application/x-thing",
+            ),
+            (
+                manifest(
+                    OCI_CONFIG,
+                    &["application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"],
+                ),
+                "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            ),
+            (
+                r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
+                "application/vnd.docker.distribution.manifest.v1+json",
+            ),
+            (r#"{"schemaVersion":2,"mediaType":"a/b"}"#.to_owned(), "a/b"),
+        ] {
+            match check(&text) {
+                Err(PullError::UnsupportedMediaType { media_type, .. }) => {
+                    assert_eq!(media_type, want);
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn documents_of_two_minds_are_refused() {
+        let both = format!(
+            r#"{{"schemaVersion":2,"manifests":[],"config":{{"digest":"{D}","size":1}},"layers":[]}}"#
+        );
+        let lying = format!(r#"{{"mediaType":"{OCI_MANIFEST}","manifests":[]}}"#);
+        for text in [both, lying, "[]".into(), "{".into()] {
+            assert!(
+                matches!(check(&text), Err(PullError::BadManifest { .. })),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn index_gives_the_entry_for_this_machine() {
+        let machine = Machine::current();
+        let arch = machine.to_string();
+        let arch = arch.split('/').nth(1).unwrap();
+        let entry = |os: &str, arch: &str| {
+            format!(
+                r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{D}","size":1,"platform":{{"os":"{os}","architecture":"{arch}"}}}}"#
+            )
+        };
+        let text = format!(
+            r#"{{"manifests":[{},{},{}]}}"#,
+            entry("unknown", "unknown"),
+            entry("windows", arch),
+            entry("linux", arch)
+        );
+        let Document::Index(index) = Document::parse(text.as_bytes(), Some(OCI_INDEX)).unwrap()
+        else {
+            panic!("no index")
+        };
+        let found = index.candidates(&machine);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].platform.as_ref().unwrap().os, "linux");
+        assert!(index.offered().contains("windows/"));
+    }
+
+    #[test]
+    fn sloppy_configurations_are_read() {
+        let text = format!(
+            r#"{{"created":"","history":null,"config":{{"Env":null,"Cmd":["a"],"Healthcheck":{{"Test":["x"]}},
+                "ExposedPorts":{{"80/tcp":{{}}}},"Volumes":{{"/v":{{}}}},"OnBuild":null,"Labels":null}},
+                "rootfs":{{"diff_ids":["{D}"]}},"container":"abc","docker_version":"1"}}"#
+        );
+        let config = Config::parse(ImageId(Digest::of(text.as_bytes())), text.as_bytes()).unwrap();
+        assert_eq!(config.diff_ids.len(), 1);
+        let inner = config.parsed.config().as_ref().unwrap();
+        assert_eq!(inner.cmd().as_ref().unwrap(), &["a"]);
+        assert!(Machine::current().runs(&config.platform()));
+        assert!(parse_config(b"{}").is_ok());
+    }
+}

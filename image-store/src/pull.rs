@@ -1,0 +1,275 @@
+//! Pulls: from a reference to an image in the store.
+//!
+//! Owns the order of the steps and who shares what: callers with the same
+//! reference and credentials share one pull, and all pulls share the layers
+//! that are on their way. The registry is asked at every pull, even when all
+//! layers are there: whether these credentials may have the image is its to
+//! say. Whoever fails or goes away leaves nothing: layers are held by those who
+//! need them, and staging is thrown away by the thread that fills it. A crash
+//! leaves staging.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio::sync::Semaphore;
+
+use crate::auth::Auth;
+use crate::db::ImageRecord;
+use crate::depot::{Depot, LayerHold};
+use crate::digest::{DiffId, Digest, ImageId};
+use crate::error::PullError;
+use crate::join::Joins;
+use crate::layers::LayerFetch;
+use crate::manifest::{Config, Document, Layer, Manifest};
+use crate::platform::Machine;
+use crate::reference::Reference;
+use crate::registry::{Fetched, Registry, Session};
+use crate::state::NewImage;
+use crate::store::blocking;
+use crate::tuning::Tuning;
+
+/// Indexes in indexes: nobody needs more.
+const MAX_NESTING: usize = 4;
+
+type Outcome<T> = Result<T, PullError>;
+
+/// Runs pulls.
+pub(crate) struct Puller {
+    work: Arc<Work>,
+    pulls: Joins<(Reference, Option<Auth>), Outcome<ImageId>>,
+}
+
+/// What the tasks of all pulls share.
+pub(crate) struct Work {
+    pub(crate) depot: Arc<Depot>,
+    pub(crate) tuning: Tuning,
+    registry: Registry,
+    layers: Joins<DiffId, Outcome<Arc<LayerHold>>>,
+    /// Layers on their way in all pulls together. Generous: a registry that
+    /// has stalled must not keep the others' layers waiting.
+    pub(crate) places: Arc<Semaphore>,
+    machine: Machine,
+}
+
+/// An image whose parts are known.
+struct Plan {
+    config: Config,
+    layers: Vec<Layer>,
+    /// What the reference named: a manifest or an index.
+    top: Digest,
+}
+
+impl Puller {
+    pub(crate) fn new(depot: Arc<Depot>, registry: Registry, tuning: Tuning) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let work = Work {
+            depot,
+            tuning,
+            registry,
+            layers: Joins::new(),
+            places: Arc::new(Semaphore::new((4 * cores).max(16))),
+            machine: Machine::current(),
+        };
+        Self {
+            work: Arc::new(work),
+            pulls: Joins::new(),
+        }
+    }
+
+    /// Pulls, or joins the pull of the same reference with the same
+    /// credentials. Dropping the future gives up this caller's part only.
+    pub(crate) async fn pull(&self, reference: &str, auth: Option<Auth>) -> Outcome<ImageId> {
+        let reference: Reference = reference
+            .parse()
+            .map_err(|source| PullError::BadReference {
+                reference: reference.to_owned(),
+                source,
+            })?;
+        let begin = || {
+            let (work, reference, auth) = (Arc::clone(&self.work), reference.clone(), auth.clone());
+            async move { work.pull(reference, auth).await }
+        };
+        let joined = self
+            .pulls
+            .join((reference.clone(), auth.clone()), begin)
+            .await;
+        joined.value.unwrap_or(Err(PullError::Cancelled))
+    }
+}
+
+impl Work {
+    async fn pull(self: Arc<Self>, reference: Reference, auth: Option<Auth>) -> Outcome<ImageId> {
+        let (work, name) = (Arc::clone(&self), reference.clone());
+        // Reads files and certificates.
+        let session = blocking(move || work.registry.session(&name, auth.as_ref())).await?;
+        let session = Arc::new(session);
+        let plan = self.plan(&session, &reference).await?;
+        let holds = self.fetch(&session, &plan.layers).await?;
+        let id = plan.config.id;
+        let mut names = vec![reference.at(plan.top)];
+        names.extend(reference.tagged());
+        let new = NewImage {
+            id,
+            record: ImageRecord {
+                config: plan.config.text,
+                layers: plan.config.diff_ids,
+                size: 0,
+                hidden: false,
+            },
+            config: plan.config.parsed,
+            names,
+        };
+        let depot = Arc::clone(&self.depot);
+        // The layers stay held until the image holds them, even when the
+        // callers go away in between.
+        blocking(move || {
+            let committed = depot.commit(new);
+            drop(holds);
+            committed
+        })
+        .await?;
+        Ok(id)
+    }
+
+    /// Follows the reference down to layers, fetching documents only.
+    async fn plan(&self, session: &Session, reference: &Reference) -> Outcome<Plan> {
+        let mut fetched = session.resolve().await?;
+        let top = fetched.digest;
+        for _ in 0..=MAX_NESTING {
+            let document = Document::parse(&fetched.bytes, fetched.media_type.as_deref())?;
+            match document {
+                Document::Manifest(manifest) => {
+                    let config = self.config(session, &manifest).await?;
+                    if !self.machine.runs(&config.platform()) {
+                        let offered = config.platform().to_string();
+                        return Err(self.no_platform(reference, offered));
+                    }
+                    let layers = manifest.layers(&config)?;
+                    return Ok(Plan {
+                        config,
+                        layers,
+                        top,
+                    });
+                }
+                Document::Index(index) => {
+                    let candidates = index.candidates(&self.machine);
+                    let unsaid = candidates.first().is_some_and(|d| d.platform.is_none());
+                    let next = match candidates.as_slice() {
+                        [] => return Err(self.no_platform(reference, index.offered())),
+                        many if unsaid && many.len() > 1 => {
+                            let entries = many.iter().map(|d| d.digest).collect();
+                            self.first_that_runs(session, entries).await?
+                        }
+                        [first, ..] => Some(session.manifest(first.digest).await?),
+                    };
+                    fetched = next.ok_or_else(|| self.no_platform(reference, index.offered()))?;
+                }
+            }
+        }
+        Err(self.no_platform(reference, "indexes in indexes only".to_owned()))
+    }
+
+    /// Entries that do not say for which machine they are: their
+    /// configurations do.
+    async fn first_that_runs(
+        &self,
+        session: &Session,
+        entries: Vec<Digest>,
+    ) -> Outcome<Option<Fetched>> {
+        for digest in entries {
+            let fetched = session.manifest(digest).await?;
+            let document = Document::parse(&fetched.bytes, fetched.media_type.as_deref())?;
+            if let Document::Manifest(manifest) = document
+                && manifest.check().is_ok()
+                && self
+                    .machine
+                    .runs(&self.config(session, &manifest).await?.platform())
+            {
+                return Ok(Some(fetched));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn config(&self, session: &Session, manifest: &Manifest) -> Outcome<Config> {
+        manifest.check()?;
+        let wanted = &manifest.config;
+        let fetched = session.config(wanted.digest).await?;
+        if fetched.bytes.len() as u64 != wanted.size {
+            return Err(PullError::SizeMismatch {
+                what: "configuration".to_owned(),
+                digest: wanted.digest,
+                declared: wanted.size,
+                got: fetched.bytes.len() as u64,
+            });
+        }
+        Config::parse(ImageId(wanted.digest), &fetched.bytes)
+    }
+
+    fn no_platform(&self, reference: &Reference, offered: String) -> PullError {
+        let (reference, wanted) = (reference.to_string(), self.machine.to_string());
+        PullError::NoMatchingPlatform {
+            reference,
+            wanted,
+            offered,
+        }
+    }
+
+    /// Brings all layers, some at a time, the biggest first: the pull ends
+    /// with the last one, so that one should not begin last.
+    async fn fetch(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        layers: &[Layer],
+    ) -> Outcome<Vec<Arc<LayerHold>>> {
+        let mut seen = HashSet::new();
+        let mut wanted: Vec<Layer> = layers
+            .iter()
+            .filter(|layer| seen.insert(layer.diff_id))
+            .cloned()
+            .collect();
+        wanted.sort_by_key(|layer| std::cmp::Reverse(layer.size));
+        let fetches = wanted.into_iter().map(|layer| {
+            let (work, session) = (Arc::clone(self), Arc::clone(session));
+            async move { work.layer(session, layer).await }
+        });
+        let mut running =
+            futures::stream::iter(fetches).buffer_unordered(self.tuning.parallel.max(1));
+        let mut holds = Vec::new();
+        while let Some(hold) = running.next().await {
+            holds.push(hold?);
+        }
+        Ok(holds)
+    }
+
+    /// One layer: there already, on its way for another pull, or to be fetched.
+    async fn layer(
+        self: Arc<Self>,
+        session: Arc<Session>,
+        layer: Layer,
+    ) -> Outcome<Arc<LayerHold>> {
+        loop {
+            if let Some(hold) = self.depot.hold(&layer.diff_id) {
+                return Ok(Arc::new(hold));
+            }
+            let begin = || {
+                let fetch = LayerFetch {
+                    work: Arc::clone(&self),
+                    session: Arc::clone(&session),
+                    layer: layer.clone(),
+                };
+                fetch.run()
+            };
+            let joined = self.layers.join(layer.diff_id, begin).await;
+            match joined.value {
+                Some(Ok(hold)) => return Ok(hold),
+                // The other pull may have failed for reasons of its own: its
+                // registry, its credentials. Try with ours.
+                _ if joined.shared => {}
+                Some(Err(error)) => return Err(error),
+                None => return Err(PullError::Cancelled),
+            }
+        }
+    }
+}

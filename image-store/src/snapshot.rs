@@ -1,0 +1,226 @@
+//! One container's writable view of an image.
+//!
+//! Owns the form of a snapshot's directory: `fs` takes the changes, `work` is
+//! the kernel's, and the symbolic link `image` (made last, in one step, no
+//! sync) names the image. A crash before the link leaves a directory without
+//! one, which start-up throws away.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::digest::ImageId;
+use crate::error::Cause;
+use crate::overlay::{OverlayError, Stack, mount};
+
+const UPPER: &str = "fs";
+const WORK: &str = "work";
+const IMAGE: &str = "image";
+
+/// Upper and work directory over the layers of an image.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    owner: String,
+    image: ImageId,
+    dir: PathBuf,
+    /// Layers, the topmost first.
+    lowers: Vec<PathBuf>,
+    empty: PathBuf,
+}
+
+/// Why a snapshot cannot be made, mounted or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// There is no such image.
+    #[error("image {image} is not in the store")]
+    NoImage {
+        /// The image.
+        image: ImageId,
+    },
+    /// The owner has a snapshot of another image.
+    #[error("{owner} has a snapshot of image {image} already")]
+    OtherImage {
+        /// The owner.
+        owner: String,
+        /// The image of the snapshot that exists.
+        image: ImageId,
+    },
+    /// The owner's name cannot be a directory's.
+    #[error("`{owner}` cannot own a snapshot: letters, digits, `-` and `_` only")]
+    BadOwner {
+        /// The name.
+        owner: String,
+    },
+    /// No space is left.
+    #[error("{step} {}: no space left", path.display())]
+    DiskFull {
+        /// What was being done.
+        step: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A directory could not be made or moved.
+    #[error("{step} {}", path.display())]
+    Io {
+        /// What was being done.
+        step: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel refuses the mount.
+    #[error("mount the snapshot of {owner}")]
+    Mount {
+        /// The owner.
+        owner: String,
+        /// Its answer.
+        source: OverlayError,
+    },
+    /// The database of images failed.
+    #[error("{step} in the image database")]
+    Database {
+        /// What was being done.
+        step: &'static str,
+        /// Its answer.
+        source: Cause,
+    },
+}
+
+impl SnapshotError {
+    pub(crate) fn io(step: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        if crate::error::is_disk_full(&source) {
+            return Self::DiskFull { step, path, source };
+        }
+        Self::Io { step, path, source }
+    }
+}
+
+impl Snapshot {
+    pub(crate) fn new(
+        (owner, image): (&str, ImageId),
+        dir: PathBuf,
+        lowers: Vec<PathBuf>,
+        empty: PathBuf,
+    ) -> Self {
+        Self {
+            owner: owner.to_owned(),
+            image,
+            dir,
+            lowers,
+            empty,
+        }
+    }
+
+    /// Who owns it: a container's id.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// The image below.
+    #[must_use]
+    pub fn image(&self) -> ImageId {
+        self.image
+    }
+
+    /// The directory that takes the changes.
+    #[must_use]
+    pub fn upper(&self) -> PathBuf {
+        self.dir.join(UPPER)
+    }
+
+    /// Mounts it, attached nowhere. `read_only` gives the image with what was
+    /// written so far, in a mount that nothing can be written to by anybody.
+    pub fn mount(&self, read_only: bool) -> Result<OwnedFd, SnapshotError> {
+        let (upper, work) = (self.upper(), self.dir.join(WORK));
+        let mut lowers = self.lowers.clone();
+        if read_only {
+            lowers.insert(0, upper.clone());
+        }
+        if lowers.is_empty() {
+            lowers.push(self.empty.clone());
+        }
+        let upper = (!read_only).then_some((upper.as_path(), work.as_path()));
+        // Without an upper directory the kernel wants two layers at least.
+        if upper.is_none() && lowers.len() == 1 {
+            lowers.push(self.empty.clone());
+        }
+        mount(&Stack {
+            lowers: &lowers,
+            upper,
+        })
+        .map_err(|source| SnapshotError::Mount {
+            owner: self.owner.clone(),
+            source,
+        })
+    }
+
+    /// Makes the directories; finds them made: fine.
+    pub(crate) fn make(&self) -> Result<(), SnapshotError> {
+        let fail = |step, path: &Path| {
+            let path = path.to_owned();
+            move |e| SnapshotError::io(step, &path, e)
+        };
+        make_dir(&self.dir, 0o700).map_err(fail("make", &self.dir))?;
+        let upper = self.upper();
+        make_dir(&upper, 0o755).map_err(fail("make", &upper))?;
+        let work = self.dir.join(WORK);
+        make_dir(&work, 0o700).map_err(fail("make", &work))?;
+        self.copy_root(&upper)
+            .map_err(fail("set the mode of", &upper))?;
+        let link = self.dir.join(IMAGE);
+        match std::os::unix::fs::symlink(self.image.to_string(), &link) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(SnapshotError::io("make", &link, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The root directory that a container sees is the upper one, so it takes
+    /// mode and owner from the topmost layer's.
+    fn copy_root(&self, upper: &Path) -> io::Result<()> {
+        let Some(top) = self.lowers.first() else {
+            return fs::set_permissions(upper, Permissions::from_mode(0o755));
+        };
+        let meta = fs::metadata(top)?;
+        if (meta.uid(), meta.gid()) != (0, 0) {
+            std::os::unix::fs::chown(upper, Some(meta.uid()), Some(meta.gid()))?;
+        }
+        fs::set_permissions(upper, Permissions::from_mode(meta.mode() & 0o7777))
+    }
+
+    /// The image that a snapshot's directory names; `None` for an unfinished one.
+    pub(crate) fn image_of(dir: &Path) -> Option<ImageId> {
+        fs::read_link(dir.join(IMAGE)).ok()?.to_str()?.parse().ok()
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a name that becomes a directory's.
+pub(crate) fn check_owner(owner: &str) -> Result<(), SnapshotError> {
+    let valid = !owner.is_empty()
+        && owner.len() <= 128
+        && owner
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if valid {
+        Ok(())
+    } else {
+        Err(SnapshotError::BadOwner {
+            owner: owner.to_owned(),
+        })
+    }
+}

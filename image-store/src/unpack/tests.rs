@@ -1,0 +1,671 @@
+//! What honest archives become, and what hostile ones are refused for.
+
+use std::fs;
+use std::io::Cursor;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::PathBuf;
+
+use super::*;
+
+/// An archive in the making; headers are written as they are given.
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+}
+
+impl Archive {
+    fn raw(mut self, name: &[u8], flag: u8, change: impl FnOnce(&mut ::tar::Header)) -> Self {
+        let mut h = ::tar::Header::new_gnu();
+        if name.len() > 100 {
+            let mut long = ::tar::Header::new_gnu();
+            long.set_entry_type(::tar::EntryType::GNULongName);
+            long.set_size(name.len() as u64);
+            long.set_cksum();
+            self.bytes.extend_from_slice(long.as_bytes());
+            self.body(name);
+        } else {
+            h.as_mut_bytes()[..name.len()].copy_from_slice(name);
+        }
+        h.set_entry_type(::tar::EntryType::new(flag));
+        h.set_mode(0o644);
+        h.set_uid(0);
+        h.set_gid(0);
+        h.set_mtime(1_600_000_000);
+        h.set_size(0);
+        change(&mut h);
+        h.set_cksum();
+        self.bytes.extend_from_slice(h.as_bytes());
+        self
+    }
+
+    fn body(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+        self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
+    }
+
+    fn file(self, name: &str, body: &str) -> Self {
+        let mut out = self.raw(name.as_bytes(), b'0', |h| h.set_size(body.len() as u64));
+        out.body(body.as_bytes());
+        out
+    }
+
+    fn dir(self, name: &str, mode: u32) -> Self {
+        self.raw(name.as_bytes(), b'5', |h| h.set_mode(mode))
+    }
+
+    fn link(self, name: &str, flag: u8, target: &str) -> Self {
+        self.raw(name.as_bytes(), flag, |h| {
+            h.as_mut_bytes()[157..157 + target.len()].copy_from_slice(target.as_bytes());
+        })
+    }
+
+    fn symlink(self, name: &str, target: &str) -> Self {
+        self.link(name, b'2', target)
+    }
+
+    fn hard(self, name: &str, target: &str) -> Self {
+        self.link(name, b'1', target)
+    }
+
+    fn device(self, name: &str, major: u32, minor: u32) -> Self {
+        self.raw(name.as_bytes(), b'3', |h| {
+            h.set_device_major(major).unwrap();
+            h.set_device_minor(minor).unwrap();
+        })
+    }
+
+    fn pax(mut self, records: &[(&str, &[u8])]) -> Self {
+        let mut body = Vec::new();
+        for (key, value) in records {
+            let rest = key.len() + value.len() + 3;
+            let mut len = rest + rest.to_string().len();
+            len = rest + len.to_string().len();
+            body.extend_from_slice(format!("{len} {key}=").as_bytes());
+            body.extend_from_slice(value);
+            body.push(b'\n');
+        }
+        self = self.raw(b"pax", b'x', |h| h.set_size(body.len() as u64));
+        self.body(&body);
+        self
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.bytes.resize(self.bytes.len() + 1024, 0);
+        self.bytes
+    }
+}
+
+/// A root to unpack into, with a witness beside it that nothing may touch.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root")).unwrap();
+        fs::create_dir_all(dir.path().join("outside")).unwrap();
+        fs::write(dir.path().join("outside/witness"), "untouched").unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("root").join(name)
+    }
+
+    fn unpack_with(&self, archive: Archive, limits: &Limits) -> Result<Occupied, UnpackError> {
+        let root = fs::File::open(self.path("")).unwrap();
+        unpack(Cursor::new(archive.finish()), root.into(), limits)
+    }
+
+    fn unpack(&self, archive: Archive) -> Result<Occupied, UnpackError> {
+        self.unpack_with(archive, &Limits::default())
+    }
+
+    /// Unpacks, expects a refusal that names the entry, and a quiet outside.
+    fn refuses(&self, archive: Archive, entry: &str) -> String {
+        let error = self.unpack(archive).expect_err("the archive was accepted");
+        let text = match &error {
+            UnpackError::Hostile { entry: got, reason } => {
+                assert!(got.contains(entry), "{error}");
+                reason.clone()
+            }
+            UnpackError::Tar(tar) => {
+                assert!(tar.to_string().contains(entry), "{tar}");
+                tar.to_string()
+            }
+            UnpackError::Io { .. } => panic!("an I/O error: {error}"),
+        };
+        self.outside_is_untouched();
+        text
+    }
+
+    fn outside_is_untouched(&self) {
+        let names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 2, "{names:?}");
+        let outside = self.dir.path().join("outside");
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!(
+            fs::read_to_string(outside.join("witness")).unwrap(),
+            "untouched"
+        );
+        assert_eq!(fs::metadata(outside.join("witness")).unwrap().nlink(), 1);
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+}
+
+fn opaque(path: &std::path::Path) -> bool {
+    let mut buf = [0; 8];
+    rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut buf[..])
+        .is_ok_and(|n| &buf[..n] == b"y")
+}
+
+#[test]
+fn ordinary_layer_arrives_with_all_attributes() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .dir("./", 0o755)
+        .dir("etc/", 0o2750)
+        .pax(&[
+            ("SCHILY.xattr.user.note", b"hi"),
+            ("mtime", b"1600000001.5"),
+        ])
+        .file("./etc/passwd", "root\n")
+        .raw(b"/bin/su", b'0', |h| {
+            h.set_mode(0o4755);
+            h.set_uid(0);
+            h.set_gid(12);
+        })
+        .symlink("etc/link", "/absolute/../target")
+        .hard("etc/hard", "./etc/passwd")
+        .device("dev/null", 1, 3)
+        .raw(b"run/pipe", b'6', |h| h.set_mode(0o622));
+    let occupied = place.unpack(archive).unwrap();
+    assert_eq!(occupied.inodes, 10);
+    assert_eq!(place.read("etc/passwd"), "root\n");
+    let meta = fs::metadata(place.path("etc/passwd")).unwrap();
+    assert_eq!(
+        (meta.mtime(), meta.mtime_nsec(), meta.nlink()),
+        (1_600_000_001, 500_000_000, 2)
+    );
+    let mut buf = [0; 8];
+    let n = rustix::fs::getxattr(place.path("etc/passwd"), "user.note", &mut buf[..]).unwrap();
+    assert_eq!(&buf[..n], b"hi");
+    let etc = fs::metadata(place.path("etc")).unwrap();
+    assert_eq!((etc.mode() & 0o7777, etc.mtime()), (0o2750, 1_600_000_000));
+    let su = fs::metadata(place.path("bin/su")).unwrap();
+    assert_eq!((su.mode() & 0o7777, su.gid()), (0o4755, 12));
+    let link = fs::read_link(place.path("etc/link")).unwrap();
+    assert_eq!(link.to_str(), Some("/absolute/../target"));
+    assert_eq!(
+        fs::symlink_metadata(place.path("etc/link"))
+            .unwrap()
+            .mtime(),
+        1_600_000_000
+    );
+    let null = fs::metadata(place.path("dev/null")).unwrap();
+    assert!(null.file_type().is_char_device());
+    assert_eq!(null.rdev(), rustix::fs::makedev(1, 3));
+    let pipe = fs::metadata(place.path("run/pipe")).unwrap();
+    assert!(pipe.file_type().is_fifo());
+    assert_eq!(pipe.mode() & 0o7777, 0o622);
+}
+
+#[test]
+fn file_capabilities_survive_the_change_of_owner() {
+    let place = Place::new();
+    // Version 2, effective, permitted CAP_NET_BIND_SERVICE.
+    let capability: &[u8] = &[1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let archive = Archive::default()
+        .pax(&[("SCHILY.xattr.security.capability", capability)])
+        .raw(b"ping", b'0', |h| {
+            h.set_uid(1000);
+            h.set_mode(0o755);
+        });
+    place.unpack(archive).unwrap();
+    let mut buf = [0; 64];
+    let n = rustix::fs::getxattr(place.path("ping"), "security.capability", &mut buf[..]).unwrap();
+    assert_eq!(&buf[..n], capability);
+}
+
+#[test]
+fn attributes_that_belong_to_the_host_are_left_out() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .pax(&[
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.security.selinux", b"x"),
+        ])
+        .dir("d/", 0o755);
+    place.unpack(archive).unwrap();
+    assert!(!opaque(&place.path("d")));
+}
+
+#[test]
+fn whiteouts_hide_names_and_opaque_marks_hide_directories() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .file("a/.wh.gone", "")
+        .file("b/.wh..wh..opq", "")
+        .file("b/new", "x")
+        .file(".wh..wh.plnk", "")
+        .file("a/.wh.replaced", "")
+        .dir("a/replaced/", 0o700)
+        .dir("a/after/", 0o700)
+        .file("a/after/x", "1")
+        .file("a/.wh.after", "")
+        .file("a/file", "kept")
+        .file("a/.wh.file", "")
+        .file("c/.wh.implied", "")
+        .file("c/implied/x", "2");
+    let occupied = place.unpack(archive).unwrap();
+    assert!(!occupied.opaque);
+    let gone = fs::symlink_metadata(place.path("a/gone")).unwrap();
+    assert!(gone.file_type().is_char_device());
+    assert_eq!(gone.rdev(), 0);
+    assert!(opaque(&place.path("b")) && place.path("b/new").exists());
+    assert!(!place.path(".wh..wh.plnk").exists());
+    for dir in ["a/replaced", "a/after", "c/implied"] {
+        assert!(
+            place.path(dir).is_dir() && opaque(&place.path(dir)),
+            "{dir}"
+        );
+    }
+    assert_eq!(place.read("a/after/x"), "1");
+    assert_eq!(place.read("a/file"), "kept");
+}
+
+#[test]
+fn an_opaque_root_is_reported() {
+    let place = Place::new();
+    assert!(
+        place
+            .unpack(Archive::default().file(".wh..wh..opq", ""))
+            .unwrap()
+            .opaque
+    );
+}
+
+#[test]
+fn parents_that_are_links_of_the_same_layer_are_resolved_inside() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .dir("usr/lib/", 0o755)
+        .symlink("lib", "usr/lib")
+        .file("lib/a", "1")
+        .symlink("var/run", "/run")
+        .file("var/run/pid", "2")
+        .symlink("deep/x", "../usr/./lib/")
+        .file("deep/x/b", "3")
+        .hard("lib/c", "deep/x/b");
+    place.unpack(archive).unwrap();
+    assert_eq!(place.read("usr/lib/a"), "1");
+    assert_eq!(place.read("run/pid"), "2");
+    assert_eq!(place.read("usr/lib/b"), "3");
+    assert_eq!(place.read("usr/lib/c"), "3");
+    place.outside_is_untouched();
+}
+
+#[test]
+fn later_entries_replace_earlier_ones() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .file("f", "old")
+        .file("f", "new")
+        .file("d/x", "1")
+        .file("d", "now a file")
+        .file("e", "file")
+        .dir("e/", 0o711)
+        .dir("k/", 0o700)
+        .file("k/in", "stays")
+        .dir("k/", 0o750)
+        .symlink("s", "f")
+        .file("s", "no link")
+        .dir("t/", 0o755)
+        .symlink("t", "k");
+    place.unpack(archive).unwrap();
+    assert_eq!(place.read("f"), "new");
+    assert_eq!(place.read("d"), "now a file");
+    assert!(place.path("e").is_dir());
+    assert_eq!(place.read("k/in"), "stays");
+    assert_eq!(
+        fs::metadata(place.path("k")).unwrap().mode() & 0o7777,
+        0o750
+    );
+    assert_eq!(place.read("s"), "no link");
+    assert!(fs::symlink_metadata(place.path("t")).unwrap().is_symlink());
+}
+
+#[test]
+fn hostile_dot_dot_is_refused() {
+    for name in ["../outside/x", "a/../../outside/x", "/../outside/x", ".."] {
+        Place::new().refuses(Archive::default().file(name, "x"), "..");
+    }
+}
+
+#[test]
+fn absolute_names_land_inside() {
+    let place = Place::new();
+    let outside = place.dir.path().join("outside/evil");
+    let name = outside.to_str().unwrap().to_owned();
+    place.unpack(Archive::default().file(&name, "x")).unwrap();
+    place.outside_is_untouched();
+    assert_eq!(place.read(name.trim_start_matches('/')), "x");
+}
+
+#[test]
+fn hostile_symlink_that_climbs_out_is_refused() {
+    for target in ["../outside", "../../../../../../etc", "a/../../outside"] {
+        let archive = Archive::default()
+            .dir("a/", 0o755)
+            .symlink("evil", target)
+            .file("evil/x", "x");
+        let reason = Place::new().refuses(archive, "evil/x");
+        assert!(reason.contains("leaves the layer"), "{reason}");
+    }
+}
+
+#[test]
+fn absolute_symlink_leads_to_the_layers_own_root() {
+    let place = Place::new();
+    let target = place.dir.path().join("outside");
+    let archive = Archive::default()
+        .symlink("evil", target.to_str().unwrap())
+        .file("evil/x", "inside");
+    place.unpack(archive).unwrap();
+    place.outside_is_untouched();
+    let inside = place.path(target.to_str().unwrap().trim_start_matches('/'));
+    assert_eq!(fs::read_to_string(inside.join("x")).unwrap(), "inside");
+}
+
+#[test]
+fn a_file_over_a_symlink_replaces_the_link_and_not_its_target() {
+    let place = Place::new();
+    let witness = place.dir.path().join("outside/witness");
+    let archive = Archive::default()
+        .symlink("f", witness.to_str().unwrap())
+        .file("f", "overwritten")
+        .symlink("d", "../outside")
+        .dir("d/", 0o777);
+    place.unpack(archive).unwrap();
+    place.outside_is_untouched();
+    assert_eq!(place.read("f"), "overwritten");
+    assert!(fs::symlink_metadata(place.path("d")).unwrap().is_dir());
+}
+
+#[test]
+fn hostile_symlink_loop_is_refused() {
+    let archive = Archive::default()
+        .symlink("a", "b")
+        .symlink("b", "a")
+        .file("a/x", "");
+    Place::new().refuses(archive, "a/x");
+}
+
+#[test]
+fn hostile_hard_link_out_is_refused() {
+    for target in [
+        "../outside/witness",
+        "/../outside/witness",
+        "missing",
+        "dir",
+        "/etc/passwd",
+    ] {
+        let archive = Archive::default().dir("dir/", 0o755).hard("evil", target);
+        Place::new().refuses(archive, "evil");
+    }
+}
+
+#[test]
+fn hostile_hard_link_through_a_symlink_is_refused() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .symlink("s", "../outside")
+        .hard("evil", "s/witness");
+    place.refuses(archive, "evil");
+    let place = Place::new();
+    let target = place.dir.path().join("outside/witness");
+    // A hard link to a link is a link: harmless, as it is resolved by the container.
+    let archive = Archive::default()
+        .symlink("s", target.to_str().unwrap())
+        .hard("h", "s");
+    place.unpack(archive).unwrap();
+    place.outside_is_untouched();
+    assert!(fs::symlink_metadata(place.path("h")).unwrap().is_symlink());
+}
+
+#[test]
+fn hostile_hard_link_to_itself_is_refused_and_keeps_the_file() {
+    let place = Place::new();
+    place.refuses(Archive::default().file("f", "x").hard("f", "./f"), "f");
+    assert_eq!(place.read("f"), "x");
+}
+
+#[test]
+fn hostile_hard_link_that_replaces_its_targets_directory_is_refused() {
+    Place::new().refuses(Archive::default().file("d/f", "x").hard("d", "d/f"), "d");
+}
+
+#[test]
+fn hostile_depth_of_ten_thousand_is_refused() {
+    Place::new().refuses(
+        Archive::default().file(&("a/".repeat(10_000) + "f"), "x"),
+        "a/a/a",
+    );
+}
+
+#[test]
+fn hostile_depth_through_links_is_bounded_and_removable() {
+    let place = Place::new();
+    let mut archive = Archive::default();
+    let step = "d/".repeat(120);
+    let mut at = String::new();
+    for i in 0..60 {
+        archive = archive
+            .dir(&format!("{at}{step}"), 0o755)
+            .symlink(&format!("s{i}"), &format!("{at}{step}"));
+        at = format!("s{i}/");
+    }
+    // Either outcome is fine as long as it ends and the tree can be removed.
+    drop(place.unpack(archive));
+    let parent = fs::File::open(place.dir.path()).unwrap();
+    crate::remove::remove_tree(&parent, b"root").unwrap();
+}
+
+#[test]
+fn hostile_device_flood_is_refused() {
+    let place = Place::new();
+    let limits = Limits {
+        devices: 3,
+        ..Limits::default()
+    };
+    let archive = (0..4).fold(Archive::default(), |a, i| {
+        a.device(&format!("dev/{i}"), 1, i)
+    });
+    let error = place.unpack_with(archive, &limits).unwrap_err();
+    assert!(
+        matches!(&error, UnpackError::Hostile { entry, .. } if entry.contains("dev/3")),
+        "{error}"
+    );
+}
+
+#[test]
+fn hostile_size_that_lies_is_refused() {
+    let archive = Archive::default().raw(b"liar", b'0', |h| h.set_size(1 << 40));
+    let limits = Limits {
+        bytes: 1 << 30,
+        ..Limits::default()
+    };
+    let error = Place::new().unpack_with(archive, &limits).unwrap_err();
+    assert!(
+        matches!(&error, UnpackError::Hostile { entry, .. } if entry.contains("liar")),
+        "{error}"
+    );
+    let archive = Archive::default().raw(b"liar", b'0', |h| h.set_size(100_000));
+    let reason = Place::new().refuses(archive, "liar");
+    assert!(reason.contains("ends in the middle"), "{reason}");
+    let negative = Archive::default().raw(b"liar", b'0', |h| h.as_mut_bytes()[124..136].fill(0xff));
+    assert!(matches!(
+        Place::new().unpack(negative),
+        Err(UnpackError::Tar(_))
+    ));
+}
+
+#[test]
+fn hostile_total_of_bytes_is_refused() {
+    let limits = Limits {
+        bytes: 10,
+        ..Limits::default()
+    };
+    let archive = Archive::default().file("a", "123456").file("b", "123456");
+    let error = Place::new().unpack_with(archive, &limits).unwrap_err();
+    assert!(
+        matches!(&error, UnpackError::Hostile { entry, .. } if entry.contains('b')),
+        "{error}"
+    );
+}
+
+#[test]
+fn hostile_number_of_entries_is_refused() {
+    let limits = Limits {
+        entries: 5,
+        ..Limits::default()
+    };
+    let archive = (0..6).fold(Archive::default(), |a, i| a.file(&format!("f{i}"), ""));
+    let error = Place::new().unpack_with(archive, &limits).unwrap_err();
+    assert!(
+        matches!(&error, UnpackError::Hostile { entry, .. } if entry.contains("f5")),
+        "{error}"
+    );
+}
+
+#[test]
+fn hostile_duplicates_never_write_through_what_they_replace() {
+    let place = Place::new();
+    let mut archive = Archive::default();
+    for _ in 0..50 {
+        archive = archive
+            .symlink("x", "../outside/witness")
+            .file("x", "y")
+            .hard("z", "x")
+            .dir("x/", 0o755)
+            .file("x/in", "y");
+    }
+    place.unpack(archive).unwrap();
+    place.outside_is_untouched();
+    assert_eq!(place.read("z"), "y");
+    assert!(place.path("x").is_dir());
+}
+
+#[test]
+fn hostile_whiteouts_are_refused() {
+    for name in [".wh...", "a/.wh..", ".wh."] {
+        Place::new().refuses(Archive::default().file(name, ""), name);
+    }
+}
+
+#[test]
+fn hostile_file_as_parent_is_refused() {
+    Place::new().refuses(Archive::default().file("f", "x").file("f/y", "x"), "f/y");
+}
+
+#[test]
+fn hostile_root_that_is_no_directory_is_refused() {
+    Place::new().refuses(Archive::default().file("./.", "x"), ".");
+}
+
+#[test]
+fn hostile_pax_path_is_checked_like_any_other() {
+    let archive = Archive::default()
+        .pax(&[("path", b"../outside/x")])
+        .file("innocent", "x");
+    Place::new().refuses(archive, "../outside/x");
+    let archive = Archive::default()
+        .pax(&[("linkpath", b"../outside/witness")])
+        .hard("h", "f");
+    Place::new().refuses(archive, "h");
+}
+
+#[test]
+fn directory_times_are_set_after_their_contents() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .raw(b"d/", b'5', |h| h.set_mtime(1000))
+        .file("d/late", "x")
+        .dir("gone/", 0o755)
+        .file("gone", "a file now");
+    place.unpack(archive).unwrap();
+    assert_eq!(fs::metadata(place.path("d")).unwrap().mtime(), 1000);
+    assert_eq!(
+        fs::metadata(place.path("gone")).unwrap().mtime(),
+        1_600_000_000
+    );
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        File(String),
+        Dir(String),
+        Symlink(String, String),
+        Hard(String, String),
+        Whiteout(String),
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        let part = prop_oneof![
+            4 => Just("a".to_owned()),
+            4 => Just("b".to_owned()),
+            2 => Just("..".to_owned()),
+            1 => Just(".".to_owned()),
+            1 => Just("outside".to_owned()),
+            1 => Just("witness".to_owned()),
+        ];
+        (prop::bool::ANY, prop::collection::vec(part, 1..5)).prop_map(|(slash, parts)| {
+            format!("{}{}", if slash { "/" } else { "" }, parts.join("/"))
+        })
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            name().prop_map(Step::File),
+            name().prop_map(Step::Dir),
+            (name(), name()).prop_map(|(a, b)| Step::Symlink(a, b)),
+            (name(), name()).prop_map(|(a, b)| Step::Hard(a, b)),
+            name().prop_map(|n| Step::Whiteout(format!("{n}/.wh.a"))),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+        #[test]
+        fn no_order_of_entries_reaches_the_outside(steps in prop::collection::vec(step(), 1..12)) {
+            let place = Place::new();
+            // One entry at a time, so that a refusal does not hide what follows.
+            for step in steps {
+                let archive = match step {
+                    Step::File(n) => Archive::default().file(&n, "x"),
+                    Step::Dir(n) => Archive::default().dir(&n, 0o700),
+                    Step::Symlink(n, t) => Archive::default().symlink(&n, &t),
+                    Step::Hard(n, t) => Archive::default().hard(&n, &t),
+                    Step::Whiteout(n) => Archive::default().file(&n, ""),
+                };
+                match place.unpack(archive) {
+                    Ok(_) | Err(UnpackError::Hostile { .. } | UnpackError::Tar(_)) => {}
+                    Err(error @ UnpackError::Io { .. }) => prop_assert!(false, "{error:?}"),
+                }
+                place.outside_is_untouched();
+            }
+        }
+    }
+}

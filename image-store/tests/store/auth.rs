@@ -1,0 +1,227 @@
+//! Who is shown which credentials.
+
+use image_store::{Auth, PullError};
+
+use crate::support::image::{Packing, image, layer};
+use crate::support::registry::{Access, Fault, Registry};
+use crate::support::{hosts, left_over, open};
+
+fn small() -> crate::support::image::Image {
+    image(&[
+        layer(Packing::Gzip, &[("f", b"x")]),
+        layer(Packing::Gzip, &[("g", b"y")]),
+    ])
+}
+
+fn user(name: &str, password: &str) -> Option<Auth> {
+    let (username, password) = (Some(name.to_owned()), Some(password.to_owned()));
+    Some(Auth {
+        username,
+        password,
+        ..Auth::default()
+    })
+}
+
+fn user_token() -> Access {
+    Access::UserToken {
+        user: "u".into(),
+        password: "p".into(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_way_in_works_and_one_token_serves_all_layers() {
+    let refresh = Some(Auth {
+        identity_token: Some("r1".into()),
+        ..Auth::default()
+    });
+    let fixed = Some(Auth {
+        registry_token: Some("t1".into()),
+        ..Auth::default()
+    });
+    let basic = Access::Basic {
+        user: "u".into(),
+        password: "p".into(),
+    };
+    for (access, auth, tokens) in [
+        (Access::Open, None, 0),
+        (Access::AnonymousToken, None, 1),
+        (user_token(), user("u", "p"), 1),
+        (basic.clone(), user("u", "p"), 0),
+        (
+            basic,
+            Some(Auth {
+                auth: Some("dTpw".into()),
+                ..Auth::default()
+            }),
+            0,
+        ),
+        (
+            Access::RefreshToken {
+                refresh: "r1".into(),
+            },
+            refresh,
+            1,
+        ),
+        (Access::FixedToken { token: "t1".into() }, fixed, 0),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, registry) = (open(dir.path()).await, Registry::start().await);
+        registry.push("a/b", "1", &small());
+        registry.access(access);
+        store
+            .pull(&registry.reference("a/b:1"), auth)
+            .await
+            .unwrap();
+        assert_eq!(registry.count("/token"), tokens);
+        let token = registry.asked().into_iter().find(|a| a.path == "/token");
+        if let Some(token) = token.filter(|t| t.method == "GET") {
+            assert!(
+                token.query.contains("service=fake%2C+registry"),
+                "{}",
+                token.query
+            );
+            assert!(
+                token.query.contains("scope=repository%3Ax%3Apull"),
+                "{}",
+                token.query
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_or_missing_credentials_are_unauthorized_and_name_the_host() {
+    let basic = Access::Basic {
+        user: "u".into(),
+        password: "p".into(),
+    };
+    let fixed = Some(Auth {
+        registry_token: Some("wrong".into()),
+        ..Auth::default()
+    });
+    for (access, auth) in [
+        (user_token(), user("u", "wrong")),
+        (user_token(), None),
+        (basic.clone(), user("u", "wrong")),
+        (basic, None),
+        (Access::FixedToken { token: "t1".into() }, fixed),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, registry) = (open(dir.path()).await, Registry::start().await);
+        registry.push("a/b", "1", &small());
+        registry.access(access);
+        let error = store
+            .pull(&registry.reference("a/b:1"), auth)
+            .await
+            .unwrap_err();
+        match error {
+            PullError::Unauthorized { host, .. } => assert_eq!(host, registry.host()),
+            other => panic!("{other:?}"),
+        }
+        assert!(left_over(dir.path()).is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mirrors_never_see_the_credentials_of_the_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (mirror, origin) = (Registry::start().await, Registry::start().await);
+    origin.push("a/b", "1", &small());
+    origin.access(user_token());
+    // Asks for the same, to lure them out.
+    mirror.access(user_token());
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        origin.host(),
+        mirror.host()
+    );
+    hosts(dir.path(), "r.example", &text);
+    store.pull("r.example/a/b:1", user("u", "p")).await.unwrap();
+    assert!(mirror.count("/v2/") > 0 && mirror.count("/token") > 0);
+    for asked in mirror.asked() {
+        assert!(!asked.headers.contains_key("authorization"), "{asked:?}");
+        assert!(!asked.query.contains("account"), "{asked:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_address_decides_who_gets_the_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
+    registry.push("a/b", "1", &small());
+    registry.access(user_token());
+    let with = |address: String| {
+        user("u", "p").map(|auth| Auth {
+            server_address: Some(address),
+            ..auth
+        })
+    };
+    let reference = registry.reference("a/b:1");
+    let error = store
+        .pull(&reference, with("other.example".into()))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, PullError::Unauthorized { .. }), "{error:?}");
+    assert!(
+        registry
+            .asked()
+            .iter()
+            .all(|a| !a.headers.contains_key("authorization"))
+    );
+    store
+        .pull(&reference, with(format!("https://{}/v1/", registry.host())))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redirects_carry_neither_credentials_nor_configured_headers() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (registry, cdn) = (Registry::start().await, Registry::start().await);
+    let image = small();
+    registry.push("a/b", "1", &image);
+    registry.access(user_token());
+    for layer in &image.layers {
+        let digest = image_store::Digest::of(&layer.blob).to_string();
+        cdn.put(
+            &format!("/store/{digest}"),
+            "application/octet-stream",
+            &layer.blob,
+        );
+        let to = format!("http://{}/store/{digest}?signature=s", cdn.host());
+        registry.fault(format!("blobs/{digest}"), 9, Fault::Redirect(to));
+    }
+    let text = format!(
+        "server = \"http://{}\"\n[header]\nX-Key = \"secret\"\n",
+        registry.host()
+    );
+    hosts(dir.path(), "r.example", &text);
+    store.pull("r.example/a/b:1", user("u", "p")).await.unwrap();
+    assert_eq!(cdn.count("/store/"), 2);
+    for asked in cdn.asked() {
+        assert!(!asked.headers.contains_key("authorization"));
+        assert!(!asked.headers.contains_key("x-key"));
+    }
+    assert!(
+        registry
+            .asked()
+            .iter()
+            .any(|a| a.headers.get("x-key").is_some_and(|v| v == "secret"))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_that_is_there_still_needs_the_right_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
+    registry.push("a/b", "1", &small());
+    registry.access(user_token());
+    let reference = registry.reference("a/b:1");
+    store.pull(&reference, user("u", "p")).await.unwrap();
+    let error = store.pull(&reference, None).await.unwrap_err();
+    assert!(matches!(error, PullError::Unauthorized { .. }));
+    assert!(store.find(&reference).is_some());
+}

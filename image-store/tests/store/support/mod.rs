@@ -1,0 +1,70 @@
+//! What the integration tests share: images made in memory, and a registry.
+
+pub(crate) mod authority;
+pub(crate) mod image;
+pub(crate) mod registry;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use image_store::{ImageStore, StoreOptions, Tuning};
+
+/// Waits until a condition holds, for ten seconds at most.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}
+
+/// A store below `dir`, with the patience of a test.
+pub(crate) async fn open(dir: &Path) -> ImageStore {
+    let options = StoreOptions {
+        root: dir.join("store"),
+        hosts_dir: dir.join("hosts"),
+        user_agent: "slipway-test".to_owned(),
+    };
+    ImageStore::open_with(options, tuning()).await.unwrap()
+}
+
+/// Short enough for tests, long enough for a busy machine.
+pub(crate) fn tuning() -> Tuning {
+    Tuning {
+        stall: Duration::from_millis(700),
+        backoff: Duration::from_millis(5),
+        connect: Duration::from_secs(5),
+        ..Tuning::default()
+    }
+}
+
+/// Names in one of the store's directories.
+pub(crate) fn names(dir: &Path, sub: &str) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(dir.join("store").join(sub)) else {
+        return Vec::new();
+    };
+    let mut out: Vec<String> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    out.sort();
+    out
+}
+
+/// Layers and staging directories that are there.
+pub(crate) fn left_over(dir: &Path) -> Vec<String> {
+    [names(dir, "images/layers"), names(dir, "images/staging")].concat()
+}
+
+/// Writes the hosts of a registry.
+pub(crate) fn hosts(dir: &Path, registry: &str, text: &str) {
+    let folder = dir.join("hosts").join(registry);
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("hosts.toml"), text).unwrap();
+}
+
+/// Writes a file beside the hosts of `r.example`.
+pub(crate) fn beside_hosts(dir: &Path, name: &str, text: &str) {
+    let folder = dir.join("hosts/r.example");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join(name), text).unwrap();
+}

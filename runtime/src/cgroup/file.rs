@@ -1,0 +1,67 @@
+//! Reads and writes single cgroup files, with errors that name them.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use super::CgroupError;
+
+/// The content of a file without the last newline.
+pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
+    raw_read(path).map_err(|source| CgroupError::Read {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The content, or none where the file or its controller is missing.
+pub(super) fn read_optional(path: &Path) -> Result<Option<String>, CgroupError> {
+    match raw_read(path) {
+        Ok(text) => Ok(Some(text)),
+        // A pressure file exists but cannot be read where PSI is switched off,
+        // and a cgroup that is just going away answers ENODEV.
+        Err(e) if matches!(errno(&e), libc::ENOENT | libc::EOPNOTSUPP | libc::ENODEV) => Ok(None),
+        Err(source) => Err(CgroupError::Read {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+/// A number; `None` stands for the kernel's "max".
+pub(super) fn number(path: &Path, text: &str) -> Result<Option<u64>, CgroupError> {
+    if text == "max" {
+        return Ok(None);
+    }
+    let bad = |_| CgroupError::Content {
+        path: path.into(),
+        content: text.into(),
+    };
+    text.parse().map(Some).map_err(bad)
+}
+
+/// Writes a value in one system call; never creates the file.
+pub(super) fn write(path: &Path, value: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(path)?;
+    file.write_all(value.as_bytes())
+}
+
+/// The value of `key` in a file of "key value" lines.
+pub(super) fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        (name == key).then(|| value.trim().parse().ok())?
+    })
+}
+
+/// The error's number, 0 if it has none.
+pub(super) fn errno(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(0)
+}
+
+fn raw_read(path: &Path) -> io::Result<String> {
+    let mut text = String::with_capacity(256);
+    File::open(path)?.read_to_string(&mut text)?;
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}

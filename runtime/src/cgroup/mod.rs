@@ -1,0 +1,158 @@
+//! Cgroups of pods and containers: found, made, limited, read, emptied and
+//! removed, whichever of the kernel's three layouts the machine has.
+//!
+//! Owns the directory it was asked for, in every mounted hierarchy; never
+//! touches a sibling, and of its parents only what a child cannot live without
+//! (cpuset values on v1, `cgroup.subtree_control` on v2). A crash leaves
+//! directories, which [`Cgroup::remove`] takes away when asked again.
+//!
+//! Limits are written as plain files, not through the cgroups-rs crate: that
+//! one drops the error of nearly every limit it sets, cannot tell the old
+//! value (so nothing can be restored), always writes the memory limit before
+//! the memory+swap limit (which the kernel refuses when both grow), re-reads
+//! mountinfo for every object, and brings a D-Bus client along.
+//!
+//! A controller is used where it is mounted, so a hybrid whose v2 tree holds
+//! hugetlb gets its huge page limits there, and pressure figures come from the
+//! v2 tree wherever there is one.
+
+mod detect;
+mod error;
+mod file;
+mod limits;
+mod plan;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub use error::CgroupError;
+pub use stats::{Psi, PsiData, Stats};
+
+use detect::Layout;
+
+/// Which of the kernel's layouts this machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One tree with all controllers.
+    V2,
+    /// Controllers on v1 hierarchies, and a v2 tree beside them.
+    Hybrid,
+    /// v1 hierarchies only.
+    V1,
+}
+
+/// The mounted cgroup hierarchies of this machine.
+#[derive(Debug, Clone)]
+pub struct Hierarchies {
+    layout: Arc<Layout>,
+}
+
+impl Hierarchies {
+    /// Finds what is mounted, from this process' mount table.
+    pub fn detect() -> Result<Self, CgroupError> {
+        let layout = Arc::new(Layout::detect()?);
+        Ok(Self { layout })
+    }
+
+    /// The layout that was found.
+    pub fn version(&self) -> Version {
+        self.layout.version
+    }
+
+    /// Whether limits of this controller can be set here at all. On v1 the
+    /// names differ for one: `io` is called `blkio` there.
+    pub fn has(&self, controller: &str) -> bool {
+        self.layout.home(controller).is_some()
+    }
+
+    /// Makes the cgroup `path` ("/a/b/id", below the mount points) and its
+    /// missing parents in every hierarchy. An existing one is left as it is.
+    pub fn create(&self, path: &str) -> Result<Cgroup, CgroupError> {
+        let cgroup = self.open(path);
+        cgroup.make()?;
+        Ok(cgroup)
+    }
+
+    /// A handle of the cgroup `path`, existing or not.
+    pub fn open(&self, path: &str) -> Cgroup {
+        Cgroup {
+            layout: Arc::clone(&self.layout),
+            path: path.into(),
+        }
+    }
+}
+
+/// One cgroup: the same path in every hierarchy.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    layout: Arc<Layout>,
+    path: Arc<str>,
+}
+
+impl Cgroup {
+    /// The path it was opened with.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The `cgroup.procs` file of each hierarchy, to be joined one by one.
+    /// Empty if the path is not a usable one.
+    pub fn procs_files(&self) -> Vec<PathBuf> {
+        let Ok(dirs) = self.dirs() else {
+            return Vec::new();
+        };
+        dirs.into_iter()
+            .map(|dir| dir.join("cgroup.procs"))
+            .collect()
+    }
+
+    /// The file that tells of OOM kills: `memory.events` on v2,
+    /// `memory.oom_control` on v1.
+    pub fn oom_file(&self) -> Option<PathBuf> {
+        let tree = self.layout.home("memory")?;
+        let name = if tree.is_v2() {
+            "memory.events"
+        } else {
+            "memory.oom_control"
+        };
+        Some(self.dir(tree).ok()?.join(name))
+    }
+
+    /// `cgroup.kill` of the v2 tree, where the kernel has it (5.14).
+    pub fn kill_file(&self) -> Option<PathBuf> {
+        let tree = self.layout.v2()?;
+        let file = self.dir(tree).ok()?.join("cgroup.kill");
+        // The root has no such file, so only the cgroup itself can tell.
+        file.exists().then_some(file)
+    }
+}
+
+/// Limits to set. Zero or empty means: leave as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// CFS period in microseconds.
+    pub cpu_period: u64,
+    /// CFS quota in microseconds per period; negative: no limit.
+    pub cpu_quota: i64,
+    /// Relative weight in v1 units (2 to 262144, 1024 is the default).
+    pub cpu_shares: u64,
+    /// Bytes of memory; negative: no limit.
+    pub memory_limit: i64,
+    /// Bytes of memory and swap together; negative: no limit.
+    pub memory_swap_limit: i64,
+    /// CPUs as a list ("0-2,7").
+    pub cpuset_cpus: String,
+    /// NUMA nodes as a list.
+    pub cpuset_mems: String,
+    /// Page size ("2MB") and bytes. Here 0 is a value: no huge pages.
+    pub hugepage_limits: Vec<(String, u64)>,
+    /// Raw files of cgroup v2 and what to write into them.
+    pub unified: BTreeMap<String, String>,
+    /// Number of tasks; negative: no limit.
+    pub pids_limit: i64,
+}

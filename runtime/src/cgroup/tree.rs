@@ -1,0 +1,410 @@
+//! The directories of a cgroup: made, listed, emptied and removed.
+//!
+//! Owns the cgroup's own directory in each hierarchy and what is below it;
+//! never removes anything above. A crash between two hierarchies leaves some
+//! of the directories; making or removing the cgroup again finishes the work.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::detect::Tree;
+use super::file::{self, errno};
+use super::{Cgroup, CgroupError, Version};
+
+/// Controllers that limits of Slipway use; others stay as the host has them.
+const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// How long a directory may stay busy after its last process ended. Tasks
+/// leave their cgroup a little after they were reaped.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The longest wait before a killed cgroup is looked at again.
+const KILL_ROUND: Duration = Duration::from_millis(100);
+
+impl Cgroup {
+    /// The directory in one hierarchy.
+    pub(super) fn dir(&self, tree: &Tree) -> Result<PathBuf, CgroupError> {
+        Ok(tree.root.join(self.relative()?))
+    }
+
+    /// The directory in every hierarchy.
+    pub(super) fn dirs(&self) -> Result<Vec<PathBuf>, CgroupError> {
+        let relative = self.relative()?;
+        Ok(self
+            .layout
+            .trees
+            .iter()
+            .map(|tree| tree.root.join(relative))
+            .collect())
+    }
+
+    /// The path below a mount point; refuses what could leave it, and the root
+    /// itself, which is never ours to limit, kill or remove.
+    fn relative(&self) -> Result<&str, CgroupError> {
+        let bad = |reason| {
+            Err(CgroupError::Path {
+                path: self.path.as_ref().into(),
+                reason,
+            })
+        };
+        let Some(relative) = self.path.strip_prefix('/') else {
+            return bad("is not absolute");
+        };
+        let relative = relative.trim_end_matches('/');
+        if relative.is_empty() {
+            return bad("is the root");
+        }
+        if relative.contains('\0') || relative.split('/').any(|c| matches!(c, "" | "." | "..")) {
+            return bad("has an empty, dot or NUL component");
+        }
+        Ok(relative)
+    }
+
+    /// Makes the directories.
+    pub(super) fn make(&self) -> Result<(), CgroupError> {
+        let relative = self.relative()?;
+        for tree in &self.layout.trees {
+            make_dirs(&tree.root, relative)?;
+            if tree.has("cpuset") && !tree.is_v2() {
+                fill_cpuset(&tree.root, &tree.root.join(relative))?;
+            }
+            // In a hybrid the v2 tree is there for tracking; its controllers
+            // are switched on when a limit asks for one.
+            if self.layout.version == Version::V2 && tree.is_v2() {
+                self.enable(tree, &WANTED)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands controllers of the v2 tree down to this cgroup. One that cannot
+    /// be (a parent holds processes) is left out: setting a limit of it names
+    /// the controller then.
+    pub(super) fn enable(&self, tree: &Tree, wanted: &[&str]) -> Result<(), CgroupError> {
+        let mut dir = tree.root.clone();
+        for component in self.relative()?.split('/') {
+            enable_in(&dir, wanted)?;
+            dir.push(component);
+        }
+        Ok(())
+    }
+
+    /// The processes in the cgroup and below it, over all hierarchies.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut pids = BTreeSet::new();
+        for dir in self.dirs()? {
+            collect_pids(&dir, &mut pids)?;
+        }
+        Ok(pids.into_iter().collect())
+    }
+
+    /// Whether any hierarchy has the directory.
+    pub fn exists(&self) -> bool {
+        self.dirs()
+            .is_ok_and(|dirs| dirs.iter().any(|dir| dir.exists()))
+    }
+
+    /// Kills every process in the cgroup and below it, and waits until none
+    /// is left. A cgroup that does not exist is empty.
+    pub fn kill(&self, deadline: Duration) -> Result<(), CgroupError> {
+        let until = Instant::now() + deadline;
+        if let Some(path) = self.kill_file() {
+            match file::write(&path, "1") {
+                Ok(()) => {}
+                Err(e) if is_gone(&e) => {}
+                Err(source) => {
+                    return Err(CgroupError::Write {
+                        path,
+                        value: "1".into(),
+                        source,
+                    });
+                }
+            }
+        }
+        loop {
+            let pids = self.pids()?;
+            if pids.is_empty() {
+                return Ok(());
+            }
+            let targets = self.signal_all(&pids)?;
+            self.thaw()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CgroupError::StillAlive {
+                    path: self.path().into(),
+                    pids,
+                });
+            }
+            wait_for_exit(&targets, left.min(KILL_ROUND));
+        }
+    }
+
+    /// Sends SIGKILL through descriptors, so that a reused number is not hit
+    /// between this and the wait.
+    fn signal_all(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
+        let mut targets = Vec::with_capacity(pids.len());
+        for &pid in pids {
+            let Some(number) = Pid::from_raw(pid) else {
+                continue;
+            };
+            let sent = pidfd_open(number, PidfdFlags::empty())
+                .and_then(|fd| pidfd_send_signal(&fd, Signal::KILL).map(|()| fd));
+            match sent {
+                Ok(fd) => targets.push(fd),
+                Err(e) if e == rustix::io::Errno::SRCH => {}
+                Err(e) => {
+                    let (path, source) = (self.path().into(), e.into());
+                    return Err(CgroupError::Signal { pid, path, source });
+                }
+            }
+        }
+        Ok(targets)
+    }
+
+    /// A task that the v1 freezer holds does not die before it is thawed.
+    fn thaw(&self) -> Result<(), CgroupError> {
+        let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
+            return Ok(());
+        };
+        let path = self.dir(tree)?.join("freezer.state");
+        match file::read_optional(&path)?.as_deref() {
+            None | Some("THAWED") => Ok(()),
+            Some(_) => {
+                let value = "THAWED";
+                file::write(&path, value)
+                    .or_else(ignore_gone)
+                    .map_err(|source| CgroupError::Write {
+                        path: path.clone(),
+                        value: value.into(),
+                        source,
+                    })
+            }
+        }
+    }
+
+    /// Removes the directories with everything below them. What is not there
+    /// is no error; one that stays busy is.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let until = Instant::now() + REMOVE_PATIENCE;
+        for dir in self.dirs()? {
+            remove_dir(&dir, until)?;
+        }
+        Ok(())
+    }
+}
+
+impl Cgroup {
+    /// Removes those parents of this cgroup that are left in the v2 tree of a
+    /// hybrid only. The kubelet makes and removes its cgroups in the v1
+    /// hierarchies; their twins in the v2 tree come from [`Cgroup::make`] and
+    /// nobody else would miss them. Parents that are in use, or that a v1
+    /// hierarchy still has, stay; so does everything on other layouts.
+    pub fn remove_orphaned_parents(&self) -> Result<(), CgroupError> {
+        let relative = self.relative()?;
+        let (Version::Hybrid, Some(v2)) = (self.layout.version, self.layout.v2()) else {
+            return Ok(());
+        };
+        for parent in Path::new(relative).ancestors().skip(1) {
+            let is_root = parent.as_os_str().is_empty();
+            let mut v1 = self.layout.trees.iter().filter(|tree| !tree.is_v2());
+            if is_root || v1.any(|tree| tree.root.join(parent).exists()) {
+                return Ok(());
+            }
+            let path = v2.root.join(parent);
+            match fs::remove_dir(&path) {
+                Ok(()) => {}
+                Err(e) if is_gone(&e) => {}
+                Err(e) if matches!(errno(&e), libc::EBUSY | libc::ENOTEMPTY) => return Ok(()),
+                Err(source) => return Err(CgroupError::Remove { path, source }),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn make_dirs(root: &Path, relative: &str) -> Result<(), CgroupError> {
+    let leaf = root.join(relative);
+    match fs::create_dir(&leaf) {
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(CgroupError::Make { path: leaf, source }),
+    }
+    let mut dir = root.to_path_buf();
+    for component in relative.split('/') {
+        dir.push(component);
+        match fs::create_dir(&dir) {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(CgroupError::Make { path: dir, source }),
+        }
+    }
+    Ok(())
+}
+
+/// A new v1 cpuset has no CPUs and no memory nodes, and takes no process. It
+/// gets its parent's, and the parent, where it is new as well, its own first.
+fn fill_cpuset(root: &Path, dir: &Path) -> Result<(), CgroupError> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        fill_cpuset_file(root, dir, name)?;
+    }
+    Ok(())
+}
+
+fn fill_cpuset_file(root: &Path, dir: &Path, name: &str) -> Result<String, CgroupError> {
+    let path = dir.join(name);
+    let own = file::read(&path)?;
+    if !own.is_empty() || dir == root {
+        return Ok(own);
+    }
+    let value = fill_cpuset_file(root, dir.parent().unwrap_or(root), name)?;
+    match file::write(&path, &value) {
+        Ok(()) => Ok(value),
+        Err(source) => Err(CgroupError::Write {
+            path,
+            value,
+            source,
+        }),
+    }
+}
+
+fn enable_in(dir: &Path, wanted: &[&str]) -> Result<(), CgroupError> {
+    let control = dir.join("cgroup.subtree_control");
+    let Some(available) = file::read_optional(&dir.join("cgroup.controllers"))? else {
+        return Ok(());
+    };
+    let enabled = file::read(&control)?;
+    let lists = |list: &str, name: &str| list.split_whitespace().any(|c| c == name);
+    let missing: Vec<String> = wanted
+        .iter()
+        .filter(|name| lists(&available, name) && !lists(&enabled, name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() || file::write(&control, &missing.join(" ")).is_ok() {
+        return Ok(());
+    }
+    // The kernel takes all or none: find those that it does take.
+    for name in &missing {
+        if let Err(error) = file::write(&control, name) {
+            tracing::debug!(path = %control.display(), %name, %error, "controller not enabled");
+        }
+    }
+    Ok(())
+}
+
+fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
+    let Some(links) = links(dir)? else {
+        return Ok(());
+    };
+    // A threaded cgroup has no list of processes: they stand in the list of
+    // the domain above it.
+    let text = file::read_optional(&dir.join("cgroup.procs"))?.unwrap_or_default();
+    // 0 stands for a process outside our pid namespace; as a target of a
+    // signal it would mean our own group.
+    pids.extend(
+        text.lines()
+            .filter_map(|line| line.parse().ok())
+            .filter(|&pid: &i32| pid > 0),
+    );
+    if links > 2 {
+        for child in child_dirs(dir)? {
+            collect_pids(&child, pids)?;
+        }
+    }
+    Ok(())
+}
+
+/// The directory's link count, two more than it has children; none if it is
+/// not there.
+fn links(dir: &Path) -> Result<Option<u64>, CgroupError> {
+    match fs::metadata(dir) {
+        Ok(meta) => Ok(Some(meta.nlink())),
+        Err(e) if is_gone(&e) => Ok(None),
+        Err(source) => Err(CgroupError::Read {
+            path: dir.into(),
+            source,
+        }),
+    }
+}
+
+fn child_dirs(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let failed = |source| CgroupError::Read {
+        path: dir.into(),
+        source,
+    };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if is_gone(&e) => return Ok(Vec::new()),
+        Err(e) => return Err(failed(e)),
+    };
+    let mut dirs = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if entry.file_type().map_err(failed)?.is_dir() {
+            dirs.push(entry.path());
+        }
+    }
+    Ok(dirs)
+}
+
+fn remove_dir(dir: &Path, until: Instant) -> Result<(), CgroupError> {
+    let mut pause = Duration::from_micros(500);
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if is_gone(&e) => return Ok(()),
+            Err(e) if matches!(errno(&e), libc::EBUSY | libc::ENOTEMPTY) => {
+                if links(dir)?.is_some_and(|links| links > 2) {
+                    for child in child_dirs(dir)? {
+                        remove_dir(&child, until)?;
+                    }
+                }
+                if Instant::now() >= until {
+                    return Err(CgroupError::Remove {
+                        path: dir.into(),
+                        source: e,
+                    });
+                }
+            }
+            Err(source) => {
+                return Err(CgroupError::Remove {
+                    path: dir.into(),
+                    source,
+                });
+            }
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(50));
+    }
+}
+
+/// Waits for the first of the processes to end. They may be listed a moment
+/// longer than they live, hence a short pause when nothing had to be waited for.
+fn wait_for_exit(targets: &[OwnedFd], limit: Duration) {
+    let mut fds: Vec<_> = targets
+        .iter()
+        .map(|fd| PollFd::new(fd, PollFlags::IN))
+        .collect();
+    let start = Instant::now();
+    let timeout = Timespec::try_from(limit).ok();
+    let ended = !fds.is_empty() && poll(&mut fds, timeout.as_ref()).is_ok();
+    if !ended || start.elapsed() < Duration::from_millis(1) {
+        std::thread::sleep(Duration::from_millis(1).min(limit));
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(errno(error), libc::ENOENT | libc::ENODEV)
+}
+
+fn ignore_gone(error: io::Error) -> io::Result<()> {
+    if is_gone(&error) { Ok(()) } else { Err(error) }
+}
