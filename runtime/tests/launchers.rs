@@ -109,6 +109,7 @@ macro_rules! launcher_suite {
                     read_only_root_is_honoured,
                     paths_are_masked_and_read_only,
                     each_mount_has_its_own_propagation,
+                    host_cgroups_can_be_a_volume,
                 }
             }
         }

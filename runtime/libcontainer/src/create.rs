@@ -69,6 +69,8 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
     let bundle = Bundle::make(PathBuf::from(std::ffi::OsString::from_vec(work_dir)))?;
     let plan = fill(&bundle, &mut spec, &create, fds)?;
     cgroups.provide_view(&mut spec, &bundle)?;
+    let namespace = bundle.leave()?;
+    spec::set_mount_namespace(&mut spec, &namespace)?;
     write_config(&bundle, &spec)?;
     let console = create
         .tty

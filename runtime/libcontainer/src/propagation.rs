@@ -135,14 +135,17 @@ struct MountLine {
 }
 
 fn parse(line: &str) -> Option<MountLine> {
-    let mut fields = line.split(' ');
-    let point = unescape(fields.nth(4)?);
-    let mut optional = fields.skip(1).take_while(|field| *field != "-");
+    let point = mount_point(line)?;
+    let mut optional = line.split(' ').skip(6).take_while(|field| *field != "-");
     let shared = optional.any(|field| field.starts_with("shared:"));
-    Some(MountLine {
-        point: PathBuf::from(point),
-        shared,
-    })
+    Some(MountLine { point, shared })
+}
+
+/// The mount point of a line of mountinfo.
+pub(crate) fn mount_point(line: &str) -> Option<PathBuf> {
+    line.split(' ')
+        .nth(4)
+        .map(|field| PathBuf::from(unescape(field)))
 }
 
 /// Blanks and the like are written as three octal digits.

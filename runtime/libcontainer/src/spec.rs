@@ -3,11 +3,11 @@
 //! Owns the differences to what the engine sent: each closes a gap of
 //! libcontainer or takes something over that it would do worse.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
-    Capabilities, LinuxCapabilitiesBuilder, Process, Root, Spec,
+    Capabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, Process, Root, Spec,
 };
 use runtime::launcher::LaunchError;
 
@@ -15,6 +15,9 @@ use runtime::launcher::LaunchError;
 const MAX_SPEC: u64 = runtime::protocol::MAX_SPILLED;
 /// A cgroup path that exists nowhere; see the module `cgroups`.
 const NO_CGROUP: &str = "/slipway-libcontainer-makes-no-cgroups";
+
+/// `check` refuses these before.
+const NO_MOUNT_NAMESPACE: &str = "it has no mount namespace";
 
 /// What the helper does itself, taken out of the spec.
 #[derive(Debug)]
@@ -79,6 +82,21 @@ pub(crate) fn set_root(spec: &mut Spec, rootfs: &Path) {
     root.set_path(rootfs.to_owned());
     root.set_readonly(Some(read_only));
     spec.set_root(Some(root));
+}
+
+/// Lets the container's processes enter a mount namespace that is prepared,
+/// instead of a new one.
+pub(crate) fn set_mount_namespace(spec: &mut Spec, namespace: &OwnedFd) -> Result<(), LaunchError> {
+    let mut namespaces = spec
+        .linux_mut()
+        .iter_mut()
+        .flat_map(|linux| linux.namespaces_mut().iter_mut().flatten());
+    let mount = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
+    let mount = mount.ok_or_else(|| LaunchError::failed("read the spec", NO_MOUNT_NAMESPACE))?;
+    // The process that enters has the descriptor, as all that come from here.
+    let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount.set_path(Some(PathBuf::from(path)));
+    Ok(())
 }
 
 fn prepare_process(process: &mut Process, tty: bool) -> Result<Wishes, LaunchError> {

@@ -216,3 +216,60 @@ pub(crate) async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
         pod.end().await;
     }
 }
+
+/// The host's cgroup filesystems among the volumes, as node agents have them,
+/// are volumes only: no cgroup is made or joined through them.
+pub(crate) async fn host_cgroups_can_be_a_volume(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script =
+        "ls /host/sys/fs/cgroup | wc -l; grep -v ':/$' /proc/self/cgroup | cut -d: -f3 | sort -u";
+    let namespaces = json!([{ "type": "pid" }, { "type": "mount" }]);
+    let mut spec = TestSpec::shell(script).set("linux.namespaces", namespaces);
+    let index = spec.bind("/host/sys", &["rbind", "ro", "rslave"]);
+    let before = cgroup_names();
+    let container = pod
+        .create_with(&spec, |request| {
+            request.mounts = vec![(index, bind_clone(Path::new("/sys")))]
+        })
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    let count = std::fs::read_dir("/sys/fs/cgroup").unwrap().count();
+    let path = container.cgroup.path();
+    assert_eq!(
+        container.log(),
+        [
+            format!("stdout F {count}"),
+            format!("stdout F {}", path.display())
+        ]
+    );
+    let strange: Vec<_> = cgroup_names()
+        .into_iter()
+        .filter(|name| !before.contains(name))
+        .collect();
+    assert!(
+        strange.iter().all(|name| name.contains("slipway-test-")),
+        "{strange:?}"
+    );
+    pod.end().await;
+}
+
+/// Names at the top of all hierarchies.
+fn cgroup_names() -> Vec<String> {
+    let list = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    };
+    let top = Path::new("/sys/fs/cgroup");
+    let below: Vec<_> = list(top).iter().flat_map(|dir| list(dir)).collect();
+    [list(top), below]
+        .concat()
+        .iter()
+        .filter(|path| path.is_dir())
+        .map(|path| path.display().to_string())
+        .collect()
+}
