@@ -180,7 +180,7 @@ impl Depot {
 
     /// Removes an image with all its names; unknown: fine.
     pub(crate) fn remove(&self, id: ImageId) -> Result<(), RemoveError> {
-        let _one = self.change();
+        let one = self.change();
         let removal = {
             let mut state = self.state();
             let Some(removal) = state.begin_removal(&id) else {
@@ -203,6 +203,12 @@ impl Depot {
             throw(&self.layout.layer(&layer), self.layout.throw_layer(&layer));
         }
         self.publish(&state);
+        let abandoned = !state.abandoned().is_empty();
+        drop((state, one));
+        // The last user may have gone while the image was being hidden.
+        if abandoned {
+            self.collect();
+        }
         Ok(())
     }
 
@@ -244,6 +250,7 @@ impl Depot {
             let dir = self.layout.snapshot(owner);
             self.state().drop_snapshot(owner);
             throw(&dir, self.layout.throw_snapshot(&dir));
+            self.collect();
             return Err(error);
         }
         Ok(snapshot)
