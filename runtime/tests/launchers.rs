@@ -83,6 +83,7 @@ macro_rules! launcher_suite {
                     ended_container_takes_no_process,
                     end_of_the_container_ends_its_processes,
                     many_at_once_come_back,
+                    output_ends_with_the_process,
                 }
                 streams {
                     long_output_is_complete,

@@ -64,7 +64,7 @@ pub(crate) fn set_up(
     let socket = listening.inspect_err(|_| {
         // It would outlive the monitor.
         if let Some(init) = init {
-            let _gone = crate::container::send_signal(init, 9);
+            let _gone = crate::container::send_signal(init, crate::container::KILL);
         }
     })?;
     let pod = Pod {

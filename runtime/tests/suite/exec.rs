@@ -229,3 +229,26 @@ pub(crate) async fn many_at_once_come_back(launcher: LauncherKind) {
     drop(container);
     std::sync::Arc::into_inner(pod).unwrap().end().await;
 }
+
+/// Output ends with the process, while others still run.
+pub(crate) async fn output_ends_with_the_process(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = sleeper(&mut pod).await;
+    // The shell closes its output and goes on.
+    let spec = TestSpec::shell("echo a; exec >/dev/null 2>&1; sleep 1000");
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    let running = pod.exec_with(&container, &spec, |request| {
+        request.stdout = rustix::io::dup(&write).unwrap();
+        request.stderr = write;
+    });
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut text).unwrap();
+        text
+    });
+    tokio::select! {
+        ended = running => panic!("{ended:?}"),
+        text = reading => assert_eq!(text.unwrap(), "a\n"),
+    }
+    pod.end().await;
+}

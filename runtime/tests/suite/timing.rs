@@ -133,9 +133,16 @@ pub(crate) async fn of_logs(launcher: LauncherKind) {
     pod.exit(&container).await;
     let seconds = since.elapsed().as_secs_f64();
     let lines = std::fs::metadata(&container.log).unwrap().len() / 140;
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pod.monitor.pid())).unwrap();
+    let field = |n: usize| stat.split(' ').nth(n).unwrap().parse::<f64>().unwrap() / 100.0;
     println!(
         "500 MB of 100-byte lines: {:.0} MB/s ({lines} lines)",
         500.0 / seconds
+    );
+    println!(
+        "the monitor's CPU time: {:.2} s user, {:.2} s system",
+        field(13),
+        field(14)
     );
     pod.end().await;
 }
