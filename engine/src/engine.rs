@@ -33,8 +33,38 @@ pub(crate) struct Engine {
     pub(crate) seccomp: seccomp::Cache,
     pub(crate) samples: Samples,
     pub(crate) said: Said,
+    pub(crate) orphans: Orphans,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
+}
+
+/// Cgroups of pods that are gone, whose parents may be left over: where v1 and a
+/// v2 tree stand side by side, the kubelet removes a pod's cgroup from the v1
+/// hierarchies only, and some time after the pod.
+#[derive(Default)]
+pub(crate) struct Orphans(Mutex<HashSet<String>>);
+
+impl Orphans {
+    /// Notes the cgroup of a pod that was stopped.
+    pub(crate) fn note(&self, pod_cgroup: &str) {
+        let mut orphans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        orphans.insert(pod_cgroup.to_owned());
+    }
+
+    /// Removes the parents that only the v2 tree still has.
+    pub(crate) fn sweep(&self, cgroups: &Hierarchies) {
+        let noted = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<String> = noted().iter().cloned().collect();
+        for path in all {
+            if let Err(error) = cgroups.open(&path).remove_orphaned_parents() {
+                tracing::warn!(path, %error, "the parent of a pod's cgroup stays");
+            }
+            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+            if !cgroups.open(parent).exists() {
+                noted().remove(&path);
+            }
+        }
+    }
 }
 
 /// Warnings that were given already: what is true of the node is said once, not

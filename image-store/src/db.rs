@@ -5,13 +5,13 @@
 //! crash leaves the last whole transaction.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DiffId, ImageId};
-use crate::error::{Cause, OpenError};
+use crate::error::{Cause, OpenError, is_disk_full};
 use crate::unpack::Occupied;
 
 const FORMAT: u64 = 1;
@@ -62,9 +62,36 @@ pub(crate) struct Change {
     pub drop_layers: Vec<DiffId>,
 }
 
-/// The open database.
+/// The database, open between failures: after one failed write it answers
+/// nothing more until it is opened again.
 pub(crate) struct Db {
-    inner: Database,
+    path: PathBuf,
+    inner: Mutex<Option<Database>>,
+}
+
+/// Why a change is not in the database.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DbError {
+    /// The database refused it.
+    #[error("write the database")]
+    Write(#[source] redb::Error),
+    /// A record cannot be written as JSON.
+    #[error("encode a record")]
+    Encode(#[source] serde_json::Error),
+}
+
+impl DbError {
+    /// Whether the disk is full.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        matches!(self, Self::Write(redb::Error::Io(error)) if is_disk_full(error))
+    }
+
+    fn closes_the_database(&self) -> bool {
+        matches!(
+            self,
+            Self::Write(redb::Error::Io(_) | redb::Error::PreviousIo)
+        )
+    }
 }
 
 impl Db {
@@ -74,127 +101,154 @@ impl Db {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
                 path: path.to_owned(),
             },
-            other => database("open", path, other),
+            other => failed("open", path, other),
         })?;
-        let db = Self { inner };
-        db.prepare(path)?;
-        Ok(db)
-    }
-
-    fn prepare(&self, path: &Path) -> Result<(), OpenError> {
-        let fail = |e: redb::Error| database("prepare", path, e);
-        let txn = self.inner.begin_write().map_err(|e| fail(e.into()))?;
-        let found = {
-            let mut meta = txn.open_table(META).map_err(|e| fail(e.into()))?;
-            let found = meta
-                .get("format")
-                .map_err(|e| fail(e.into()))?
-                .map(|v| v.value());
-            if found.is_none() {
-                meta.insert("format", FORMAT).map_err(|e| fail(e.into()))?;
+        match format_of(&inner).map_err(|source| failed("read", path, source))? {
+            Some(FORMAT) => {}
+            Some(found) => {
+                return Err(OpenError::Format {
+                    path: path.to_owned(),
+                    found,
+                    known: FORMAT,
+                });
             }
-            found.unwrap_or(FORMAT)
-        };
-        if found != FORMAT {
-            return Err(OpenError::Format {
-                path: path.to_owned(),
-                found,
-                known: FORMAT,
-            });
+            // Written only when it is new: a full disk must not keep a store closed.
+            None => prepare(&inner).map_err(|source| failed("prepare", path, source))?,
         }
-        txn.open_table(IMAGES).map_err(|e| fail(e.into()))?;
-        txn.open_table(NAMES).map_err(|e| fail(e.into()))?;
-        txn.open_table(LAYERS).map_err(|e| fail(e.into()))?;
-        txn.commit().map_err(|e| fail(e.into()))
+        Ok(Self {
+            path: path.to_owned(),
+            inner: Mutex::new(Some(inner)),
+        })
     }
 
     /// Reads everything. A record that cannot be read is an error: dropping
     /// it would drop an image without a word.
-    pub(crate) fn load(&self, path: &Path) -> Result<Contents, OpenError> {
-        self.read().map_err(|source| OpenError::Database {
+    pub(crate) fn load(&self) -> Result<Contents, OpenError> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = inner.as_ref() else {
+            return Ok(Contents::default());
+        };
+        read(db).map_err(|source| OpenError::Database {
             step: "read",
-            path: PathBuf::from(path),
+            path: self.path.clone(),
             source,
         })
     }
 
-    fn read(&self) -> Result<Contents, Cause> {
-        let txn = self.inner.begin_read().map_err(cause)?;
-        let mut out = Contents::default();
-        for item in txn
-            .open_table(IMAGES)
-            .map_err(cause)?
-            .iter()
-            .map_err(cause)?
-        {
-            let (id, record) = item.map_err(cause)?;
-            let record = serde_json::from_slice(record.value()).map_err(cause)?;
-            out.images
-                .push((id.value().parse().map_err(cause)?, record));
-        }
-        for item in txn
-            .open_table(NAMES)
-            .map_err(cause)?
-            .iter()
-            .map_err(cause)?
-        {
-            let (name, id) = item.map_err(cause)?;
-            out.names
-                .push((name.value().to_owned(), id.value().parse().map_err(cause)?));
-        }
-        for item in txn
-            .open_table(LAYERS)
-            .map_err(cause)?
-            .iter()
-            .map_err(cause)?
-        {
-            let (id, occupied) = item.map_err(cause)?;
-            let occupied = serde_json::from_slice(occupied.value()).map_err(cause)?;
-            out.layers
-                .push((id.value().parse().map_err(cause)?, occupied));
-        }
-        Ok(out)
-    }
-
     /// Makes one change durable, wholly or not at all.
-    pub(crate) fn apply(&self, change: &Change) -> Result<(), Cause> {
-        let txn = self.inner.begin_write().map_err(cause)?;
-        {
-            let mut images = txn.open_table(IMAGES).map_err(cause)?;
-            for id in &change.drop_images {
-                images.remove(&*id.to_string()).map_err(cause)?;
-            }
-            for (id, record) in &change.put_images {
-                let bytes = serde_json::to_vec(record).map_err(cause)?;
-                images.insert(&*id.to_string(), &bytes[..]).map_err(cause)?;
-            }
-            let mut names = txn.open_table(NAMES).map_err(cause)?;
-            for name in &change.drop_names {
-                names.remove(name.as_str()).map_err(cause)?;
-            }
-            for (name, id) in &change.put_names {
-                names
-                    .insert(name.as_str(), &*id.to_string())
-                    .map_err(cause)?;
-            }
-            let mut layers = txn.open_table(LAYERS).map_err(cause)?;
-            for id in &change.drop_layers {
-                layers.remove(&*id.to_string()).map_err(cause)?;
-            }
-            for (id, occupied) in &change.put_layers {
-                let bytes = serde_json::to_vec(occupied).map_err(cause)?;
-                layers.insert(&*id.to_string(), &bytes[..]).map_err(cause)?;
-            }
+    pub(crate) fn apply(&self, change: &Change) -> Result<(), DbError> {
+        let records = Records {
+            images: encode(&change.put_images)?,
+            layers: encode(&change.put_layers)?,
+        };
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = match inner.take() {
+            Some(db) => db,
+            None => Database::open(&self.path).map_err(|e| DbError::Write(e.into()))?,
+        };
+        let written = write(&db, change, &records).map_err(DbError::Write);
+        if !written.as_ref().is_err_and(DbError::closes_the_database) {
+            *inner = Some(db);
         }
-        txn.commit().map_err(cause)
+        written
     }
+}
+
+fn format_of(db: &Database) -> Result<Option<u64>, redb::Error> {
+    let txn = db.begin_read()?;
+    let meta = match txn.open_table(META) {
+        Ok(meta) => meta,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(meta.get("format")?.map(|v| v.value()))
+}
+
+fn prepare(db: &Database) -> Result<(), redb::Error> {
+    let txn = db.begin_write()?;
+    txn.open_table(META)?.insert("format", FORMAT)?;
+    txn.open_table(IMAGES)?;
+    txn.open_table(NAMES)?;
+    txn.open_table(LAYERS)?;
+    Ok(txn.commit()?)
+}
+
+fn read(db: &Database) -> Result<Contents, Cause> {
+    let txn = db.begin_read().map_err(cause)?;
+    let mut out = Contents::default();
+    let images = txn.open_table(IMAGES).map_err(cause)?;
+    for item in images.iter().map_err(cause)? {
+        let (id, record) = item.map_err(cause)?;
+        let record = serde_json::from_slice(record.value()).map_err(cause)?;
+        out.images
+            .push((id.value().parse().map_err(cause)?, record));
+    }
+    let names = txn.open_table(NAMES).map_err(cause)?;
+    for item in names.iter().map_err(cause)? {
+        let (name, id) = item.map_err(cause)?;
+        out.names
+            .push((name.value().to_owned(), id.value().parse().map_err(cause)?));
+    }
+    let layers = txn.open_table(LAYERS).map_err(cause)?;
+    for item in layers.iter().map_err(cause)? {
+        let (id, occupied) = item.map_err(cause)?;
+        let occupied = serde_json::from_slice(occupied.value()).map_err(cause)?;
+        out.layers
+            .push((id.value().parse().map_err(cause)?, occupied));
+    }
+    Ok(out)
+}
+
+/// Records as they stand in the database.
+struct Records {
+    images: Vec<(String, Vec<u8>)>,
+    layers: Vec<(String, Vec<u8>)>,
+}
+
+fn encode<K: ToString, V: Serialize>(
+    records: &[(K, V)],
+) -> Result<Vec<(String, Vec<u8>)>, DbError> {
+    let encode = |(id, record): &(K, V)| Ok((id.to_string(), serde_json::to_vec(record)?));
+    records
+        .iter()
+        .map(encode)
+        .collect::<Result<_, _>>()
+        .map_err(DbError::Encode)
+}
+
+fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::Error> {
+    let txn = db.begin_write()?;
+    {
+        let mut images = txn.open_table(IMAGES)?;
+        for id in &change.drop_images {
+            images.remove(&*id.to_string())?;
+        }
+        for (id, bytes) in &records.images {
+            images.insert(id.as_str(), &bytes[..])?;
+        }
+        let mut names = txn.open_table(NAMES)?;
+        for name in &change.drop_names {
+            names.remove(name.as_str())?;
+        }
+        for (name, id) in &change.put_names {
+            names.insert(name.as_str(), &*id.to_string())?;
+        }
+        let mut layers = txn.open_table(LAYERS)?;
+        for id in &change.drop_layers {
+            layers.remove(&*id.to_string())?;
+        }
+        for (id, bytes) in &records.layers {
+            layers.insert(id.as_str(), &bytes[..])?;
+        }
+    }
+    Ok(txn.commit()?)
 }
 
 fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Cause {
     Arc::new(error)
 }
 
-fn database(
+fn failed(
     step: &'static str,
     path: &Path,
     error: impl std::error::Error + Send + Sync + 'static,
@@ -242,7 +296,7 @@ mod tests {
         })
         .unwrap();
         drop(db);
-        let got = Db::open(&path).unwrap().load(&path).unwrap();
+        let got = Db::open(&path).unwrap().load().unwrap();
         assert_eq!(got.images, vec![(id, record)]);
         assert_eq!(got.names, vec![("b".into(), id)]);
         assert_eq!(got.layers, vec![(layer, occupied)]);
@@ -261,10 +315,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let db = Db::open(&path).unwrap();
-        let txn = db.inner.begin_write().unwrap();
+        let raw = db.inner.lock().unwrap().take().unwrap();
+        let txn = raw.begin_write().unwrap();
         txn.open_table(META).unwrap().insert("format", 99).unwrap();
         txn.commit().unwrap();
-        drop(db);
+        drop((db, raw));
         assert!(matches!(
             Db::open(&path),
             Err(OpenError::Format { found: 99, .. })

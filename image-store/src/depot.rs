@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use crate::db::{Change, Db};
+use crate::db::{Change, Db, DbError};
 use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{OpenError, PullError, RemoveError};
 use crate::image::Catalog;
@@ -49,7 +49,7 @@ impl Depot {
         layout.clear_staging()?;
         let on_disk = layout.layers()?;
         let present: HashSet<DiffId> = on_disk.iter().filter_map(|p| layer_of(p)).collect();
-        let (mut state, broken) = State::load(db.load(&path)?, &present);
+        let (mut state, broken) = State::load(db.load()?, &present);
         let mut change = Change {
             drop_layers: state.take_unused(),
             ..Change::default()
@@ -58,11 +58,13 @@ impl Depot {
             tracing::warn!(image = %id, "an image misses a layer and is dropped");
             change.drop_images.push(id);
         }
-        db.apply(&change).map_err(|source| OpenError::Database {
-            step: "drop what is unused",
-            path: path.clone(),
-            source,
-        })?;
+        if !change.drop_images.is_empty() || !change.drop_layers.is_empty() {
+            with_reserve(&layout, || db.apply(&change)).map_err(|error| OpenError::Database {
+                step: "drop what is unused",
+                path: path.clone(),
+                source: Arc::new(error),
+            })?;
+        }
         for path in on_disk {
             if !layer_of(&path).is_some_and(|id| state.has_layer(&id)) {
                 throw(&path, layout.throw_path(&path));
@@ -157,23 +159,28 @@ impl Depot {
                 .sync()
                 .map_err(|e| PullError::io("write layers to disk", path, e))?;
         }
-        self.apply(&change).map_err(|source| PullError::Database {
-            step: "add image",
-            source,
-        })?;
+        self.db
+            .apply(&change)
+            .map_err(|error| match error.is_disk_full() {
+                true => PullError::DiskFull {
+                    step: "add the image to the database".to_owned(),
+                    source: Arc::new(error),
+                },
+                false => PullError::Database {
+                    step: "add the image",
+                    source: Arc::new(error),
+                },
+            })?;
+        self.layout.keep_reserve();
         let mut state = self.state();
         state.committed(new);
         self.publish(&state);
         Ok(())
     }
 
-    fn apply(&self, change: &Change) -> Result<(), crate::error::Cause> {
-        self.db.apply(change)
-    }
-
     /// Removes an image with all its names; unknown: fine.
     pub(crate) fn remove(&self, id: ImageId) -> Result<(), RemoveError> {
-        let _one = self.change();
+        let one = self.change();
         let removal = {
             let mut state = self.state();
             let Some(removal) = state.begin_removal(&id) else {
@@ -182,17 +189,26 @@ impl Depot {
             self.publish(&state);
             removal
         };
-        if let Err(source) = self.apply(&removal.change) {
+        if let Err(error) = with_reserve(&self.layout, || self.db.apply(&removal.change)) {
             let mut state = self.state();
             state.removal_failed(&removal);
             self.publish(&state);
-            return Err(RemoveError::Database { image: id, source });
+            return Err(RemoveError::Database {
+                image: id,
+                source: Arc::new(error),
+            });
         }
         let mut state = self.state();
         for layer in state.removed(&removal) {
             throw(&self.layout.layer(&layer), self.layout.throw_layer(&layer));
         }
         self.publish(&state);
+        let abandoned = !state.abandoned().is_empty();
+        drop((state, one));
+        // The last user may have gone while the image was being hidden.
+        if abandoned {
+            self.collect();
+        }
         Ok(())
     }
 
@@ -234,6 +250,7 @@ impl Depot {
             let dir = self.layout.snapshot(owner);
             self.state().drop_snapshot(owner);
             throw(&dir, self.layout.throw_snapshot(&dir));
+            self.collect();
             return Err(error);
         }
         Ok(snapshot)
@@ -293,6 +310,15 @@ impl Drop for LayerHold {
 fn throw(path: &Path, result: std::io::Result<()>) {
     if let Err(error) = result {
         tracing::warn!(error = %error, path = %path.display(), "cannot be thrown away");
+    }
+}
+
+/// Deleting takes a little space too: on a full disk, what was set aside for
+/// this moment is given back first.
+fn with_reserve(layout: &Layout, write: impl Fn() -> Result<(), DbError>) -> Result<(), DbError> {
+    match write() {
+        Err(error) if error.is_disk_full() && layout.release_reserve() => write(),
+        other => other,
     }
 }
 

@@ -194,11 +194,6 @@ impl<R: Read> HashingReader<R> {
         }
     }
 
-    /// The reader below.
-    pub(crate) fn get_mut(&mut self) -> &mut R {
-        &mut self.inner
-    }
-
     /// Reads to the end and returns the digest and the number of bytes.
     pub(crate) fn drain(mut self) -> io::Result<(Digest, u64)> {
         let mut buffer = vec![0; 64 * 1024];

@@ -10,6 +10,7 @@ mod archive;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde::Deserialize;
 
@@ -17,7 +18,7 @@ use crate::db::ImageRecord;
 use crate::depot::{Depot, LayerHold};
 use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
 use crate::error::{ImportError, PullError};
-use crate::layer::{Wanted, receive};
+use crate::layer::{Receiving, Wanted, receive};
 use crate::manifest::{Config, Descriptor, Document, Index, MAX_CONFIG, MAX_MANIFEST, Manifest};
 use crate::platform::Machine;
 use crate::reference::Reference;
@@ -269,7 +270,11 @@ impl Reading<'_> {
                 e,
             ))
         })?;
-        let occupied = receive(reader, &wanted, dir, limits)
+        let how = Receiving {
+            limits,
+            stop: &AtomicBool::new(false),
+        };
+        let occupied = receive(reader, &wanted, dir, &how)
             .map_err(|e| self.image(PullError::layer(part.diff_id, &staging.path(), e)))?;
         depot
             .install(staging, part.diff_id, occupied)

@@ -7,13 +7,21 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use flate2::bufread::MultiGzDecoder;
 
 use crate::digest::{DiffId, Digest, Hasher, HashingReader, LayerDigest};
+use crate::tar::TarError;
 use crate::unpack::{Limits, Occupied, UnpackError, unpack};
 
 const BUFFER: usize = 128 * 1024;
+/// Layers from this size on are decompressed beside making their files.
+const WORTH_A_THREAD: u64 = 1 << 20;
+/// One piece between the two threads, small enough for malloc's fast path.
+const PIECE: usize = 64 * 1024;
+const PIECES: usize = 16;
 
 /// What a layer has to be.
 #[derive(Debug, Clone, Copy)]
@@ -72,15 +80,23 @@ pub(crate) enum LayerError {
     Unpack(#[from] UnpackError),
 }
 
+/// How a layer is received.
+pub(crate) struct Receiving<'a> {
+    /// What it may hold.
+    pub(crate) limits: &'a Limits,
+    /// Set when nobody wants it any more.
+    pub(crate) stop: &'a AtomicBool,
+}
+
 /// Reads a layer from `source` and unpacks it into the open directory `dir`.
-pub(crate) fn receive<R: Read>(
+pub(crate) fn receive<R: Read + Send>(
     source: R,
     wanted: &Wanted,
     dir: OwnedFd,
-    limits: &Limits,
+    how: &Receiving<'_>,
 ) -> Result<Occupied, LayerError> {
     let mut metered = Metered::new(source, wanted.size);
-    let result = decode_and_unpack(&mut metered, wanted, dir, limits);
+    let result = decode_and_unpack(&mut metered, wanted, dir, how);
     if let Some(error) = metered.failure.take() {
         return Err(LayerError::Source(error));
     }
@@ -98,28 +114,146 @@ pub(crate) fn receive<R: Read>(
     result
 }
 
-fn decode_and_unpack<R: Read>(
+fn decode_and_unpack<R: Read + Send>(
     metered: &mut Metered<R>,
     wanted: &Wanted,
     dir: OwnedFd,
-    limits: &Limits,
+    how: &Receiving<'_>,
 ) -> Result<Occupied, LayerError> {
     let decoder = Decoder::new(BufReader::with_capacity(BUFFER, metered))?;
-    let mut plain = HashingReader::new(decoder);
-    let unpacked = unpack(&mut plain, dir, limits);
-    if let Some(error) = plain.get_mut().failure.take() {
-        return Err(LayerError::Decompress(error));
-    }
+    let plain = HashingReader::new(Watched {
+        inner: decoder,
+        stop: how.stop,
+    });
+    let (unpacked, hashed) = if wanted.size.is_none_or(|size| size >= WORTH_A_THREAD) {
+        side_by_side(plain, dir, how.limits)
+    } else {
+        one_after_the_other(plain, dir, how.limits)
+    };
+    // Where decompression fails, the archive ends early: name the cause.
+    let got = hashed
+        .transpose()
+        .map_err(LayerError::Decompress)?
+        .map(DiffId);
     let occupied = unpacked?;
-    let (digest, _) = plain.drain().map_err(LayerError::Decompress)?;
-    let got = DiffId(digest);
-    if got != wanted.diff_id {
-        return Err(LayerError::DiffId {
+    match got {
+        Some(got) if got == wanted.diff_id => Ok(occupied),
+        Some(got) => Err(LayerError::DiffId {
             want: wanted.diff_id,
             got,
-        });
+        }),
+        None => Err(LayerError::Source(io::Error::from(
+            io::ErrorKind::BrokenPipe,
+        ))),
     }
-    Ok(occupied)
+}
+
+/// What unpacking gave; and the digest of the plain archive, the failure of
+/// reading it, or nothing when it was not read to its end.
+type Halves = (Result<Occupied, UnpackError>, Option<io::Result<Digest>>);
+
+fn one_after_the_other<R: Read>(
+    mut plain: HashingReader<R>,
+    dir: OwnedFd,
+    limits: &Limits,
+) -> Halves {
+    match unpack(&mut plain, dir, limits) {
+        Ok(occupied) => (Ok(occupied), Some(plain.drain().map(|(digest, _)| digest))),
+        Err(UnpackError::Tar(TarError::Read(error))) => {
+            let ended = TarError::Truncated {
+                name: b"the archive".to_vec(),
+            };
+            (Err(UnpackError::Tar(ended)), Some(Err(error)))
+        }
+        Err(error) => (Err(error), None),
+    }
+}
+
+/// Decompresses and hashes on a thread of its own while this one makes files:
+/// for a single big layer these are the two halves of the work.
+fn side_by_side<R: Read + Send>(plain: HashingReader<R>, dir: OwnedFd, limits: &Limits) -> Halves {
+    std::thread::scope(|scope| {
+        let (sender, receiver) = mpsc::sync_channel(PIECES);
+        let decoding = scope.spawn(move || decode(plain, &sender));
+        let mut pieces = Pieces {
+            receiver,
+            piece: Vec::new(),
+            at: 0,
+        };
+        let unpacked = unpack(&mut pieces, dir, limits);
+        if unpacked.is_ok() {
+            // What follows the end mark counts for the digest.
+            while pieces.receiver.recv().is_ok() {}
+        }
+        drop(pieces);
+        match decoding.join() {
+            Ok(hashed) => (unpacked, hashed),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+/// Sends the plain archive piece by piece; nothing when the taker is gone.
+fn decode<R: Read>(
+    mut plain: HashingReader<R>,
+    sender: &SyncSender<Vec<u8>>,
+) -> Option<io::Result<Digest>> {
+    loop {
+        let mut piece = vec![0; PIECE];
+        let mut filled = 0;
+        while filled < PIECE {
+            match plain.read(&mut piece[filled..]) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Some(Err(e)),
+            }
+        }
+        if filled == 0 {
+            return Some(plain.drain().map(|(digest, _)| digest));
+        }
+        piece.truncate(filled);
+        sender.send(piece).ok()?;
+    }
+}
+
+/// The taking end; reads as ended when the other thread ends.
+struct Pieces {
+    receiver: Receiver<Vec<u8>>,
+    piece: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.piece.len() {
+            match self.receiver.recv() {
+                Ok(piece) => (self.piece, self.at) = (piece, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let rest = &self.piece[self.at..];
+        let n = rest.len().min(buf.len());
+        buf[..n].copy_from_slice(&rest[..n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// Ends when told to: what is left to decompress can be much, even when no
+/// more bytes come.
+struct Watched<'a, R> {
+    inner: R,
+    stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("nobody wants the layer any more"));
+        }
+        self.inner.read(buf)
+    }
 }
 
 /// Counts and hashes the bytes as they come, and stops at the declared size.
@@ -187,12 +321,7 @@ impl<R: Read> Read for Metered<R> {
 }
 
 /// A decoder chosen by the first bytes: media types are often wrong.
-struct Decoder<R: BufRead> {
-    kind: Kind<R>,
-    failure: Option<io::Error>,
-}
-
-enum Kind<R: BufRead> {
+enum Decoder<R: BufRead> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<R>>),
     Zstd(zstd::Decoder<'static, R>),
@@ -201,21 +330,18 @@ enum Kind<R: BufRead> {
 impl<R: BufRead> Decoder<R> {
     fn new(mut inner: R) -> Result<Self, LayerError> {
         let head = inner.fill_buf().map_err(LayerError::Decompress)?;
-        let kind = if head.starts_with(&[0x1f, 0x8b]) {
-            Kind::Gzip(Box::new(MultiGzDecoder::new(inner)))
+        let decoder = if head.starts_with(&[0x1f, 0x8b]) {
+            Self::Gzip(Box::new(MultiGzDecoder::new(inner)))
         } else if is_zstd(head) {
-            Kind::Zstd(zstd::Decoder::with_buffer(inner).map_err(LayerError::Decompress)?)
+            Self::Zstd(zstd::Decoder::with_buffer(inner).map_err(LayerError::Decompress)?)
         } else if head.starts_with(b"BZh") {
             return Err(LayerError::Compression { name: "bzip2" });
         } else if head.starts_with(b"\xfd7zXZ") {
             return Err(LayerError::Compression { name: "xz" });
         } else {
-            Kind::Plain(inner)
+            Self::Plain(inner)
         };
-        Ok(Self {
-            kind,
-            failure: None,
-        })
+        Ok(decoder)
     }
 }
 
@@ -227,19 +353,11 @@ fn is_zstd(head: &[u8]) -> bool {
 
 impl<R: BufRead> Read for Decoder<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = match &mut self.kind {
-            Kind::Plain(r) => r.read(buf),
-            Kind::Gzip(r) => r.read(buf),
-            Kind::Zstd(r) => r.read(buf),
-        };
-        read.map_err(|e| {
-            if e.kind() == io::ErrorKind::Interrupted {
-                return e;
-            }
-            let kind = e.kind();
-            self.failure = Some(e);
-            io::Error::new(kind, "decompression failed")
-        })
+        match self {
+            Self::Plain(r) => r.read(buf),
+            Self::Gzip(r) => r.read(buf),
+            Self::Zstd(r) => r.read(buf),
+        }
     }
 }
 
@@ -263,6 +381,16 @@ mod tests {
         e.finish().unwrap()
     }
 
+    static GO: AtomicBool = AtomicBool::new(false);
+
+    fn how() -> Receiving<'static> {
+        static LIMITS: std::sync::LazyLock<Limits> = std::sync::LazyLock::new(Limits::default);
+        Receiving {
+            limits: &LIMITS,
+            stop: &GO,
+        }
+    }
+
     fn wanted(blob: &[u8], plain: &[u8]) -> Wanted {
         Wanted {
             diff_id: DiffId(Digest::of(plain)),
@@ -274,7 +402,7 @@ mod tests {
     fn run(bytes: &[u8], wanted: &Wanted) -> (tempfile::TempDir, Result<Occupied, LayerError>) {
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
-        let result = receive(bytes, wanted, fd, &Limits::default());
+        let result = receive(bytes, wanted, fd, &how());
         (dir, result)
     }
 
@@ -296,6 +424,92 @@ mod tests {
                 b"hello"
             );
         }
+    }
+
+    /// An archive above the size from which two threads work.
+    fn big_archive() -> Vec<u8> {
+        let mut state = 1u32;
+        let body: Vec<u8> = (0..2_000_000)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect();
+        let mut b = tar::Builder::new(Vec::new());
+        let mut h = tar::Header::new_gnu();
+        h.set_size(body.len() as u64);
+        h.set_mode(0o644);
+        b.append_data(&mut h, "big", &body[..]).unwrap();
+        b.into_inner().unwrap()
+    }
+
+    #[test]
+    fn big_layers_on_two_threads_are_checked_alike() {
+        let plain = big_archive();
+        let blob = gzip(&plain);
+        assert!(blob.len() as u64 > WORTH_A_THREAD);
+        let (dir, result) = run(&blob, &wanted(&blob, &plain));
+        assert_eq!(result.unwrap().inodes, 2);
+        assert_eq!(
+            std::fs::metadata(dir.path().join("big")).unwrap().len(),
+            2_000_000
+        );
+        let mut bad = blob.clone();
+        bad[1_000_000] ^= 1;
+        assert!(matches!(
+            run(&bad, &wanted(&blob, &plain)).1,
+            Err(LayerError::Digest { .. })
+        ));
+        assert!(matches!(
+            run(&bad, &wanted(&bad, &plain)).1,
+            Err(LayerError::Decompress(_))
+        ));
+        let other = Wanted {
+            diff_id: DiffId(Digest::of(b"x")),
+            ..wanted(&blob, &plain)
+        };
+        assert!(matches!(
+            run(&blob, &other).1,
+            Err(LayerError::DiffId { .. })
+        ));
+        let longer = Wanted {
+            size: Some(blob.len() as u64 + 1),
+            ..wanted(&blob, &plain)
+        };
+        assert!(matches!(
+            run(&blob, &longer).1,
+            Err(LayerError::Size { .. })
+        ));
+        let hostile = b"../x\0".to_vec();
+        let mut evil = plain.clone();
+        evil[..hostile.len()].copy_from_slice(&hostile);
+        let sum: u32 = evil[..512]
+            .iter()
+            .enumerate()
+            .map(|(i, b)| u32::from(if (148..156).contains(&i) { b' ' } else { *b }))
+            .sum();
+        evil[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let blob = gzip(&evil);
+        let result = run(&blob, &wanted(&blob, &evil)).1;
+        assert!(
+            matches!(result, Err(LayerError::Unpack(UnpackError::Hostile { .. }))),
+            "{result:?}"
+        );
+    }
+
+    #[test]
+    fn unwanted_layers_end_although_bytes_are_there() {
+        let plain = archive();
+        let blob = gzip(&plain);
+        let dir = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let stop = AtomicBool::new(true);
+        let how = Receiving {
+            limits: &Limits::default(),
+            stop: &stop,
+        };
+        assert!(receive(&blob[..], &wanted(&blob, &plain), fd, &how).is_err());
+        assert!(!dir.path().join("dir").exists());
     }
 
     #[test]
@@ -354,7 +568,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let source = (&blob[..30]).chain(Broken);
-        let result = receive(source, &wanted(&blob, &plain), fd, &Limits::default());
+        let result = receive(source, &wanted(&blob, &plain), fd, &how());
         assert!(
             matches!(result, Err(LayerError::Source(e)) if e.kind() == io::ErrorKind::ConnectionReset)
         );

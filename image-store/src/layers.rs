@@ -7,6 +7,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -14,7 +15,7 @@ use tokio::task::spawn_blocking;
 
 use crate::depot::LayerHold;
 use crate::error::PullError;
-use crate::layer::{LayerError, Wanted, receive};
+use crate::layer::{LayerError, Receiving, Wanted, receive};
 use crate::manifest::Layer;
 use crate::pull::Work;
 use crate::registry::{BlobStream, FetchError, Session};
@@ -73,19 +74,16 @@ impl LayerFetch {
 
     async fn attempt(&self, blob: &mut BlobStream) -> Result<LayerHold, Failure> {
         let (sender, receiver) = mpsc::channel(BRIDGE);
+        let stop = StopOnDrop::default();
         let unpacking = spawn_blocking({
             let (work, layer) = (Arc::clone(&self.work), self.layer.clone());
-            move || {
-                unpack(
-                    &work,
-                    &layer,
-                    Bridge {
-                        receiver,
-                        piece: Bytes::new(),
-                        ended: false,
-                    },
-                )
-            }
+            let stop = Arc::clone(&stop.0);
+            let bridge = Bridge {
+                receiver,
+                piece: Bytes::new(),
+                ended: false,
+            };
+            move || unpack(&work, &layer, bridge, &stop)
         });
         let fed = feed(blob, sender).await;
         let unpacked = match unpacking.await {
@@ -128,8 +126,23 @@ async fn feed(blob: &mut BlobStream, bridge: mpsc::Sender<Piece>) -> Result<(), 
     Ok(())
 }
 
+/// Tells the blocking half that the other one is gone.
+#[derive(Default)]
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// The blocking half. Whatever goes wrong, staging is thrown away here.
-fn unpack(work: &Work, layer: &Layer, bridge: Bridge) -> Result<LayerHold, Failure> {
+fn unpack(
+    work: &Work,
+    layer: &Layer,
+    bridge: Bridge,
+    stop: &AtomicBool,
+) -> Result<LayerHold, Failure> {
     let depot = &work.depot;
     let store = |e| {
         Failure::Store(PullError::io(
@@ -144,7 +157,11 @@ fn unpack(work: &Work, layer: &Layer, bridge: Bridge) -> Result<LayerHold, Failu
         blob: Some(layer.blob),
         size: Some(layer.size),
     };
-    let occupied = receive(bridge, &wanted, dir, &work.tuning.limits).map_err(Failure::Layer)?;
+    let how = Receiving {
+        limits: &work.tuning.limits,
+        stop,
+    };
+    let occupied = receive(bridge, &wanted, dir, &how).map_err(Failure::Layer)?;
     depot
         .install(staging, layer.diff_id, occupied)
         .map_err(Failure::Store)

@@ -6,6 +6,7 @@
 //! <root>/images/staging/<n>/         layers being unpacked
 //! <root>/images/trash/<n>            layers being removed
 //! <root>/images/empty/               a layer with nothing in it
+//! <root>/images/reserve              space for deleting when the disk is full
 //! <root>/snapshots/<shard>/<owner>/  upper and work directories
 //! <root>/snapshots/trash/<n>         snapshots being removed
 //! ```
@@ -38,6 +39,9 @@ use crate::digest::DiffId;
 use crate::error::OpenError;
 use crate::trash::Trash;
 
+/// Enough for some pages of the database.
+const RESERVE: u64 = 1 << 20;
+
 /// Snapshots are spread over this many directories.
 pub(crate) const SHARDS: usize = 32;
 
@@ -63,9 +67,15 @@ impl Layout {
     /// Makes what is missing below `root`. Only the owner may look inside:
     /// images carry setuid files and devices that no other user should reach.
     pub(crate) fn open(root: &Path) -> Result<Self, OpenError> {
+        make_dir(root, 0o711)?;
+        // Mounts are made by these paths, from whatever directory.
+        let root = fs::canonicalize(root).map_err(|source| OpenError::Io {
+            step: "find",
+            path: root.to_owned(),
+            source,
+        })?;
         let images = root.join("images");
         let snapshots = root.join("snapshots");
-        make_dir(root, 0o711)?;
         for dir in [&images, &snapshots] {
             make_dir(dir, 0o700)?;
         }
@@ -78,7 +88,7 @@ impl Layout {
         let staging = make_dir(&images.join("staging"), 0o700)?;
         spread(&layers);
         spread(&staging);
-        Ok(Self {
+        let layout = Self {
             layer_trash: Trash::open(&images.join("trash"))?,
             snapshot_trash: Trash::open(&snapshots.join("trash"))?,
             images,
@@ -86,7 +96,9 @@ impl Layout {
             staging,
             snapshots,
             next: AtomicU64::new(1),
-        })
+        };
+        layout.keep_reserve();
+        Ok(layout)
     }
 
     /// The directory that holds images; the mount point of `ImageFsInfo`.
@@ -116,6 +128,28 @@ impl Layout {
             .bytes()
             .fold(0usize, |sum, b| sum.wrapping_mul(31).wrapping_add(b.into()));
         self.snapshots.join(shard_name(sum % SHARDS)).join(owner)
+    }
+
+    /// Sets space aside, if there is any and none is set aside.
+    pub(crate) fn keep_reserve(&self) {
+        let path = self.images.join("reserve");
+        if path.exists() {
+            return;
+        }
+        let made = fs::File::create(&path).and_then(|file| {
+            let flags = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, flags, 0, RESERVE).map_err(io::Error::from)
+        });
+        if let Err(error) = made {
+            // A full disk, most likely: the next commit tries again.
+            tracing::debug!(error = %error, "no space is set aside");
+            drop(fs::remove_file(&path));
+        }
+    }
+
+    /// Gives back what was set aside; false when there was nothing.
+    pub(crate) fn release_reserve(&self) -> bool {
+        fs::remove_file(self.images.join("reserve")).is_ok()
     }
 
     /// All snapshots on disk.

@@ -197,3 +197,79 @@ fn failed(fs: &OwnedFd, step: &str, errno: Errno) -> OverlayError {
         source: errno.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Layers with one file each, and an upper and a work directory.
+    fn place(root: &Path, layers: usize) -> (Vec<PathBuf>, PathBuf, PathBuf) {
+        let make = |name: &str| {
+            let dir = root.join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        let lowers = (0..layers)
+            .map(|i| make(&format!("layer{i}")))
+            .collect::<Vec<_>>();
+        for (i, lower) in lowers.iter().enumerate() {
+            std::fs::write(lower.join(format!("f{i}")), "x").unwrap();
+            std::fs::write(lower.join("top"), i.to_string()).unwrap();
+        }
+        (lowers, make("upper"), make("work"))
+    }
+
+    fn check(mount: &OwnedFd, layers: usize) {
+        let root = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), layers + 1);
+        assert_eq!(std::fs::read_to_string(root.join("top")).unwrap(), "0");
+        std::fs::write(root.join("new"), "x").unwrap();
+        std::fs::remove_file(root.join("new")).unwrap();
+    }
+
+    #[test]
+    fn both_ways_to_name_layers_give_the_same_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lowers, upper, work) = place(dir.path(), 5);
+        let stack = Stack {
+            lowers: &lowers,
+            upper: Some((&upper, &work)),
+        };
+        for way in [lowers_one_by_one as SetLowers, lowers_at_once] {
+            check(&attempt(&stack, way).unwrap(), 5);
+        }
+    }
+
+    #[test]
+    fn long_and_odd_paths_can_be_mounted() {
+        for name in [&"long/".repeat(70), "a:b,c", "back\\slash", "sp ace\"'#"] {
+            let dir = tempfile::tempdir().unwrap();
+            let (lowers, upper, work) = place(&dir.path().join(name), 3);
+            let stack = Stack {
+                lowers: &lowers,
+                upper: Some((&upper, &work)),
+            };
+            check(
+                &mount(&stack).unwrap_or_else(|e| panic!("{name}: {e:?}")),
+                3,
+            );
+        }
+    }
+
+    #[test]
+    fn refusal_says_what_the_kernel_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = [dir.path().join("missing")];
+        let error = mount(&Stack {
+            lowers: &missing,
+            upper: None,
+        })
+        .unwrap_err();
+        let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+        assert!(
+            text.contains("lowerdir") && text.contains("missing"),
+            "{text}"
+        );
+        assert!(text.contains("No such file"), "{text}");
+    }
+}

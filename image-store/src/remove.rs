@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 const MAX_DEPTH: usize = 64;
@@ -66,6 +66,35 @@ fn open(at: impl AsFd, name: &[u8]) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(at, name, flags, Mode::empty())
 }
 
+/// Unlinks, and where flags forbid it (a privileged container may have set
+/// `immutable` or `append only`), takes them off first.
+fn unlink(dir: &OwnedFd, name: &[u8], flags: AtFlags) -> Result<(), Errno> {
+    match rustix::fs::unlinkat(dir, name, flags) {
+        Err(Errno::PERM) => {
+            unprotect(dir);
+            let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            // Opening a device or a pipe could do more than that.
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if matches!(kind, FileType::RegularFile | FileType::Directory) {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                unprotect(&rustix::fs::openat(dir, name, flags, Mode::empty())?);
+            }
+            rustix::fs::unlinkat(dir, name, flags)
+        }
+        other => other,
+    }
+}
+
+fn unprotect(file: &OwnedFd) {
+    let protecting = IFlags::IMMUTABLE | IFlags::APPEND;
+    if let Ok(flags) = rustix::fs::ioctl_getflags(file)
+        && flags.intersects(protecting)
+        && let Err(error) = rustix::fs::ioctl_setflags(file, flags - protecting)
+    {
+        tracing::debug!(error = %error, "flags stay on a file to be removed");
+    }
+}
+
 fn lifted_name(number: u64) -> Vec<u8> {
     format!(".slipway-lifted-{number}").into_bytes()
 }
@@ -100,7 +129,7 @@ impl Removal<'_> {
                 subdirs.push(name.to_vec());
                 continue;
             }
-            rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
+            unlink(dir, name, AtFlags::empty())?;
             if !self.count() {
                 return Ok(false);
             }
@@ -114,7 +143,7 @@ impl Removal<'_> {
             if !self.empty(&sub, depth + 1)? {
                 return Ok(false);
             }
-            rustix::fs::unlinkat(dir, &name[..], AtFlags::REMOVEDIR)?;
+            unlink(dir, &name, AtFlags::REMOVEDIR)?;
             if !self.count() {
                 return Ok(false);
             }
@@ -167,6 +196,26 @@ mod tests {
         remove_tree(&at, b"tree").unwrap();
         assert!(!dir.path().join("tree").exists());
         assert!(keep.join("sub").exists());
+    }
+
+    #[test]
+    fn protected_files_are_removed_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree/sub");
+        std::fs::create_dir_all(&tree).unwrap();
+        std::fs::write(tree.join("file"), "x").unwrap();
+        for path in [tree.join("file"), tree] {
+            let fd = OwnedFd::from(std::fs::File::open(path).unwrap());
+            let Ok(flags) = rustix::fs::ioctl_getflags(&fd) else {
+                return;
+            };
+            if rustix::fs::ioctl_setflags(&fd, flags | IFlags::IMMUTABLE).is_err() {
+                return; // no such flag here, or no capability for it
+            }
+        }
+        let at = std::fs::File::open(dir.path()).unwrap();
+        remove_tree(&at, b"tree").unwrap();
+        assert!(!dir.path().join("tree").exists());
     }
 
     #[test]

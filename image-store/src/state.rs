@@ -552,6 +552,20 @@ mod tests {
     }
 
     #[test]
+    fn a_user_that_goes_while_the_image_is_hidden_leaves_it_abandoned() {
+        let mut state = State::default();
+        let a = image(1, &[1], &["r/a:1"]);
+        pull(&mut state, &a);
+        state.lease(&a.id, "pod");
+        let removal = state.begin_removal(&a.id).unwrap();
+        assert!(removal.hide);
+        state.release("pod");
+        assert!(state.abandoned().is_empty());
+        state.removed(&removal);
+        assert_eq!(state.abandoned(), vec![a.id]);
+    }
+
+    #[test]
     fn pulling_a_hidden_image_shows_it_again() {
         let mut state = State::default();
         let a = image(1, &[1], &["r/a:1"]);

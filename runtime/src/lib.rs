@@ -10,6 +10,7 @@
 pub mod cgroup;
 #[cfg(feature = "engine")]
 pub mod client;
+pub mod devices;
 pub mod exec;
 pub mod exit;
 pub mod launcher;

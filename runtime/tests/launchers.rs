@@ -1,6 +1,10 @@
-//! The launcher suite: what every launcher must do, run for each of them.
+//! The launcher suite: what every launcher must do, run for each of them; and
+//! what a monitor must do whoever launches.
 
+// Clippy takes only what is marked so for tests.
+#[cfg(test)]
 mod suite;
+#[cfg(test)]
 mod support;
 
 /// One test per claim.
@@ -15,10 +19,25 @@ macro_rules! claims {
     };
 }
 
+/// What is measured, never by itself.
+macro_rules! measurements {
+    ($kind:expr; $($what:ident),*) => {
+        mod timing {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[ignore = "measures, claims nothing"]
+            async fn $what() {
+                crate::suite::timing::$what($kind).await;
+            })*
+        }
+    };
+}
+
 /// All claims for one launcher.
 macro_rules! launcher_suite {
     ($launcher:ident, $kind:expr) => {
+        #[cfg(test)]
         mod $launcher {
+            measurements! { $kind; of_calls, of_monitors, of_logs }
             claims! { $kind;
                 life {
                     output_and_exit_code_are_recorded,
@@ -32,6 +51,7 @@ macro_rules! launcher_suite {
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
+                    launch_that_hangs_can_be_deleted,
                 }
                 programs {
                     missing_program_fails_the_start,
@@ -48,6 +68,7 @@ macro_rules! launcher_suite {
                     all_cgroups_are_joined,
                     container_sees_its_own_cgroups,
                     devices_follow_the_rules,
+                    devices_follow_the_rules_on_v2,
                     lowered_oom_score_never_fails,
                     unsupported_wishes_are_refused_by_name,
                 }
@@ -62,6 +83,7 @@ macro_rules! launcher_suite {
                     ended_container_takes_no_process,
                     end_of_the_container_ends_its_processes,
                     many_at_once_come_back,
+                    output_ends_with_the_process,
                 }
                 streams {
                     long_output_is_complete,
@@ -87,6 +109,7 @@ macro_rules! launcher_suite {
                     read_only_root_is_honoured,
                     paths_are_masked_and_read_only,
                     each_mount_has_its_own_propagation,
+                    host_cgroups_can_be_a_volume,
                 }
             }
         }

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::{ServeArgs, log};
 use crate::config::{self, Config};
-use crate::engine::{Engine, Said};
+use crate::engine::{Engine, Orphans, Said};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::restore;
@@ -26,8 +26,9 @@ use crate::stats::Samples;
 
 /// Idle monitors that wait for a pod.
 const IDLE_MONITORS: usize = 2;
-/// How often the folder of network configurations is looked at for Status.
-const NETWORK_PERIOD: Duration = Duration::from_secs(2);
+/// How often the folder of network configurations is looked at for Status, and
+/// the cgroups of pods that are gone.
+const CHORES_PERIOD: Duration = Duration::from_secs(2);
 
 /// Runs the engine until SIGTERM or SIGINT.
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
@@ -57,7 +58,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
-    let network = tokio::spawn(watch_network(Arc::clone(&engine)));
+    let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(
@@ -76,7 +77,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => end(&stop, serving).await,
         _ = interrupt.recv() => end(&stop, serving).await,
     };
-    network.abort();
+    chores.abort();
     tracing::info!("stopped; containers live on");
     Ok(result?)
 }
@@ -140,6 +141,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         seccomp: runtime::seccomp::Cache::new(),
         samples: Samples::default(),
         said: Said::default(),
+        orphans: Orphans::default(),
         boot_id: boot_id.trim().to_owned(),
         config,
     })
@@ -151,16 +153,17 @@ pub(super) fn executable_dir() -> anyhow::Result<std::path::PathBuf> {
     Ok(own.parent().unwrap_or(Path::new("/")).to_owned())
 }
 
-async fn watch_network(engine: Arc<Engine>) {
-    let mut ticks = tokio::time::interval(NETWORK_PERIOD);
+async fn chores_of(engine: Arc<Engine>) {
+    let mut ticks = tokio::time::interval(CHORES_PERIOD);
     loop {
         ticks.tick().await;
         let engine = Arc::clone(&engine);
-        if tokio::task::spawn_blocking(move || engine.network.refresh())
-            .await
-            .is_err()
-        {
-            tracing::error!("looking at the network configuration panicked");
+        let chores = move || {
+            engine.network.refresh();
+            engine.orphans.sweep(&engine.cgroups);
+        };
+        if tokio::task::spawn_blocking(chores).await.is_err() {
+            tracing::error!("a chore panicked");
         }
     }
 }

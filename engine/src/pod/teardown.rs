@@ -43,6 +43,7 @@ pub(crate) async fn pod(
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    engine.orphans.note(&record.cgroup);
     kill_and_remove(engine, &record.cgroup)
 }
 

@@ -249,7 +249,10 @@ impl BlobStream {
         let host = self.place;
         tracing::debug!(error = %error, layer = %self.digest, offset = self.offset, host, "a layer's transfer failed");
         self.failures += 1;
-        if error.is_transient() && self.failures < self.session.tuning.attempts {
+        // A host that answered before is believed to come back.
+        let passing =
+            error.is_transient() || self.offset > 0 && matches!(error, FetchError::Connect { .. });
+        if passing && self.failures < self.session.tuning.attempts {
             let backoff = self.session.tuning.backoff * 2u32.saturating_pow(self.failures - 1);
             tokio::time::sleep(backoff).await;
             return Ok(());

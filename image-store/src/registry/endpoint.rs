@@ -391,9 +391,7 @@ fn exchange(realm: Url, (scope, service): (&str, Option<&str>), token: &str) -> 
 
 fn fill(headers: &mut HeaderMap, ask: &Ask<'_>) {
     if ask.manifest {
-        for accept in manifest::ACCEPT {
-            headers.append(ACCEPT, HeaderValue::from_static(accept));
-        }
+        headers.insert(ACCEPT, HeaderValue::from_static(manifest::ACCEPT));
     }
     if ask.from > 0
         && let Ok(value) = HeaderValue::from_str(&format!("bytes={}-", ask.from))

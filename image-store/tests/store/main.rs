@@ -2,6 +2,7 @@
 //! the purpose, snapshots, removal, restarts.
 
 mod auth;
+mod crash;
 mod import;
 mod pull;
 mod sharing;

@@ -616,48 +616,6 @@ async fn foreign_layers_come_from_their_urls_or_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn full_disk_is_told_and_staging_is_freed() {
-    let dir = tempfile::tempdir().unwrap();
-    let root = dir.path().join("store");
-    std::fs::create_dir_all(&root).unwrap();
-    let mounted = std::process::Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=2m", "none"])
-        .arg(&root)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
-    let result = async {
-        let (store, registry) = (open(dir.path()).await, Registry::start().await);
-        registry.push("a/b", "1", &big());
-        let error = store
-            .pull(&registry.reference("a/b:1"), None)
-            .await
-            .unwrap_err();
-        eventually("staging is freed", || left_over(dir.path()).is_empty()).await;
-        eventually("the trash is emptied", || {
-            names(dir.path(), "images/trash").is_empty()
-        })
-        .await;
-        // There is room again for what fits.
-        registry.push("a/b", "small", &three());
-        store
-            .pull(&registry.reference("a/b:small"), None)
-            .await
-            .map(|_| error)
-    }
-    .await;
-    let unmounted = std::process::Command::new("umount")
-        .arg(&root)
-        .status()
-        .unwrap();
-    assert!(unmounted.success());
-    assert!(
-        matches!(result, Ok(PullError::DiskFull { .. })),
-        "{result:?}"
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn layers_listed_twice_are_fetched_once_and_mounted() {
     let dir = tempfile::tempdir().unwrap();
     let (store, registry) = (open(dir.path()).await, Registry::start().await);

@@ -1,9 +1,12 @@
 //! The bundle: where root and mounts are while libcontainer works.
 //!
-//! Owns a tmpfs in a mount namespace of this process. That namespace is cut
-//! off from the host's first, so that nothing that is attached here shows up
-//! there; what is attached keeps the propagation it was given by whoever
-//! opened it. All of it goes with the last process that uses the namespace.
+//! Owns a tmpfs in two mount namespaces. Both are cut off from the host's
+//! first, so that nothing that is attached here shows up there; what is
+//! attached keeps the propagation it was given. The container's processes
+//! enter the first, in which everything is prepared. libcontainer's other
+//! processes are in the second, which lacks sources and cgroups: libcontainer
+//! takes any cgroup filesystem that it sees for the machine's, a volume's too.
+//! All of it goes with the last process that uses the namespaces.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,7 +15,12 @@ use nix::sched::CloneFlags;
 use runtime::launcher::LaunchError;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+
+/// The directory of sources.
+const SOURCES: &str = "mounts";
 
 /// The bundle's directory.
 #[derive(Debug)]
@@ -38,10 +46,30 @@ impl Bundle {
             Some(c"mode=0700"),
         )
         .map_err(failed)?;
-        for name in ["rootfs", "mounts", "state"] {
+        for name in ["rootfs", SOURCES, "state"] {
             rustix::fs::mkdir(dir.join(name), Mode::RWXU).map_err(failed)?;
         }
+        // A mount point of its own, so that all sources can go at once.
+        let sources = dir.join(SOURCES);
+        clone_tree(&sources)
+            .and_then(|clone| attach(clone.as_fd(), &sources))
+            .map_err(failed)?;
         Ok(Self { dir })
+    }
+
+    /// Leaves the namespace in which everything is attached, for one without
+    /// sources and cgroups; gives the namespace that was left.
+    pub(crate) fn leave(&self) -> Result<OwnedFd, LaunchError> {
+        let failed = |errno| LaunchError::failed("leave the container's mounts", errno);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let left = rustix::fs::open(c"/proc/self/ns/mnt", flags, Mode::empty()).map_err(failed)?;
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS)
+            .map_err(|errno| failed(Errno::from_raw_os_error(errno as i32)))?;
+        // What is unmounted here must not be unmounted at the host's peers.
+        let everything = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+        rustix::mount::mount_change(c"/", everything).map_err(failed)?;
+        rustix::mount::unmount(self.dir.join(SOURCES), UnmountFlags::DETACH).map_err(failed)?;
+        Ok(left)
     }
 
     /// Where `config.json` is.
@@ -71,23 +99,35 @@ impl Bundle {
         index: usize,
         mount: &OwnedFd,
     ) -> Result<PathBuf, LaunchError> {
-        let path = self.dir.join("mounts").join(index.to_string());
+        let path = self.dir.join(SOURCES).join(index.to_string());
         make_target(mount.as_fd(), &path)
             .and_then(|()| attach(mount.as_fd(), &path))
             .map_err(|errno| LaunchError::failed(&format!("attach mounts[{index}]"), errno))?;
         Ok(path)
     }
 
+    /// Makes a directory among the sources.
+    pub(crate) fn make_source_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
+        make_dir(self.dir.join(SOURCES).join(name))
+    }
+
     /// Makes a directory of the bundle's own.
     pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
-        let path = self.dir.join(name);
-        rustix::fs::mkdir(
-            &path,
-            Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH,
-        )
-        .map_err(|errno| LaunchError::failed("make the bundle", errno))?;
-        Ok(path)
+        make_dir(self.dir.join(name))
     }
+}
+
+fn make_dir(path: PathBuf) -> Result<PathBuf, LaunchError> {
+    let mode = Mode::RWXU | Mode::RGRP | Mode::XGRP | Mode::ROTH | Mode::XOTH;
+    rustix::fs::mkdir(&path, mode)
+        .map_err(|errno| LaunchError::failed("make the bundle", errno))?;
+    Ok(path)
+}
+
+/// A detached clone of what is at a directory.
+pub(crate) fn clone_tree(dir: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    rustix::mount::open_tree(CWD, dir, flags)
 }
 
 /// Attaches a detached mount to a directory or file.

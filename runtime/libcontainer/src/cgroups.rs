@@ -3,22 +3,23 @@
 //! Owns the joining: this process joins, the container's processes are born
 //! inside. libcontainer is kept away from cgroups altogether, since it joins
 //! too few of a hybrid's hierarchies, makes others, and on a failure kills
-//! whatever is in them, this helper before it could say what failed. It finds
-//! no cgroup filesystem, and takes that for a machine with nothing to do. A
-//! container's own view of its cgroups is made here instead.
+//! whatever is in them, this helper before it could say what failed. Where its
+//! processes look there is no cgroup filesystem, which it takes for a machine
+//! with nothing to do. A container's view of its cgroups is made here instead.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use runtime::launcher::LaunchError;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{OpenTreeFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 
-use crate::bundle::{Bundle, attach, make_target};
+use crate::bundle::{Bundle, attach, clone_tree, make_target};
+use crate::propagation::mount_point;
 
 /// Where all cgroup filesystems are.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -61,34 +62,22 @@ impl Cgroups {
     /// Replaces mounts of type `cgroup` by binds of the container's own
     /// cgroups, which show the same whatever its cgroup namespace is.
     pub(crate) fn provide_view(&self, spec: &mut Spec, bundle: &Bundle) -> Result<(), LaunchError> {
-        let Some(mounts) = spec.mounts_mut() else {
-            return Ok(());
-        };
-        let mut replaced = Vec::with_capacity(mounts.len());
-        for (index, mount) in mounts.drain(..).enumerate() {
-            if is_cgroup(&mount) {
-                replaced.extend(self.make_view(bundle, index, &mount)?);
-            } else {
-                replaced.push(mount);
-            }
+        let mounts = spec.mounts_mut().iter_mut().flatten().enumerate();
+        for (index, mount) in mounts.filter(|(_, mount)| is_cgroup(mount)) {
+            let source = self.make_view(bundle, &format!("cgroup-{index}"))?;
+            mount.set_typ(Some("bind".to_owned()));
+            mount.set_source(Some(source));
+            mount.set_options(Some(recursive(
+                mount.options().as_deref().unwrap_or_default(),
+            )));
         }
-        *mounts = replaced;
         Ok(())
     }
 
     /// One cgroup of a pure v2 machine, or a directory with all hierarchies.
-    ///
-    /// Each is attached to the bundle by its number: libcontainer takes a
-    /// cgroup filesystem at a place that is called `cpu` for the machine's.
-    fn make_view(
-        &self,
-        bundle: &Bundle,
-        index: usize,
-        mount: &Mount,
-    ) -> Result<Vec<Mount>, LaunchError> {
-        let view = bundle.make_dir(&format!("cgroup-{index}"))?;
-        let mut mounts = vec![bind(mount, &view, mount.destination())];
-        for (number, dir) in self.dirs.iter().enumerate() {
+    fn make_view(&self, bundle: &Bundle, name: &str) -> Result<PathBuf, LaunchError> {
+        let view = bundle.make_source_dir(name)?;
+        for dir in &self.dirs {
             let Ok(below) = dir.strip_prefix(ROOT) else {
                 continue;
             };
@@ -96,34 +85,54 @@ impl Cgroups {
                 let message = format!("{}: {errno}", dir.display());
                 LaunchError::failed("show cgroups to the container", message)
             };
-            let source = bundle.make_dir(&format!("cgroup-{index}-{number}"))?;
             let clone = clone_tree(dir).map_err(failed)?;
-            attach(clone.as_fd(), &source).map_err(failed)?;
             if is_hierarchy(Path::new(ROOT)) {
-                return Ok(vec![bind(mount, &source, mount.destination())]);
+                attach(clone.as_fd(), &view).map_err(failed)?;
+                return Ok(view);
             }
             let Some(hierarchy) = below.components().next() else {
                 continue;
             };
-            make_target(clone.as_fd(), &view.join(hierarchy)).map_err(failed)?;
+            let target = view.join(hierarchy);
+            make_target(clone.as_fd(), &target).map_err(failed)?;
+            attach(clone.as_fd(), &target).map_err(failed)?;
             link_controllers(&view, hierarchy.as_os_str()).map_err(failed)?;
-            mounts.push(bind(mount, &source, &mount.destination().join(hierarchy)));
         }
-        Ok(mounts)
+        Ok(view)
     }
 }
 
-/// Takes cgroup filesystems out of this mount namespace.
+/// Takes cgroup filesystems out of the mount namespace of libcontainer's own
+/// processes.
 pub(crate) fn hide(bundle: &Bundle) -> Result<(), LaunchError> {
-    let failed = |errno| LaunchError::failed("hide cgroups from libcontainer", errno);
+    let failed = |error: &dyn std::fmt::Display| {
+        LaunchError::failed("hide cgroups from libcontainer", error)
+    };
     let nothing = bundle.make_dir("no-cgroups")?;
-    match rustix::mount::unmount(ROOT, UnmountFlags::DETACH) {
-        // Not a mount point: there are no cgroups at all.
-        Ok(()) | Err(Errno::INVAL) => {}
-        Err(errno) => return Err(failed(errno)),
+    unmount(Path::new(ROOT)).map_err(|errno| failed(&errno))?;
+    let clone = clone_tree(&nothing).map_err(|errno| failed(&errno))?;
+    attach(clone.as_fd(), Path::new(ROOT)).map_err(|errno| failed(&errno))?;
+    let mountinfo = || std::fs::read_to_string("/proc/self/mountinfo");
+    let left = mountinfo().map_err(|error| failed(&error))?;
+    for point in left.lines().filter_map(cgroup_mount) {
+        unmount(&point).map_err(|errno| failed(&errno))?;
     }
-    let clone = clone_tree(&nothing).map_err(failed)?;
-    attach(clone.as_fd(), Path::new(ROOT)).map_err(failed)
+    Ok(())
+}
+
+fn unmount(point: &Path) -> Result<(), Errno> {
+    match rustix::mount::unmount(point, UnmountFlags::DETACH) {
+        // Not a mount point, or gone with one above it.
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// The mount point of a line of mountinfo that is a cgroup filesystem.
+fn cgroup_mount(line: &str) -> Option<PathBuf> {
+    let (_, kind) = line.split_once(" - ")?;
+    let is_cgroup = kind.starts_with("cgroup ") || kind.starts_with("cgroup2 ");
+    is_cgroup.then(|| mount_point(line)).flatten()
 }
 
 fn is_cgroup(mount: &Mount) -> bool {
@@ -135,23 +144,13 @@ fn is_hierarchy(dir: &Path) -> bool {
     dir.join("cgroup.procs").exists()
 }
 
-/// A bind mount with the flags of a cgroup mount.
-fn bind(like: &Mount, source: &Path, destination: &Path) -> Mount {
-    let mut options = vec!["bind".to_owned()];
-    for option in like.options().iter().flatten() {
-        if matches!(
-            option.as_str(),
-            "ro" | "nosuid" | "nodev" | "noexec" | "relatime"
-        ) {
-            options.push(option.clone());
-        }
-    }
-    let mut mount = Mount::default();
-    mount.set_destination(destination.to_owned());
-    mount.set_typ(Some("bind".to_owned()));
-    mount.set_source(Some(source.to_owned()));
-    mount.set_options(Some(options));
-    mount
+/// Flags for the top alone would leave the mounts below it writable.
+fn recursive(options: &[String]) -> Vec<String> {
+    let each = options.iter().map(|option| match option.as_str() {
+        flag @ ("ro" | "nosuid" | "nodev" | "noexec" | "relatime") => format!("r{flag}"),
+        other => other.to_owned(),
+    });
+    each.chain(["rbind".to_owned()]).collect()
 }
 
 /// `cpu,cpuacct` is found as `cpu` and as `cpuacct`, too.
@@ -166,13 +165,28 @@ fn link_controllers(view: &Path, hierarchy: &OsStr) -> Result<(), Errno> {
     Ok(())
 }
 
-fn clone_tree(dir: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    rustix::mount::open_tree(CWD, dir, flags)
-}
-
 /// Writes an existing file at once.
 pub(crate) fn write(path: &Path, text: &[u8]) -> Result<(), Errno> {
     let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::retry_on_intr(|| rustix::io::write(&file, text)).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_reach_every_hierarchy() {
+        let options = ["ro", "nosuid"].map(str::to_owned);
+        assert_eq!(recursive(&options), ["rro", "rnosuid", "rbind"]);
+    }
+
+    #[test]
+    fn cgroup_filesystems_are_found_wherever_they_are() {
+        let line = "31 23 0:28 / /sys/fs/cgroup\\040x rw shared:9 - cgroup cgroup rw,cpu";
+        assert_eq!(cgroup_mount(line), Some(PathBuf::from("/sys/fs/cgroup x")));
+        let line = "31 23 0:28 / /x rw - cgroup2 cgroup rw";
+        assert_eq!(cgroup_mount(line), Some(PathBuf::from("/x")));
+        assert_eq!(cgroup_mount("31 23 0:28 / /x rw - tmpfs cgroup rw"), None);
+    }
 }

@@ -73,6 +73,12 @@ fn check_linux(linux: &Linux) -> Result<(), LaunchError> {
         let message = "libcontainer cannot bind the kubelet's files in a user namespace";
         return Err(refuse("linux.namespaces.user", message));
     }
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let mount = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
+    if mount.is_none_or(|namespace| namespace.path().is_some()) {
+        let message = "a container needs a mount namespace of its own";
+        return Err(refuse("linux.namespaces.mount", message));
+    }
     if linux
         .mount_label()
         .as_ref()
@@ -161,11 +167,11 @@ fn check_hooks(spec: &Spec) -> Result<(), LaunchError> {
 mod tests {
     use super::*;
 
-    fn refused(json: serde_json::Value) -> Option<String> {
+    fn refused(json: &serde_json::Value) -> Option<String> {
         let mut spec = serde_json::json!({
             "ociVersion": "1.2.0",
             "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/" },
-            "linux": {},
+            "linux": { "namespaces": [{ "type": "mount" }] },
         });
         for (key, value) in json.as_object().unwrap() {
             for (inner, value) in value.as_object().unwrap_or(&serde_json::Map::new()) {
@@ -195,9 +201,9 @@ mod tests {
 
     #[test]
     fn plain_specs_pass() {
-        assert_eq!(refused(serde_json::json!({})), None);
+        assert_eq!(refused(&serde_json::json!({})), None);
         assert_eq!(
-            refused(mounts(&["rbind", "ro", "rprivate", "rro", "nosuid"])),
+            refused(&mounts(&["rbind", "ro", "rprivate", "rro", "nosuid"])),
             None
         );
     }
@@ -205,6 +211,8 @@ mod tests {
     #[test]
     fn everything_that_would_be_ignored_is_named() {
         let namespaces = serde_json::json!([{ "type": "user" }]);
+        let none = serde_json::json!([{ "type": "pid" }]);
+        let shared = serde_json::json!([{ "type": "mount", "path": "/x" }]);
         for (json, what) in [
             (
                 serde_json::json!({"process": {"selinuxLabel": "a"}}),
@@ -213,6 +221,14 @@ mod tests {
             (
                 serde_json::json!({"linux": {"namespaces": namespaces}}),
                 "linux.namespaces.user",
+            ),
+            (
+                serde_json::json!({"linux": {"namespaces": none}}),
+                "linux.namespaces.mount",
+            ),
+            (
+                serde_json::json!({"linux": {"namespaces": shared}}),
+                "linux.namespaces.mount",
             ),
             (
                 serde_json::json!({"linux": {"mountLabel": "a"}}),
@@ -236,7 +252,7 @@ mod tests {
                 "mounts[1].options.nosymfollow (/x)",
             ),
         ] {
-            assert_eq!(refused(json).as_deref(), Some(what));
+            assert_eq!(refused(&json).as_deref(), Some(what));
         }
     }
 

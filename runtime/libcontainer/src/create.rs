@@ -69,6 +69,8 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
     let bundle = Bundle::make(PathBuf::from(std::ffi::OsString::from_vec(work_dir)))?;
     let plan = fill(&bundle, &mut spec, &create, fds)?;
     cgroups.provide_view(&mut spec, &bundle)?;
+    let namespace = bundle.leave()?;
+    spec::set_mount_namespace(&mut spec, &namespace)?;
     write_config(&bundle, &spec)?;
     let console = create
         .tty
@@ -118,7 +120,6 @@ fn fill(
     let mut sources = Vec::with_capacity(create.mounts.len());
     for mount in &create.mounts {
         let index = usize::try_from(mount.index).unwrap_or(usize::MAX);
-        let path = bundle.attach_source(index, &fds.take(mount.fd, "a mount")?)?;
         let target = spec
             .mounts_mut()
             .as_mut()
@@ -126,6 +127,9 @@ fn fill(
         let target = target.ok_or_else(|| {
             LaunchError::failed("read the order", format!("the spec has no mounts[{index}]"))
         })?;
+        let source = fds.take(mount.fd, "a mount")?;
+        propagation::limit(&source, target)?;
+        let path = bundle.attach_source(index, &source)?;
         target.set_source(Some(path.clone()));
         sources.push((index, path));
     }

@@ -1,73 +1,76 @@
 //! Which devices the container may use.
 //!
-//! Owns the rules of the v1 controller. They are written before anything runs
-//! in the cgroup. A machine that cannot enforce rules gets no container.
+//! Owns the way from the spec's rules into force: the v1 controller where there
+//! is one, else a program on the v2 cgroup. Both before anything runs in the
+//! cgroup. A machine that can enforce neither gets no container with rules.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use libcontainer::oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, Spec};
+use runtime::devices::{Access, Kind, Rule, compile};
 use runtime::launcher::LaunchError;
+use runtime::sys::bpf::{attach_device_program, load_device_program};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::cgroups::{Cgroups, write};
 
 /// What every container may use, whatever its rules say: making any node,
 /// which is no access to it, and devices that harm nobody.
-const ALWAYS: [&str; 11] = [
-    "c *:* m",
-    "b *:* m",
-    "c 1:3 rwm",
-    "c 1:5 rwm",
-    "c 1:7 rwm",
-    "c 1:8 rwm",
-    "c 1:9 rwm",
-    "c 5:0 rwm",
-    "c 5:1 rwm",
-    "c 5:2 rwm",
-    "c 136:* rwm",
+const ALWAYS: [(Kind, Option<u32>, Option<u32>, &str); 11] = [
+    (Kind::Char, None, None, "m"),
+    (Kind::Block, None, None, "m"),
+    (Kind::Char, Some(1), Some(3), "rwm"),
+    (Kind::Char, Some(1), Some(5), "rwm"),
+    (Kind::Char, Some(1), Some(7), "rwm"),
+    (Kind::Char, Some(1), Some(8), "rwm"),
+    (Kind::Char, Some(1), Some(9), "rwm"),
+    (Kind::Char, Some(5), Some(0), "rwm"),
+    (Kind::Char, Some(5), Some(1), "rwm"),
+    (Kind::Char, Some(5), Some(2), "rwm"),
+    (Kind::Char, Some(136), None, "rwm"),
 ];
-
-/// One rule in the kernel's words.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Rule {
-    allow: bool,
-    text: String,
-}
 
 /// Puts the spec's rules in force.
 pub(crate) fn enforce(spec: &Spec, cgroups: &Cgroups) -> Result<(), LaunchError> {
     let rules = rules(spec)?;
-    let controller = cgroups
-        .dirs()
-        .iter()
-        .find(|dir| dir.join("devices.allow").exists());
-    let Some(dir) = controller else {
-        if rules.first().is_some_and(|rule| rule.allow) {
-            // Everything is allowed, as it is without a controller.
-            return Ok(());
-        }
-        let message = "there is no v1 devices controller among the container's cgroups";
-        let what = "linux.resources.devices".to_owned();
+    let find = |file: &str| cgroups.dirs().iter().find(|dir| dir.join(file).exists());
+    if let Some(dir) = find("devices.allow") {
+        return rules.iter().try_for_each(|rule| {
+            apply_v1(dir, rule).map_err(|errno| {
+                LaunchError::failed("restrict devices", format!("{}: {errno}", rule.v1_text()))
+            })
+        });
+    }
+    if rules.iter().all(|rule| rule.allow) {
+        // Everything is allowed, as it is without a program.
+        return Ok(());
+    }
+    let Some(dir) = find("cgroup.controllers") else {
+        let message = "the container has neither a v1 devices cgroup nor a v2 cgroup".to_owned();
         return Err(LaunchError::Unsupported {
-            what,
-            message: message.to_owned(),
+            what: "linux.resources.devices".into(),
+            message,
         });
     };
-    for rule in &rules {
-        apply(dir, rule).map_err(|errno| {
-            LaunchError::failed("restrict devices", format!("{}: {errno}", rule.text))
-        })?;
-    }
-    Ok(())
+    apply_v2(dir, &rules).map_err(|errno| LaunchError::failed("restrict devices", errno))
 }
 
-fn apply(dir: &Path, rule: &Rule) -> Result<(), Errno> {
+fn apply_v1(dir: &Path, rule: &Rule) -> Result<(), Errno> {
     let file = if rule.allow {
         "devices.allow"
     } else {
         "devices.deny"
     };
-    write(&dir.join(file), rule.text.as_bytes())
+    write(&dir.join(file), rule.v1_text().as_bytes())
+}
+
+fn apply_v2(dir: &Path, rules: &[Rule]) -> Result<(), Errno> {
+    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+    let cgroup = rustix::fs::open(dir, flags, Mode::empty())?;
+    let program = load_device_program(&compile(rules))?;
+    attach_device_program(cgroup.as_fd(), program.as_fd())
 }
 
 /// The spec's rules and those of every container. No rules at all mean that
@@ -83,110 +86,95 @@ fn rules(spec: &Spec) -> Result<Vec<Rule>, LaunchError> {
         .flatten()
         .map(rule)
         .collect::<Result<_, LaunchError>>()?;
-    if !rules.first().is_some_and(|rule| rule.text == "a *:* rwm") {
-        rules.insert(
-            0,
-            Rule {
-                allow: false,
-                text: "a *:* rwm".to_owned(),
-            },
-        );
+    let about_everything =
+        |rule: &Rule| *rule == Rule::everything(true) || *rule == Rule::everything(false);
+    if !rules.first().is_some_and(about_everything) {
+        rules.insert(0, Rule::everything(false));
     }
-    let everything = rules.len() == 1 && rules.first().is_some_and(|rule| rule.allow);
-    if !everything {
-        rules.extend(ALWAYS.iter().map(|text| Rule {
-            allow: true,
-            text: (*text).to_owned(),
+    if rules != [Rule::everything(true)] {
+        rules.extend(ALWAYS.iter().filter_map(|(kind, major, minor, access)| {
+            let access = Access::parse(access)?;
+            Some(Rule {
+                allow: true,
+                kind: *kind,
+                major: *major,
+                minor: *minor,
+                access,
+            })
         }));
     }
     Ok(rules)
 }
 
 fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, LaunchError> {
-    let access = device.access().as_deref().unwrap_or("rwm");
-    if access.is_empty() || !access.chars().all(|letter| "rwm".contains(letter)) {
-        return Err(LaunchError::failed(
-            "read device rules",
-            format!("access {access:?}"),
-        ));
-    }
+    let failed = |message: String| LaunchError::failed("read device rules", message);
+    let letters = device.access().as_deref().unwrap_or("rwm");
+    let access =
+        Access::parse(letters).ok_or_else(|| failed(format!("access {letters:?} is none")))?;
     let kind = match device.typ() {
-        Some(LinuxDeviceType::B) => 'b',
-        Some(LinuxDeviceType::C | LinuxDeviceType::U) => 'c',
-        Some(LinuxDeviceType::A) | None => 'a',
-        Some(LinuxDeviceType::P) => {
-            return Err(LaunchError::failed(
-                "read device rules",
-                "a pipe is no device",
-            ));
-        }
+        Some(LinuxDeviceType::B) => Kind::Block,
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Kind::Char,
+        Some(LinuxDeviceType::A) | None => Kind::All,
+        Some(LinuxDeviceType::P) => return Err(failed("a pipe is no device".to_owned())),
     };
-    let number = |number: Option<i64>| match number {
-        Some(number) if number >= 0 => number.to_string(),
-        _ => "*".to_owned(),
-    };
-    let (major, minor) = (number(device.major()), number(device.minor()));
-    let all = kind == 'a' && major == "*" && minor == "*";
-    // The kernel takes "a" for everything, whatever else is said.
-    if kind == 'a' && (!all || !is_full(access)) {
-        let message = "a rule for all kinds of devices must be for all numbers and accesses";
-        return Err(LaunchError::failed("read device rules", message));
-    }
-    let access = if all { "rwm" } else { access };
-    Ok(Rule {
+    // Negative numbers mean any.
+    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    let rule = Rule {
         allow: device.allow(),
-        text: format!("{kind} {major}:{minor} {access}"),
-    })
-}
-
-fn is_full(access: &str) -> bool {
-    ['r', 'w', 'm']
-        .iter()
-        .all(|letter| access.contains(*letter))
+        kind,
+        major: number(device.major()),
+        minor: number(device.minor()),
+        access,
+    };
+    // The v1 controller takes "a" for everything, whatever else is said.
+    if kind == Kind::All && rule != Rule::everything(rule.allow) {
+        let message = "a rule for all kinds of devices must be for all numbers and accesses";
+        return Err(failed(message.to_owned()));
+    }
+    Ok(rule)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(devices: serde_json::Value) -> Result<Vec<(bool, String)>, LaunchError> {
+    fn parse(devices: &serde_json::Value) -> Result<Vec<(bool, String)>, LaunchError> {
         let spec: Spec = serde_json::from_value(serde_json::json!({
             "ociVersion": "1.2.0", "linux": { "resources": { "devices": devices } }
         }))
         .unwrap();
         Ok(rules(&spec)?
             .into_iter()
-            .map(|rule| (rule.allow, rule.text))
+            .map(|rule| (rule.allow, rule.v1_text()))
             .collect())
-    }
-
-    fn always() -> impl Iterator<Item = (bool, String)> {
-        ALWAYS.iter().map(|text| (true, (*text).to_owned()))
     }
 
     #[test]
     fn no_rules_mean_the_harmless_devices_only() {
-        let denied = (false, "a *:* rwm".to_owned());
-        let expected: Vec<_> = std::iter::once(denied).chain(always()).collect();
-        assert_eq!(parse(serde_json::json!([])).unwrap(), expected);
-        assert_eq!(
-            parse(serde_json::json!([{"allow": false, "access": "rwm"}])).unwrap(),
-            expected
-        );
+        for none in [
+            serde_json::json!([]),
+            serde_json::json!([{"allow": false, "access": "rwm"}]),
+        ] {
+            let rules = parse(&none).unwrap();
+            assert_eq!(rules[0], (false, "a *:* rwm".to_owned()));
+            assert_eq!(rules.len(), 1 + ALWAYS.len());
+            assert!(rules[1..].iter().all(|(allow, _)| *allow));
+            assert!(rules.contains(&(true, "c 1:3 rwm".to_owned())));
+        }
     }
 
     #[test]
     fn allowing_everything_needs_no_more() {
-        let rules = parse(serde_json::json!([{"allow": true, "access": "rwm"}])).unwrap();
+        let rules = parse(&serde_json::json!([{"allow": true, "access": "rwm"}])).unwrap();
         assert_eq!(rules, [(true, "a *:* rwm".to_owned())]);
     }
 
     #[test]
     fn single_devices_keep_their_order() {
-        let rules = parse(serde_json::json!([
+        let rules = parse(&serde_json::json!([
             {"allow": false, "access": "rwm"},
             {"allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw"},
-            {"allow": true, "type": "b", "major": 8, "access": "r"},
+            {"allow": true, "type": "b", "major": 8, "minor": -1, "access": "r"},
         ]))
         .unwrap();
         assert_eq!(rules[1], (true, "c 10:229 rw".to_owned()));
@@ -201,7 +189,7 @@ mod tests {
             serde_json::json!({"allow": true, "type": "a", "access": "r"}),
             serde_json::json!({"allow": true, "type": "p", "access": "rwm"}),
         ] {
-            assert!(parse(serde_json::json!([device])).is_err(), "{device}");
+            assert!(parse(&serde_json::json!([device])).is_err(), "{device}");
         }
     }
 }

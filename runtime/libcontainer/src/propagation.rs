@@ -1,6 +1,7 @@
 //! Each mount's own propagation, which libcontainer 0.7 does not know.
 //!
-//! Owns the trick: libcontainer gives all mounts one propagation before it
+//! A given source keeps its propagation as far as the spec allows it. Owns the
+//! trick for that: libcontainer gives all mounts one propagation before it
 //! makes the container's. `slave` leaves private and slave sources as they are;
 //! a shared one (a bidirectional volume) needs `shared`, which makes all others
 //! shared too, in groups of their own. Those are undone when the container's
@@ -9,7 +10,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::Spec;
+use libcontainer::oci_spec::runtime::{Mount, Spec};
 use runtime::launcher::LaunchError;
 use runtime::sys::propagation::{Propagation, set_propagation};
 use rustix::fs::{CWD, Mode, OFlags};
@@ -59,6 +60,22 @@ pub(crate) fn plan(spec: &mut Spec, sources: &[(usize, PathBuf)]) -> Result<Plan
         shared,
         shared_root,
     })
+}
+
+/// Takes from a detached source what the spec does not ask for: a mount that
+/// was opened as a peer of the host's stays one only where the spec says so.
+pub(crate) fn limit(source: &OwnedFd, mount: &Mount) -> Result<(), LaunchError> {
+    let asks = |kind: &str| {
+        let mut options = mount.options().iter().flatten();
+        options.any(|option| option.strip_prefix('r').unwrap_or(option) == kind || option == kind)
+    };
+    let limit = match (asks("shared"), asks("slave")) {
+        (true, _) => return Ok(()),
+        (false, true) => Propagation::Slave,
+        (false, false) => Propagation::Private,
+    };
+    set_propagation(source.as_fd(), limit, true)
+        .map_err(|errno| LaunchError::failed("limit propagation", errno))
 }
 
 impl Plan {
@@ -118,14 +135,17 @@ struct MountLine {
 }
 
 fn parse(line: &str) -> Option<MountLine> {
-    let mut fields = line.split(' ');
-    let point = unescape(fields.nth(4)?);
-    let mut optional = fields.skip(1).take_while(|field| *field != "-");
+    let point = mount_point(line)?;
+    let mut optional = line.split(' ').skip(6).take_while(|field| *field != "-");
     let shared = optional.any(|field| field.starts_with("shared:"));
-    Some(MountLine {
-        point: PathBuf::from(point),
-        shared,
-    })
+    Some(MountLine { point, shared })
+}
+
+/// The mount point of a line of mountinfo.
+pub(crate) fn mount_point(line: &str) -> Option<PathBuf> {
+    line.split(' ')
+        .nth(4)
+        .map(|field| PathBuf::from(unescape(field)))
 }
 
 /// Blanks and the like are written as three octal digits.

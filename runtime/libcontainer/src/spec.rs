@@ -3,11 +3,11 @@
 //! Owns the differences to what the engine sent: each closes a gap of
 //! libcontainer or takes something over that it would do worse.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{
-    Capabilities, LinuxCapabilitiesBuilder, Process, Root, Spec,
+    Capabilities, LinuxCapabilitiesBuilder, LinuxNamespaceType, Process, Root, Spec,
 };
 use runtime::launcher::LaunchError;
 
@@ -15,6 +15,9 @@ use runtime::launcher::LaunchError;
 const MAX_SPEC: u64 = runtime::protocol::MAX_SPILLED;
 /// A cgroup path that exists nowhere; see the module `cgroups`.
 const NO_CGROUP: &str = "/slipway-libcontainer-makes-no-cgroups";
+
+/// `check` refuses these before.
+const NO_MOUNT_NAMESPACE: &str = "it has no mount namespace";
 
 /// What the helper does itself, taken out of the spec.
 #[derive(Debug)]
@@ -81,6 +84,21 @@ pub(crate) fn set_root(spec: &mut Spec, rootfs: &Path) {
     spec.set_root(Some(root));
 }
 
+/// Lets the container's processes enter a mount namespace that is prepared,
+/// instead of a new one.
+pub(crate) fn set_mount_namespace(spec: &mut Spec, namespace: &OwnedFd) -> Result<(), LaunchError> {
+    let mut namespaces = spec
+        .linux_mut()
+        .iter_mut()
+        .flat_map(|linux| linux.namespaces_mut().iter_mut().flatten());
+    let mount = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
+    let mount = mount.ok_or_else(|| LaunchError::failed("read the spec", NO_MOUNT_NAMESPACE))?;
+    // The process that enters has the descriptor, as all that come from here.
+    let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    mount.set_path(Some(PathBuf::from(path)));
+    Ok(())
+}
+
 fn prepare_process(process: &mut Process, tty: bool) -> Result<Wishes, LaunchError> {
     let bytes = |list: &Option<Vec<String>>| -> Vec<Vec<u8>> {
         list.iter()
@@ -135,7 +153,7 @@ fn no_capabilities() -> Result<libcontainer::oci_spec::runtime::LinuxCapabilitie
 mod tests {
     use super::*;
 
-    fn spec(process: serde_json::Value) -> Spec {
+    fn spec(process: &serde_json::Value) -> Spec {
         let json = serde_json::json!({
             "ociVersion": "1.2.0", "process": process, "linux": { "resources": {} }
         });
@@ -144,7 +162,7 @@ mod tests {
 
     #[test]
     fn gaps_are_closed_and_wishes_kept() {
-        let mut spec = spec(serde_json::json!({
+        let mut spec = spec(&serde_json::json!({
             "user": { "uid": 5, "gid": 6 }, "cwd": "/", "args": ["sh"],
             "env": ["A=1", "HOME=", "A=2"], "oomScoreAdj": -5, "noNewPrivileges": false,
         }));
@@ -167,7 +185,7 @@ mod tests {
 
     #[test]
     fn forbidding_new_privileges_stays() {
-        let mut spec = spec(serde_json::json!({
+        let mut spec = spec(&serde_json::json!({
             "user": { "uid": 0, "gid": 0 }, "cwd": "/", "noNewPrivileges": true,
         }));
         assert!(prepare(&mut spec, false).unwrap().no_new_privileges);

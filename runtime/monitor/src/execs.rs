@@ -13,11 +13,9 @@ use runtime::protocol::{
 use rustix::process::Pid;
 
 use crate::connection::ReplyTo;
-use crate::container::{raw, send_signal};
+use crate::container::{KILL, raw, send_signal};
 use crate::monitor::Monitor;
 
-/// SIGKILL.
-const KILL: i32 = 9;
 /// A second look finds what was born between a look and its kill; what has a
 /// kill pending cannot have children any more.
 const KILL_ROUNDS: usize = 3;

@@ -55,7 +55,7 @@ pub(crate) fn start() -> Result<Pid, Errno> {
     if wait_ready(&ready) {
         return Ok(child.pid);
     }
-    let _gone = crate::container::send_signal(child.pid, 9);
+    let _gone = crate::container::send_signal(child.pid, crate::container::KILL);
     Err(Errno::CHILD)
 }
 

@@ -9,6 +9,7 @@ mod connection;
 mod container;
 mod execs;
 mod init;
+mod life;
 mod monitor;
 mod output;
 mod reactor;

@@ -55,10 +55,18 @@ pub(crate) fn set_up(
     } else {
         None
     };
-    let socket = listen(path(&setup.state_dir))?;
-    reactor
-        .watch(socket.listener.as_fd(), Source::Listener)
-        .map_err(|errno| failed("watch the socket", errno))?;
+    let listening = listen(path(&setup.state_dir)).and_then(|socket| {
+        let watched = reactor.watch(socket.listener.as_fd(), Source::Listener);
+        watched
+            .map(|_| socket)
+            .map_err(|errno| failed("watch the socket", errno))
+    });
+    let socket = listening.inspect_err(|_| {
+        // It would outlive the monitor.
+        if let Some(init) = init {
+            let _gone = crate::container::send_signal(init, crate::container::KILL);
+        }
+    })?;
     let pod = Pod {
         id: setup.pod.clone(),
         exit_dir: path(&setup.exit_dir).to_owned(),

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use super::error::BinariesError;
 use crate::launcher::version_line;
-use crate::protocol::sealed_memfd;
+use crate::protocol::sealed_executable;
 
 /// Sealed copies of `slipway-monitor` and `slipway-libcontainer`.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ fn load_one(dir: &Path, name: &str) -> Result<OwnedFd, BinariesError> {
         path: path.clone(),
         source,
     })?;
-    let memfd = sealed_memfd(name, &bytes).map_err(|source| BinariesError::Copy {
+    let memfd = sealed_executable(name, &bytes).map_err(|source| BinariesError::Copy {
         path: path.clone(),
         source,
     })?;

@@ -58,6 +58,15 @@ impl Connection {
         body: Body,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Incoming, MonitorError> {
+        self.begin(body, fds).await?.answer().await
+    }
+
+    /// Sends a request. Its descriptors may be closed before the answer.
+    pub(super) async fn begin(
+        &self,
+        body: Body,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Pending<'_>, MonitorError> {
         let request = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
         let (answer, answered) = oneshot::channel();
         self.shared
@@ -66,9 +75,12 @@ impl Connection {
             .as_mut()
             .ok_or(MonitorError::Gone)?
             .insert(request, answer);
-        let _forget = Forget {
-            shared: &self.shared,
-            request,
+        let pending = Pending {
+            answered,
+            _forget: Forget {
+                shared: &self.shared,
+                request,
+            },
         };
         let envelope = Envelope {
             version: protocol::VERSION,
@@ -78,15 +90,7 @@ impl Connection {
             ..Envelope::default()
         };
         self.shared.send(&envelope, fds).await?;
-        let mut incoming = answered.await.map_err(|_closed| MonitorError::Gone)?;
-        if let Some(Body::Failure(failure)) = incoming
-            .envelope
-            .body
-            .take_if(|body| matches!(body, Body::Failure(_)))
-        {
-            return Err(MonitorError::from(*failure));
-        }
-        Ok(incoming)
+        Ok(pending)
     }
 
     /// The end of this connection is asked for: it is no reason to worry.
@@ -156,7 +160,30 @@ impl Shared {
     }
 }
 
+/// A request that was sent. Dropping it forgets the answer.
+#[derive(Debug)]
+pub(super) struct Pending<'a> {
+    answered: oneshot::Receiver<Incoming>,
+    _forget: Forget<'a>,
+}
+
+impl Pending<'_> {
+    /// Waits for the answer.
+    pub(super) async fn answer(self) -> Result<Incoming, MonitorError> {
+        let mut incoming = self.answered.await.map_err(|_closed| MonitorError::Gone)?;
+        let failure = incoming
+            .envelope
+            .body
+            .take_if(|body| matches!(body, Body::Failure(_)));
+        match failure {
+            Some(Body::Failure(failure)) => Err(MonitorError::from(*failure)),
+            _ => Ok(incoming),
+        }
+    }
+}
+
 /// Forgets a request whose future was dropped.
+#[derive(Debug)]
 struct Forget<'a> {
     shared: &'a Shared,
     request: u64,

@@ -173,8 +173,8 @@ impl From<Failure> for MonitorError {
             errno: _,
         } = failure;
         match kind {
-            FailureKind::Internal => Self::Internal(join(subject, &message)),
-            FailureKind::Protocol => Self::Protocol(join(subject, &message)),
+            FailureKind::Internal => Self::Internal(join(&subject, &message)),
+            FailureKind::Protocol => Self::Protocol(join(&subject, &message)),
             FailureKind::UnknownContainer => Self::UnknownContainer(subject),
             FailureKind::NotRunning => Self::NotRunning(subject),
             FailureKind::WrongState => Self::WrongState {
@@ -200,7 +200,7 @@ impl From<Failure> for MonitorError {
     }
 }
 
-fn join(subject: String, message: &str) -> String {
+fn join(subject: &str, message: &str) -> String {
     if subject.is_empty() {
         message.to_owned()
     } else {

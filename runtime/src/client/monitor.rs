@@ -155,12 +155,11 @@ impl Monitor {
     pub async fn create(&self, c: CreateContainer) -> Result<Created, MonitorError> {
         let spec = convert::spec_memfd(&c.spec)?;
         let mut fds = Vec::new();
-        let request = convert::create(&c, &mut fds, spec.as_fd())?;
-        let answer = self
-            .inner
-            .connection
-            .ask(Body::Create(Box::new(request)), &fds)
-            .await?;
+        let request = Body::Create(Box::new(convert::create(&c, &mut fds, spec.as_fd())?));
+        let pending = self.inner.connection.begin(request, &fds).await?;
+        drop(fds);
+        drop((c, spec));
+        let answer = pending.answer().await?;
         let Some(Body::Created(created)) = answer.envelope.body else {
             return Err(unexpected("create"));
         };
@@ -206,13 +205,12 @@ impl Monitor {
     /// `NotRunning`, or `Launch` when it could not be made.
     pub async fn exec(&self, e: ExecProcess) -> Result<ExecExit, MonitorError> {
         let mut fds = Vec::new();
-        let request = convert::exec(&e, &mut fds)?;
-        let answer = self
-            .inner
-            .connection
-            .ask(Body::Exec(Box::new(request)), &fds)
-            .await?;
-        match answer.envelope.body {
+        let request = Body::Exec(Box::new(convert::exec(&e, &mut fds)?));
+        let pending = self.inner.connection.begin(request, &fds).await?;
+        // The streams are the process's alone now: who reads them sees its end.
+        drop(fds);
+        drop(e);
+        match pending.answer().await?.envelope.body {
             Some(Body::ExecEnded(ended)) if ended.timed_out => Ok(ExecExit::TimedOut),
             Some(Body::ExecEnded(ended)) => Ok(ExecExit::Exited { code: ended.code }),
             _ => Err(unexpected("exec")),

@@ -85,7 +85,13 @@ impl LogFile {
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // A pipe in the place of a file would keep the monitor waiting for ever.
+    let flags = OFlags::NONBLOCK
+        | OFlags::WRONLY
+        | OFlags::APPEND
+        | OFlags::CREATE
+        | OFlags::CLOEXEC
+        | OFlags::NOCTTY;
     rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP)
 }
 
@@ -123,6 +129,15 @@ mod tests {
             std::fs::read(dir.path().join("moved/0.log")).unwrap(),
             b"one\n"
         );
+    }
+
+    #[test]
+    fn pipe_in_the_place_of_a_log_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        assert!(matches!(LogFile::open(&path), Err(Errno::NXIO)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod socket;
 pub use messages::*;
 pub use socket::{
     Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, receive,
-    sealed_memfd, send,
+    sealed_executable, sealed_memfd, send,
 };
 
 /// The version that this build speaks.

@@ -25,6 +25,9 @@ pub const MAX_INLINE: usize = 32 * 1024;
 /// Largest envelope that travels in a memfd.
 pub const MAX_SPILLED: u64 = 16 * 1024 * 1024;
 
+/// Memory that can be sealed.
+const SEALABLE: MemfdFlags = MemfdFlags::CLOEXEC.union(MemfdFlags::ALLOW_SEALING);
+
 /// What can go wrong with a packet.
 #[derive(Debug, thiserror::Error)]
 pub enum ProtocolError {
@@ -193,7 +196,24 @@ pub fn send(
 /// # Errors
 /// The kernel refuses the memory.
 pub fn sealed_memfd(name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
-    let memfd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    seal(rustix::fs::memfd_create(name, SEALABLE)?, bytes)
+}
+
+/// The same, to be executed.
+///
+/// # Errors
+/// The kernel refuses the memory.
+pub fn sealed_executable(name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
+    // Machines may be set up to make memfds not executable unless asked to;
+    // kernels before 6.3 do not know the question.
+    let memfd = match rustix::fs::memfd_create(name, SEALABLE | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => rustix::fs::memfd_create(name, SEALABLE)?,
+        other => other?,
+    };
+    seal(memfd, bytes)
+}
+
+fn seal(memfd: OwnedFd, bytes: &[u8]) -> Result<OwnedFd, Errno> {
     let mut rest = bytes;
     while !rest.is_empty() {
         let written = rustix::io::retry_on_intr(|| rustix::io::write(&memfd, rest))?;

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "engine")]
 pub(crate) mod async_fd;
+pub mod bpf;
 pub mod bytes;
 pub mod execve;
 pub mod fds;

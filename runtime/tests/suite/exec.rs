@@ -14,7 +14,7 @@ async fn sleeper(pod: &mut Pod) -> TestContainer {
 }
 
 /// Exit codes and signals come back, both streams too.
-pub async fn exit_and_output_come_back(launcher: LauncherKind) {
+pub(crate) async fn exit_and_output_come_back(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let ended = pod
@@ -40,7 +40,7 @@ pub async fn exit_and_output_come_back(launcher: LauncherKind) {
 }
 
 /// The process is in every namespace of the container.
-pub async fn namespaces_are_the_containers(launcher: LauncherKind) {
+pub(crate) async fn namespaces_are_the_containers(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let script = "for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; hostname; \
@@ -63,7 +63,7 @@ pub async fn namespaces_are_the_containers(launcher: LauncherKind) {
 }
 
 /// Input is read to its end; without any there is an empty one.
-pub async fn input_is_given(launcher: LauncherKind) {
+pub(crate) async fn input_is_given(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let ended = pod
@@ -87,7 +87,7 @@ pub async fn input_is_given(launcher: LauncherKind) {
 }
 
 /// A user that is not root can open its own output again by name.
-pub async fn users_can_open_their_output(launcher: LauncherKind) {
+pub(crate) async fn users_can_open_their_output(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let user = json!({ "uid": 1000, "gid": 1000 });
     let script = "echo a >/proc/self/fd/1; echo b >/dev/stderr";
@@ -108,7 +108,7 @@ pub async fn users_can_open_their_output(launcher: LauncherKind) {
 }
 
 /// Programs that cannot be executed are named, as at the start.
-pub async fn missing_program_is_named(launcher: LauncherKind) {
+pub(crate) async fn missing_program_is_named(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let result = pod.exec(&container, &TestSpec::new(&["nothing"])).await;
@@ -127,7 +127,7 @@ pub async fn missing_program_is_named(launcher: LauncherKind) {
 }
 
 /// A working directory cannot lead out by a descriptor of the monitor.
-pub async fn working_directory_never_leads_out(launcher: LauncherKind) {
+pub(crate) async fn working_directory_never_leads_out(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     for number in 3..40 {
@@ -140,10 +140,9 @@ pub async fn working_directory_never_leads_out(launcher: LauncherKind) {
 }
 
 /// A timeout kills the whole session, and only that.
-pub async fn timeout_kills_the_session(launcher: LauncherKind) {
+pub(crate) async fn timeout_kills_the_session(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
-    let before = container.cgroup.pids();
     let started = Instant::now();
     let ended = pod
         .exec_with(
@@ -156,7 +155,7 @@ pub async fn timeout_kills_the_session(launcher: LauncherKind) {
     assert_eq!(ended.exit, ExecExit::TimedOut);
     assert!(started.elapsed() >= Duration::from_millis(300));
     assert!(
-        wait_until(|| container.cgroup.pids() == before),
+        wait_until(|| container.cgroup.pids() == [container.created.pid]),
         "{:?}",
         container.cgroup.pids()
     );
@@ -171,7 +170,7 @@ pub async fn timeout_kills_the_session(launcher: LauncherKind) {
 }
 
 /// A container that ended takes no more processes.
-pub async fn ended_container_takes_no_process(launcher: LauncherKind) {
+pub(crate) async fn ended_container_takes_no_process(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.run(&TestSpec::shell("exit 0")).await;
     pod.exit(&container).await;
@@ -181,7 +180,7 @@ pub async fn ended_container_takes_no_process(launcher: LauncherKind) {
 }
 
 /// The container's end ends what was run in it, and the caller learns it.
-pub async fn end_of_the_container_ends_its_processes(launcher: LauncherKind) {
+pub(crate) async fn end_of_the_container_ends_its_processes(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let monitor = pod.monitor.clone();
@@ -203,7 +202,7 @@ pub async fn end_of_the_container_ends_its_processes(launcher: LauncherKind) {
 }
 
 /// Many at once all come back.
-pub async fn many_at_once_come_back(launcher: LauncherKind) {
+pub(crate) async fn many_at_once_come_back(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
     let pod = std::sync::Arc::new(pod);
@@ -229,4 +228,27 @@ pub async fn many_at_once_come_back(launcher: LauncherKind) {
     }
     drop(container);
     std::sync::Arc::into_inner(pod).unwrap().end().await;
+}
+
+/// Output ends with the process, while others still run.
+pub(crate) async fn output_ends_with_the_process(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = sleeper(&mut pod).await;
+    // The shell closes its output and goes on.
+    let spec = TestSpec::shell("echo a; exec >/dev/null 2>&1; sleep 1000");
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    let running = pod.exec_with(&container, &spec, |request| {
+        request.stdout = rustix::io::dup(&write).unwrap();
+        request.stderr = write;
+    });
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut std::fs::File::from(read), &mut text).unwrap();
+        text
+    });
+    tokio::select! {
+        ended = running => panic!("{ended:?}"),
+        text = reading => assert_eq!(text.unwrap(), "a\n"),
+    }
+    pod.end().await;
 }

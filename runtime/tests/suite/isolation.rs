@@ -6,7 +6,7 @@ use runtime::client::LauncherKind;
 use serde_json::json;
 
 use super::{stdout, unsupported};
-use crate::support::{Ended, Pod, TestSpec};
+use crate::support::{Pod, TestSpec};
 
 /// Fields of /proc/self/status.
 fn status(text: &str) -> BTreeMap<String, String> {
@@ -29,7 +29,7 @@ fn seccomp() -> serde_json::Value {
 }
 
 /// The same as BPF, for processes that are run in the container.
-pub fn seccomp_bpf() -> Vec<u8> {
+pub(crate) fn seccomp_bpf() -> Vec<u8> {
     let mkdir = u32::try_from(libc_mkdir()).unwrap();
     let mkdirat = u32::try_from(libc_mkdirat()).unwrap();
     // Load the number; compare twice; allow or answer EPERM.
@@ -60,86 +60,81 @@ fn libc_mkdirat() -> i32 {
     }
 }
 
+/// A process of many properties.
+fn particular(script: &str, nnp: bool) -> TestSpec {
+    let caps = json!(["CAP_CHOWN", "CAP_NET_RAW"]);
+    let user = json!({ "uid": 1000, "gid": 1001, "additionalGids": [7, 5] });
+    let files = json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]);
+    let sets = json!({
+        "bounding": ["CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"], "effective": caps,
+        "permitted": caps, "inheritable": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"],
+    });
+    TestSpec::shell(script)
+        .set("process.user", user)
+        .set("process.noNewPrivileges", json!(nnp))
+        .set("process.oomScoreAdj", json!(500))
+        .set("process.rlimits", files)
+        .set("process.capabilities", sets)
+        .set("linux.seccomp", seccomp())
+}
+
+/// Shows them, one a line.
+const SHOW_ALL: &str = "cat /proc/self/status; echo Adj: $(cat /proc/self/oom_score_adj); \
+    echo Files: $(ulimit -Sn) $(ulimit -Hn); echo Fds: $(ls /proc/self/fd); \
+    echo Umask: $(umask); echo Session: $(($(cut -d' ' -f6 /proc/$$/stat) == $$)); \
+    mkdir /tmp/x 2>/dev/null && echo Mkdir: yes || echo Mkdir: no";
+
+/// What they should be. A program that is not root keeps its ambient
+/// capabilities over exec; the last descriptor is the directory that is listed.
+const EXPECTED: [(&str, &str); 17] = [
+    ("Uid", "1000\t1000\t1000\t1000"),
+    ("Gid", "1001\t1001\t1001\t1001"),
+    ("Groups", "5 7"),
+    ("CapBnd", "0000000000002021"),
+    ("CapInh", "0000000000000001"),
+    ("CapAmb", "0000000000000001"),
+    ("CapPrm", "0000000000000001"),
+    ("CapEff", "0000000000000001"),
+    ("Seccomp", "2"),
+    ("Seccomp_filters", "1"),
+    ("SigBlk", "0000000000000000"),
+    ("SigIgn", "0000000000000000"),
+    ("Adj", "500"),
+    ("Files", "100 200"),
+    ("Fds", "0 1 2 3"),
+    ("Umask", "0022"),
+    ("Session", "1"),
+];
+
 /// First process and a process that is run are the same kind of thing:
 /// user, groups, capabilities, filter, signals, descriptors, OOM score.
-pub async fn process_is_what_was_asked_for(launcher: LauncherKind) {
+pub(crate) async fn process_is_what_was_asked_for(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
-    let spec = |script: &str, nnp: bool| {
-        let caps = json!(["CAP_CHOWN", "CAP_NET_RAW"]);
-        TestSpec::shell(script)
-            .set(
-                "process.user",
-                json!({ "uid": 1000, "gid": 1001, "additionalGids": [7, 5] }),
-            )
-            .set("process.noNewPrivileges", json!(nnp))
-            .set("process.oomScoreAdj", json!(500))
-            .set(
-                "process.rlimits",
-                json!([{ "type": "RLIMIT_NOFILE", "soft": 100, "hard": 200 }]),
-            )
-            .set(
-                "process.capabilities",
-                json!({
-                    "bounding": ["CAP_CHOWN", "CAP_NET_RAW", "CAP_KILL"], "effective": caps,
-                    "permitted": caps, "inheritable": ["CAP_CHOWN"], "ambient": ["CAP_CHOWN"],
-                }),
-            )
-            .set("linux.seccomp", seccomp())
-    };
-    let script = format!(
-        "{SHOW}; echo Adj: $(cat /proc/self/oom_score_adj); echo Files: $(ulimit -Sn) $(ulimit -Hn); \
-         echo Fds: $(ls /proc/self/fd); echo Umask: $(umask); echo Session: $(($(cut -d' ' -f6 /proc/$$/stat) == $$)); \
-         mkdir /tmp/x 2>/dev/null && echo Mkdir: yes || echo Mkdir: no"
-    );
     for nnp in [true, false] {
-        let wait = format!("{script}; sleep 1000");
-        let container = pod
-            .create_with(&spec(&wait, nnp), |request| {
-                request.seccomp_bpf = Some(seccomp_bpf())
-            })
-            .await
-            .unwrap();
+        let spec = particular(&format!("{SHOW_ALL}; sleep 1000"), nnp);
+        let filter = Some(seccomp_bpf());
+        let created = pod
+            .create_with(&spec, |request| request.seccomp_bpf = filter)
+            .await;
+        let container = created.unwrap();
         pod.start(&container).await;
         container.logged("Mkdir");
         let first = container.log().join("\n").replace("stdout F ", "");
-        let Ended {
-            exit,
-            stdout: second,
-            stderr,
-        } = pod.exec(&container, &spec(&script, nnp)).await.unwrap();
-        assert_eq!(
-            (exit, stderr.as_str()),
-            (runtime::client::ExecExit::Exited { code: 0 }, "")
-        );
-        for (who, text) in [("first", &first), ("second", &second)] {
+        let second = pod
+            .exec(&container, &particular(SHOW_ALL, nnp))
+            .await
+            .unwrap();
+        assert_eq!(second.stderr, "");
+        for (who, text) in [("first", &first), ("second", &second.stdout)] {
             let status = status(text);
-            let check = |field: &str, value: &str| {
+            let nnp_value = if nnp { "1" } else { "0" };
+            let more = [("NoNewPrivs", nnp_value), ("Mkdir", "no")];
+            for (field, value) in EXPECTED.into_iter().chain(more) {
                 assert_eq!(
                     status[field], value,
                     "{field} of the {who} process, nnp {nnp}"
                 );
-            };
-            check("Uid", "1000\t1000\t1000\t1000");
-            check("Gid", "1001\t1001\t1001\t1001");
-            check("Groups", "5 7");
-            check("CapBnd", "0000000000002021");
-            check("CapInh", "0000000000000001");
-            check("CapAmb", "0000000000000001");
-            // What a program that is not root keeps over exec: ambient only.
-            check("CapPrm", "0000000000000001");
-            check("CapEff", "0000000000000001");
-            check("NoNewPrivs", if nnp { "1" } else { "0" });
-            check("Seccomp", "2");
-            check("Seccomp_filters", "1");
-            check("SigBlk", "0000000000000000");
-            check("SigIgn", "0000000000000000");
-            check("Adj", "500");
-            check("Files", "100 200");
-            // The last one is the directory that lists them.
-            check("Fds", "0 1 2 3");
-            check("Umask", "0022");
-            check("Mkdir", "no");
-            check("Session", "1");
+            }
         }
         pod.monitor.signal(&container.id, 9).await.unwrap();
         pod.exit(&container).await;
@@ -148,7 +143,7 @@ pub async fn process_is_what_was_asked_for(launcher: LauncherKind) {
 }
 
 /// Root keeps exactly the capabilities that were asked for.
-pub async fn root_has_the_capabilities_it_was_given(launcher: LauncherKind) {
+pub(crate) async fn root_has_the_capabilities_it_was_given(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         let caps = json!(["CAP_CHOWN", "CAP_SYS_CHROOT"]);
@@ -175,7 +170,7 @@ pub async fn root_has_the_capabilities_it_was_given(launcher: LauncherKind) {
 }
 
 /// A spec without capabilities gives none, not all.
-pub async fn missing_capabilities_are_none(launcher: LauncherKind) {
+pub(crate) async fn missing_capabilities_are_none(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         let mut spec = TestSpec::shell(script);
@@ -201,7 +196,7 @@ pub async fn missing_capabilities_are_none(launcher: LauncherKind) {
 
 /// Every hierarchy is joined, by the first process and by those that are run;
 /// the launcher makes no other cgroup and leaves nothing in them.
-pub async fn all_cgroups_are_joined(launcher: LauncherKind) {
+pub(crate) async fn all_cgroups_are_joined(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         TestSpec::shell(script).set(
@@ -225,7 +220,7 @@ pub async fn all_cgroups_are_joined(launcher: LauncherKind) {
 }
 
 /// The container sees its own cgroups, read-only.
-pub async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
+pub(crate) async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "cd /sys/fs/cgroup; p=$(ls -d cgroup.procs */cgroup.procs 2>/dev/null); \
                   for f in $p; do grep -qx $$ $f || echo missing in $f; echo 0 2>/dev/null >$f && echo wrote $f; done; \
@@ -239,7 +234,7 @@ pub async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
 }
 
 /// Devices outside of the rules cannot be opened, even by who may make nodes.
-pub async fn devices_follow_the_rules(launcher: LauncherKind) {
+pub(crate) async fn devices_follow_the_rules(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     // What opening a device gives besides is the machine's business.
     let script = "echo x >/dev/null && echo null; mknod /tmp/tun c 10 200 && echo made; \
@@ -250,16 +245,50 @@ pub async fn devices_follow_the_rules(launcher: LauncherKind) {
         { "allow": false, "access": "rwm" },
         { "allow": true, "type": "c", "major": 10, "minor": 200, "access": "r" },
     ]);
-    let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": devices }));
-    assert_eq!(stdout(pod.outcome(&spec).await), "null\nmade\nallowed");
     let all = json!([{ "allow": true, "access": "rwm" }]);
-    let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": all }));
-    assert_eq!(stdout(pod.outcome(&spec).await), "null\nmade\nallowed");
+    for devices in [devices, all] {
+        let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": devices }));
+        assert_eq!(stdout(pod.outcome(&spec).await), "null\nmade\nallowed");
+    }
+    pod.end().await;
+}
+
+/// Without the v1 controller a program on the v2 cgroup does the same.
+pub(crate) async fn devices_follow_the_rules_on_v2(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "echo x >/dev/null && echo null; mknod /tmp/tun c 10 200 && echo made; \
+                  (exec 3</tmp/tun) 2>&1 | grep -q 'not permitted' && echo denied || echo allowed";
+    let open = json!({ "allow": true, "type": "c", "major": 10, "minor": 200, "access": "rw" });
+    let closed = json!({ "allow": false, "access": "rwm" });
+    for (devices, result) in [
+        (json!([closed]), "denied"),
+        (json!([closed, open]), "allowed"),
+        (json!([{ "allow": true, "access": "rwm" }]), "allowed"),
+    ] {
+        let spec = TestSpec::shell(script).set("linux.resources", json!({ "devices": devices }));
+        let created = pod.create_with(&spec, |request| {
+            let v2 =
+                |procs: &std::path::PathBuf| procs.with_file_name("cgroup.controllers").exists();
+            request.cgroup_procs.retain(v2);
+        });
+        let container = created.await.unwrap();
+        pod.start(&container).await;
+        pod.exit(&container).await;
+        let expected = ["null", "made", result].map(|line| format!("stdout F {line}"));
+        assert_eq!(container.log(), expected);
+    }
+    // Neither: rules are refused by their name.
+    let (mut request, _cgroup, _) = pod.request(&TestSpec::shell(script));
+    request.cgroup_procs.clear();
+    assert_eq!(
+        unsupported(pod.monitor.create(request).await),
+        "linux.resources.devices"
+    );
     pod.end().await;
 }
 
 /// A lowered OOM score that is not allowed harms nothing.
-pub async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
+pub(crate) async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("sleep 1000").set("process.oomScoreAdj", json!(-999));
     let container = pod.run(&spec).await;
@@ -269,7 +298,7 @@ pub async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
 }
 
 /// What a launcher cannot do is refused by its name, never ignored.
-pub async fn unsupported_wishes_are_refused_by_name(launcher: LauncherKind) {
+pub(crate) async fn unsupported_wishes_are_refused_by_name(launcher: LauncherKind) {
     if launcher != LauncherKind::Libcontainer {
         return;
     }

@@ -11,7 +11,7 @@ fn patient() -> TestSpec {
 }
 
 /// Both streams are in the log, the exit is an event and a record.
-pub async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
+pub(crate) async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("echo out; echo err >&2; printf half; exit 3");
     let container = pod.create(&spec).await;
@@ -31,7 +31,7 @@ pub async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
 }
 
 /// Nothing of the container's runs before it is started.
-pub async fn created_container_waits_for_its_start(launcher: LauncherKind) {
+pub(crate) async fn created_container_waits_for_its_start(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&TestSpec::shell("touch /ran")).await;
     let list = pod.monitor.list().await.unwrap();
@@ -46,7 +46,7 @@ pub async fn created_container_waits_for_its_start(launcher: LauncherKind) {
 }
 
 /// Signals reach the first process; SIGKILL is 137, SIGTERM its own choice.
-pub async fn signals_reach_the_first_process(launcher: LauncherKind) {
+pub(crate) async fn signals_reach_the_first_process(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     for (signal, code, by) in [(15, 7, None), (9, 137, Some(9))] {
         let container = pod.run(&patient()).await;
@@ -65,7 +65,7 @@ pub async fn signals_reach_the_first_process(launcher: LauncherKind) {
 }
 
 /// Real time signals, systemd's way to be stopped, are sent as well.
-pub async fn real_time_signals_are_sent(launcher: LauncherKind) {
+pub(crate) async fn real_time_signals_are_sent(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "trap 'exit 9' 37; echo ready; while :; do sleep 0.02; done";
     let container = pod.run(&TestSpec::shell(script)).await;
@@ -77,7 +77,7 @@ pub async fn real_time_signals_are_sent(launcher: LauncherKind) {
 
 /// Deleting kills what was only created, refuses what runs, and is quiet
 /// about what is unknown.
-pub async fn delete_follows_the_state(launcher: LauncherKind) {
+pub(crate) async fn delete_follows_the_state(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod.run(&patient()).await;
@@ -102,7 +102,7 @@ pub async fn delete_follows_the_state(launcher: LauncherKind) {
 }
 
 /// What was killed before its start is an exit of a container that never ran.
-pub async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
+pub(crate) async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&patient()).await;
     pod.monitor.signal(&container.id, 9).await.unwrap();
@@ -116,7 +116,7 @@ pub async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
 }
 
 /// A second container of an id, a second start and an unknown one are errors.
-pub async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
+pub(crate) async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&patient()).await;
     let id = container.id.clone();
@@ -139,7 +139,7 @@ pub async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
 }
 
 /// An engine that comes back finds containers, exits and their times.
-pub async fn engine_that_returns_finds_everything(launcher: LauncherKind) {
+pub(crate) async fn engine_that_returns_finds_everything(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let running = pod.run(&patient()).await;
     let short = pod.create(&TestSpec::shell("exit 5")).await;
@@ -167,7 +167,7 @@ pub async fn engine_that_returns_finds_everything(launcher: LauncherKind) {
 }
 
 /// A monitor that dies is reported, and who waits for it learns that.
-pub async fn dead_monitor_is_reported(launcher: LauncherKind) {
+pub(crate) async fn dead_monitor_is_reported(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod.run(&patient()).await;
@@ -204,7 +204,7 @@ pub async fn dead_monitor_is_reported(launcher: LauncherKind) {
 }
 
 /// Several containers are made at the same time.
-pub async fn creations_do_not_wait_for_each_other(launcher: LauncherKind) {
+pub(crate) async fn creations_do_not_wait_for_each_other(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let mut requests = Vec::new();
     let mut cgroups = Vec::new();
@@ -241,7 +241,7 @@ pub async fn creations_do_not_wait_for_each_other(launcher: LauncherKind) {
 }
 
 /// A shutdown takes everything along, whatever its state.
-pub async fn shutdown_leaves_nothing(launcher: LauncherKind) {
+pub(crate) async fn shutdown_leaves_nothing(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod
@@ -265,4 +265,38 @@ pub async fn shutdown_leaves_nothing(launcher: LauncherKind) {
             "processes are left"
         );
     }
+}
+
+/// A launcher that hangs keeps neither its container's deletion waiting nor
+/// anything else.
+pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let (mut request, cgroup, _) = pod.request(&patient());
+    // Nobody ever reads this: whoever joins waits for ever.
+    let dir = pod.scratch().join("cgroup");
+    std::fs::create_dir(&dir).unwrap();
+    let pipe = dir.join("cgroup.procs");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    request.cgroup_procs.push(pipe);
+    let id = request.id.clone();
+    let monitor = pod.monitor.clone();
+    let creating = tokio::spawn(async move { monitor.create(request).await });
+    assert!(wait_until(|| !cgroup.pids().is_empty()));
+    let (record, _) = pod.outcome(&TestSpec::shell("exit 3")).await;
+    assert_eq!(record.exit_code, 3);
+    let list = pod.monitor.list().await.unwrap();
+    assert_eq!(
+        (list[0].state.clone(), list[0].pid),
+        (ContainerState::Created, 0)
+    );
+    pod.monitor.delete(&id).await.unwrap();
+    let (step, message, _) = super::launch_error(creating.await.unwrap());
+    assert_eq!(
+        (step.as_str(), message.as_str()),
+        ("create", "it was deleted")
+    );
+    assert!(wait_until(|| cgroup.pids().is_empty()));
+    assert!(pod.monitor.list().await.unwrap().is_empty());
+    pod.end().await;
 }

@@ -1,17 +1,21 @@
 //! The claims of the launcher suite, by area.
 
-pub mod exec;
-pub mod isolation;
-pub mod life;
-pub mod mounts;
-pub mod pods;
-pub mod programs;
-pub mod streams;
+pub(crate) mod exec;
+pub(crate) mod isolation;
+pub(crate) mod life;
+mod monitor;
+pub(crate) mod mounts;
+pub(crate) mod pods;
+pub(crate) mod programs;
+pub(crate) mod streams;
+pub(crate) mod timing;
 
 use runtime::client::{ExitRecord, MonitorError};
 
 /// Step, message and "not found" of a launch that failed.
-pub fn launch_error<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> (String, String, bool) {
+pub(crate) fn launch_error<T: std::fmt::Debug>(
+    result: Result<T, MonitorError>,
+) -> (String, String, bool) {
     match result.unwrap_err() {
         MonitorError::Launch {
             step,
@@ -23,7 +27,7 @@ pub fn launch_error<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> (Str
 }
 
 /// What a launcher does not support.
-pub fn unsupported<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> String {
+pub(crate) fn unsupported<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> String {
     match result.unwrap_err() {
         MonitorError::Unsupported { what, .. } => what,
         other => panic!("{other:?}"),
@@ -31,7 +35,7 @@ pub fn unsupported<T: std::fmt::Debug>(result: Result<T, MonitorError>) -> Strin
 }
 
 /// The text of a log's standard output.
-pub fn stdout((record, log): (ExitRecord, Vec<String>)) -> String {
+pub(crate) fn stdout((record, log): (ExitRecord, Vec<String>)) -> String {
     assert_eq!(record.exit_code, 0, "{log:?}");
     log.iter()
         .map(|line| line.strip_prefix("stdout F ").unwrap_or(line))

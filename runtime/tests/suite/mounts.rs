@@ -12,7 +12,7 @@ use crate::support::{Pod, TestSpec, bind_clone, detached_tmpfs, wait_until};
 
 /// Detached mounts are used as sources: directories and files, read-only or
 /// not; the host's mount table never sees any.
-pub async fn detached_mounts_are_sources(launcher: LauncherKind) {
+pub(crate) async fn detached_mounts_are_sources(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let dir = pod.scratch().join("volume");
     std::fs::create_dir(&dir).unwrap();
@@ -49,7 +49,7 @@ pub async fn detached_mounts_are_sources(launcher: LauncherKind) {
 }
 
 /// A read-only root is one.
-pub async fn read_only_root_is_honoured(launcher: LauncherKind) {
+pub(crate) async fn read_only_root_is_honoured(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell(
         "touch /x 2>&1 | grep -o 'Read-only'; touch /dev/shm/x 2>&1 >/dev/null; true",
@@ -63,7 +63,7 @@ pub async fn read_only_root_is_honoured(launcher: LauncherKind) {
 }
 
 /// Masked and read-only paths are.
-pub async fn paths_are_masked_and_read_only(launcher: LauncherKind) {
+pub(crate) async fn paths_are_masked_and_read_only(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "wc -c </proc/timer_list; echo 1 2>/dev/null >/proc/sys/kernel/domainname || echo denied; ls /sys/firmware | wc -l";
     assert_eq!(
@@ -143,7 +143,7 @@ fn mount_marked(target: &Path) {
 
 /// Every mount has its own propagation: the host's mounts reach slave and
 /// shared volumes, the container's reach the host by shared ones alone.
-pub async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
+pub(crate) async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
     for with_shared in [true, false] {
         let mut pod = Pod::new(launcher).await;
         let volumes = Volumes::new(pod.scratch());
@@ -218,4 +218,61 @@ pub async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
         .contains(pod.scratch().to_str().unwrap())));
         pod.end().await;
     }
+}
+
+/// The host's cgroup filesystems among the volumes, as node agents have them,
+/// are volumes only: no cgroup is made or joined through them.
+pub(crate) async fn host_cgroups_can_be_a_volume(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let script =
+        "ls /host/sys/fs/cgroup | wc -l; grep -v ':/$' /proc/self/cgroup | cut -d: -f3 | sort -u";
+    let namespaces = json!([{ "type": "pid" }, { "type": "mount" }]);
+    let mut spec = TestSpec::shell(script).set("linux.namespaces", namespaces);
+    let index = spec.bind("/host/sys", &["rbind", "ro", "rslave"]);
+    let before = cgroup_names();
+    let container = pod
+        .create_with(&spec, |request| {
+            request.mounts = vec![(index, bind_clone(Path::new("/sys")))]
+        })
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    assert_eq!(pod.exit(&container).await.exit_code, 0);
+    let count = std::fs::read_dir("/sys/fs/cgroup").unwrap().count();
+    let path = container.cgroup.path();
+    assert_eq!(
+        container.log(),
+        [
+            format!("stdout F {count}"),
+            format!("stdout F {}", path.display())
+        ]
+    );
+    let strange: Vec<_> = cgroup_names()
+        .into_iter()
+        .filter(|name| !before.contains(name))
+        .collect();
+    assert!(
+        strange.iter().all(|name| name.contains("slipway-test-")),
+        "{strange:?}"
+    );
+    pod.end().await;
+}
+
+/// Names at the top of all hierarchies.
+fn cgroup_names() -> Vec<String> {
+    let list = |dir: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    };
+    let top = Path::new("/sys/fs/cgroup");
+    let below: Vec<_> = list(top).iter().flat_map(|dir| list(dir)).collect();
+    [list(top), below]
+        .concat()
+        .iter()
+        .filter(|path| path.is_dir())
+        .map(|path| path.display().to_string())
+        .collect()
 }

@@ -8,7 +8,7 @@ use crate::support::{Pod, PodOptions, TestSpec, wait_until};
 
 /// The monitor is in the pod's cgroups and namespaces, which its entries in
 /// /proc name; containers share ipc, uts and net.
-pub async fn containers_share_the_pods_namespaces(launcher: LauncherKind) {
+pub(crate) async fn containers_share_the_pods_namespaces(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     assert_eq!(pod.ready.pid, pod.monitor.pid());
     assert_eq!(pod.ready.init_pid, None);
@@ -44,7 +44,7 @@ pub async fn containers_share_the_pods_namespaces(launcher: LauncherKind) {
 }
 
 /// Kernel parameters are the pod's; bad ones fail the setup by their name.
-pub async fn kernel_parameters_are_set(launcher: LauncherKind) {
+pub(crate) async fn kernel_parameters_are_set(launcher: LauncherKind) {
     let with = |name: &str, value: &str| PodOptions {
         sysctls: vec![(name.to_owned(), value.to_owned())],
         ..PodOptions::new(launcher)
@@ -86,7 +86,7 @@ fn in_pid_namespace(pid: i32, script: &str) -> TestSpec {
 
 /// Process 1 of a shared pid namespace is the built-in init, which has nothing
 /// that anybody could take.
-pub async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
+pub(crate) async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{init}/{name}")).unwrap();
@@ -140,7 +140,7 @@ pub async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
 
 /// Containers see each other's processes; orphans are reaped by the init; a
 /// container's end ends what it left behind, and nothing else.
-pub async fn shared_processes_end_with_their_container(launcher: LauncherKind) {
+pub(crate) async fn shared_processes_end_with_their_container(launcher: LauncherKind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let other = pod.run(&in_pid_namespace(init, "exec sleep 4711")).await;
@@ -173,7 +173,7 @@ pub async fn shared_processes_end_with_their_container(launcher: LauncherKind) {
 }
 
 /// The init ends on SIGTERM, and its containers with it.
-pub async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
+pub(crate) async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let container = pod
@@ -190,7 +190,7 @@ pub async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
 }
 
 /// In the host's pid namespace, too, a container's end ends what it left.
-pub async fn host_pid_processes_end_with_their_container(launcher: LauncherKind) {
+pub(crate) async fn host_pid_processes_end_with_their_container(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let namespaces = json!([{ "type": "mount" }, { "type": "cgroup" }]);
     let spec = TestSpec::shell("(setsid sleep 4713 &); sleep 0.1; exit 2")
@@ -217,7 +217,7 @@ pub async fn host_pid_processes_end_with_their_container(launcher: LauncherKind)
 }
 
 /// The kernel's kill for lack of memory is told from any other.
-pub async fn lack_of_memory_is_told(launcher: LauncherKind) {
+pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let hog = "x=a; while :; do x=$x$x; done";
     let container = pod.create(&TestSpec::shell(hog)).await;

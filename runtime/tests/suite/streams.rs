@@ -5,7 +5,7 @@ use runtime::client::{LauncherKind, MonitorError};
 use crate::support::{Pod, TestSpec, wait_until};
 
 /// Long lines are split, order is kept, nothing is lost.
-pub async fn long_output_is_complete(launcher: LauncherKind) {
+pub(crate) async fn long_output_is_complete(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "seq 1 60000; head -c 40000 /dev/zero | tr '\\0' x; echo end";
     let (record, log) = pod.outcome(&TestSpec::shell(script)).await;
@@ -30,7 +30,7 @@ pub async fn long_output_is_complete(launcher: LauncherKind) {
 }
 
 /// Reopening between lines loses nothing.
-pub async fn reopened_log_loses_nothing(launcher: LauncherKind) {
+pub(crate) async fn reopened_log_loses_nothing(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod
         .run(&TestSpec::shell(
@@ -68,7 +68,7 @@ pub async fn reopened_log_loses_nothing(launcher: LauncherKind) {
 }
 
 /// A log that cannot be written never keeps the container waiting.
-pub async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
+pub(crate) async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("seq 1 100000");
     let container = pod
@@ -83,7 +83,7 @@ pub async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
 }
 
 /// Without a log the output is read all the same.
-pub async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
+pub(crate) async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod
         .create_with(&TestSpec::shell("seq 1 100000"), |request| {
@@ -98,7 +98,7 @@ pub async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
 }
 
 /// A log that cannot be opened fails the creation by its name.
-pub async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
+pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let result = pod
         .create_with(&TestSpec::shell("true"), |request| {
@@ -114,7 +114,7 @@ pub async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
 }
 
 /// Without stdin there is an empty one; with it, it stays open.
-pub async fn input_is_empty_or_open(launcher: LauncherKind) {
+pub(crate) async fn input_is_empty_or_open(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let (record, _) = pod.outcome(&TestSpec::new(&["cat"])).await;
     assert_eq!(record.exit_code, 0);
@@ -137,7 +137,7 @@ pub async fn input_is_empty_or_open(launcher: LauncherKind) {
 }
 
 /// A terminal is one for the container, and its output is in the log.
-pub async fn terminal_is_logged(launcher: LauncherKind) {
+pub(crate) async fn terminal_is_logged(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let script = "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo err >&2; (exec 3</dev/tty) && echo controlling; printf last";
     let container = pod
@@ -160,7 +160,7 @@ pub async fn terminal_is_logged(launcher: LauncherKind) {
 
 /// What a process of the container holds open keeps no exit waiting, and what
 /// it writes later is logged.
-pub async fn grandchild_keeps_no_exit_waiting(launcher: LauncherKind) {
+pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     // In the pod's pid namespace the grandchild would be killed with the first
     // process; one that was run from outside is not in that tree. A pipe that

@@ -14,13 +14,19 @@ const STATIC: [&str; 3] = [
 ];
 
 /// Monitor and launcher helper, loaded once.
-pub fn monitor_binaries() -> Arc<MonitorBinaries> {
+pub(crate) fn monitor_binaries() -> Arc<MonitorBinaries> {
     static LOADED: OnceLock<Arc<MonitorBinaries>> = OnceLock::new();
-    let load = || Arc::new(MonitorBinaries::load(&dir()).unwrap());
+    let load = || Arc::new(MonitorBinaries::load(&monitor_dir()).unwrap());
     Arc::clone(LOADED.get_or_init(load))
 }
 
-fn dir() -> PathBuf {
+/// The folder of the executables.
+pub(crate) fn monitor_dir() -> PathBuf {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(find_or_build).clone()
+}
+
+fn find_or_build() -> PathBuf {
     if let Some(dir) = std::env::var_os("SLIPWAY_MONITOR_DIR") {
         // Tests run in their package's folder, people in the workspace's.
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -55,7 +61,7 @@ fn libseccomp_dir() -> String {
 }
 
 /// The folder that holds what cargo builds: two above the tests' own.
-pub fn target_dir() -> PathBuf {
+pub(crate) fn target_dir() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
         .parent()
         .unwrap()
@@ -63,7 +69,7 @@ pub fn target_dir() -> PathBuf {
 }
 
 /// A static BusyBox.
-pub fn busybox() -> PathBuf {
+pub(crate) fn busybox() -> PathBuf {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(find_busybox).clone()
 }

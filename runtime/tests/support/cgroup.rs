@@ -10,13 +10,13 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// A cgroup in every hierarchy. Dropping it kills what is in it and removes
 /// it.
 #[derive(Debug)]
-pub struct TestCgroup {
+pub(crate) struct TestCgroup {
     dirs: Vec<PathBuf>,
 }
 
 impl TestCgroup {
     /// A new cgroup of this test process.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("slipway-test-{}-{number}", std::process::id());
@@ -33,7 +33,7 @@ impl TestCgroup {
     }
 
     /// All `cgroup.procs`.
-    pub fn procs(&self) -> Vec<PathBuf> {
+    pub(crate) fn procs(&self) -> Vec<PathBuf> {
         self.dirs
             .iter()
             .map(|dir| dir.join("cgroup.procs"))
@@ -41,7 +41,7 @@ impl TestCgroup {
     }
 
     /// A file of whichever hierarchy has it.
-    pub fn file(&self, name: &str) -> Option<PathBuf> {
+    pub(crate) fn file(&self, name: &str) -> Option<PathBuf> {
         self.dirs
             .iter()
             .map(|dir| dir.join(name))
@@ -49,23 +49,23 @@ impl TestCgroup {
     }
 
     /// The counter of OOM kills.
-    pub fn oom_file(&self) -> Option<PathBuf> {
+    pub(crate) fn oom_file(&self) -> Option<PathBuf> {
         self.file("memory.events")
             .or_else(|| self.file("memory.oom_control"))
     }
 
     /// The v2 tree's kill file.
-    pub fn kill_file(&self) -> Option<PathBuf> {
+    pub(crate) fn kill_file(&self) -> Option<PathBuf> {
         self.file("cgroup.kill")
     }
 
     /// Its path, the same in every hierarchy.
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         Path::new("/").join(self.dirs[0].file_name().unwrap())
     }
 
     /// Processes in any of them.
-    pub fn pids(&self) -> Vec<i32> {
+    pub(crate) fn pids(&self) -> Vec<i32> {
         let mut pids: Vec<i32> = self
             .procs()
             .iter()

@@ -15,7 +15,8 @@ mod pod;
 mod rootfs;
 mod spec;
 
-pub use cgroup::TestCgroup;
-pub use pod::{Ended, Pod, PodOptions, TestContainer, wait_until};
-pub use rootfs::{bind_clone, detached_tmpfs};
-pub use spec::TestSpec;
+pub(crate) use binaries::{monitor_binaries, monitor_dir};
+pub(crate) use cgroup::TestCgroup;
+pub(crate) use pod::{Pod, PodOptions, TestContainer, wait_until};
+pub(crate) use rootfs::{bind_clone, detached_tmpfs};
+pub(crate) use spec::TestSpec;

@@ -16,7 +16,7 @@ use super::{TestCgroup, TestSpec, binaries, rootfs};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits for a condition; says whether it came.
-pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + DEADLINE;
     while Instant::now() < end {
         if condition() {
@@ -29,18 +29,18 @@ pub fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
 
 /// What differs between pods.
 #[derive(Debug, Clone)]
-pub struct PodOptions {
+pub(crate) struct PodOptions {
     /// Who makes its containers.
-    pub launcher: LauncherKind,
+    pub(crate) launcher: LauncherKind,
     /// Changed before the setup.
-    pub shared_pid: bool,
+    pub(crate) shared_pid: bool,
     /// Kernel parameters.
-    pub sysctls: Vec<(String, String)>,
+    pub(crate) sysctls: Vec<(String, String)>,
 }
 
 impl PodOptions {
     /// An ordinary pod.
-    pub fn new(launcher: LauncherKind) -> Self {
+    pub(crate) fn new(launcher: LauncherKind) -> Self {
         Self {
             launcher,
             shared_pid: false,
@@ -51,15 +51,15 @@ impl PodOptions {
 
 /// A pod that is set up.
 #[derive(Debug)]
-pub struct Pod {
+pub(crate) struct Pod {
     /// Its monitor.
-    pub monitor: Monitor,
+    pub(crate) monitor: Monitor,
     /// What the setup gave.
-    pub ready: PodReady,
+    pub(crate) ready: PodReady,
     /// What the monitor tells.
-    pub events: UnboundedReceiver<Event>,
+    pub(crate) events: UnboundedReceiver<Event>,
     /// The monitor's cgroup.
-    pub cgroup: TestCgroup,
+    pub(crate) cgroup: TestCgroup,
     dir: tempfile::TempDir,
     launcher: LauncherKind,
     next: u32,
@@ -67,43 +67,43 @@ pub struct Pod {
 
 /// A container that a test made.
 #[derive(Debug)]
-pub struct TestContainer {
+pub(crate) struct TestContainer {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// Its cgroup.
-    pub cgroup: TestCgroup,
+    pub(crate) cgroup: TestCgroup,
     /// What the creation gave.
-    pub created: Created,
+    pub(crate) created: Created,
     /// Its log.
-    pub log: PathBuf,
+    pub(crate) log: PathBuf,
     /// The changes to its root filesystem.
-    pub upper: PathBuf,
+    pub(crate) upper: PathBuf,
 }
 
 /// What a process that was run left.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     /// How it ended.
-    pub exit: ExecExit,
+    pub(crate) exit: ExecExit,
     /// What it wrote.
-    pub stdout: String,
+    pub(crate) stdout: String,
     /// What it complained.
-    pub stderr: String,
+    pub(crate) stderr: String,
 }
 
 impl Pod {
     /// An ordinary pod.
-    pub async fn new(launcher: LauncherKind) -> Self {
+    pub(crate) async fn new(launcher: LauncherKind) -> Self {
         Self::with(PodOptions::new(launcher)).await
     }
 
     /// A pod with options.
-    pub async fn with(options: PodOptions) -> Self {
+    pub(crate) async fn with(options: PodOptions) -> Self {
         Self::try_with(options).await.unwrap()
     }
 
     /// A pod that may fail to set up.
-    pub async fn try_with(options: PodOptions) -> Result<Self, MonitorError> {
+    pub(crate) async fn try_with(options: PodOptions) -> Result<Self, MonitorError> {
         let PodOptions {
             launcher,
             shared_pid,
@@ -144,22 +144,22 @@ impl Pod {
     }
 
     /// Where the monitor's socket is.
-    pub fn state_dir(&self) -> PathBuf {
+    pub(crate) fn state_dir(&self) -> PathBuf {
         self.dir.path().join("pods").join("a".repeat(64))
     }
 
     /// Where exit records are.
-    pub fn exit_dir(&self) -> PathBuf {
+    pub(crate) fn exit_dir(&self) -> PathBuf {
         self.dir.path().join("exits")
     }
 
     /// A place for files of the test.
-    pub fn scratch(&self) -> &Path {
+    pub(crate) fn scratch(&self) -> &Path {
         self.dir.path()
     }
 
     /// A container with everything in it that the engine would send.
-    pub fn request(&mut self, spec: &TestSpec) -> (CreateContainer, TestCgroup, PathBuf) {
+    pub(crate) fn request(&mut self, spec: &TestSpec) -> (CreateContainer, TestCgroup, PathBuf) {
         self.next += 1;
         let id = format!("{:064x}", self.next);
         let cgroup = TestCgroup::new();
@@ -184,12 +184,12 @@ impl Pod {
     }
 
     /// Makes a container.
-    pub async fn create(&mut self, spec: &TestSpec) -> TestContainer {
+    pub(crate) async fn create(&mut self, spec: &TestSpec) -> TestContainer {
         self.create_with(spec, |_| ()).await.unwrap()
     }
 
     /// Makes a container whose request is changed before.
-    pub async fn create_with(
+    pub(crate) async fn create_with(
         &mut self,
         spec: &TestSpec,
         change: impl FnOnce(&mut CreateContainer),
@@ -209,19 +209,19 @@ impl Pod {
     }
 
     /// Makes a container and lets it run.
-    pub async fn run(&mut self, spec: &TestSpec) -> TestContainer {
+    pub(crate) async fn run(&mut self, spec: &TestSpec) -> TestContainer {
         let container = self.create(spec).await;
         self.start(&container).await;
         container
     }
 
     /// Lets a container run.
-    pub async fn start(&self, container: &TestContainer) -> Started {
+    pub(crate) async fn start(&self, container: &TestContainer) -> Started {
         self.monitor.start(&container.id).await.unwrap()
     }
 
     /// Waits for the exit of a container.
-    pub async fn exit(&mut self, container: &TestContainer) -> ExitRecord {
+    pub(crate) async fn exit(&mut self, container: &TestContainer) -> ExitRecord {
         loop {
             match self.event().await {
                 Event::Exited(record) if record.container == container.id => return record,
@@ -232,7 +232,7 @@ impl Pod {
     }
 
     /// The next event.
-    pub async fn event(&mut self) -> Event {
+    pub(crate) async fn event(&mut self) -> Event {
         tokio::time::timeout(DEADLINE, self.events.recv())
             .await
             .unwrap()
@@ -240,7 +240,7 @@ impl Pod {
     }
 
     /// Runs a container to its end; gives exit and log without time stamps.
-    pub async fn outcome(&mut self, spec: &TestSpec) -> (ExitRecord, Vec<String>) {
+    pub(crate) async fn outcome(&mut self, spec: &TestSpec) -> (ExitRecord, Vec<String>) {
         let container = self.run(spec).await;
         let record = self.exit(&container).await;
         let log = container.log();
@@ -249,7 +249,7 @@ impl Pod {
     }
 
     /// Runs a process in a container.
-    pub async fn exec(
+    pub(crate) async fn exec(
         &self,
         container: &TestContainer,
         spec: &TestSpec,
@@ -258,7 +258,7 @@ impl Pod {
     }
 
     /// Runs a process whose request is changed before.
-    pub async fn exec_with(
+    pub(crate) async fn exec_with(
         &self,
         container: &TestContainer,
         spec: &TestSpec,
@@ -289,7 +289,7 @@ impl Pod {
     }
 
     /// Ends the pod and looks for what is left.
-    pub async fn end(self) {
+    pub(crate) async fn end(self) {
         let before = self.monitor.pid();
         let mounts = mounts_below(self.dir.path());
         assert_eq!(mounts, Vec::<String>::new(), "mounts on the host");
@@ -331,7 +331,7 @@ impl Drop for Pod {
 
 impl TestContainer {
     /// Its log without time stamps: `stdout F text`.
-    pub fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         let text = std::fs::read(&self.log).unwrap();
         let text = String::from_utf8_lossy(&text);
         // Not `lines`, which takes a carriage return for a part of the end.
@@ -341,7 +341,7 @@ impl TestContainer {
     }
 
     /// Waits until its log holds a text.
-    pub fn logged(&self, text: &str) {
+    pub(crate) fn logged(&self, text: &str) {
         let found = wait_until(|| self.log().iter().any(|line| line.contains(text)));
         assert!(found, "{text:?} is not in {:?}", self.log());
     }

@@ -12,7 +12,7 @@ use super::binaries;
 
 /// A root filesystem of BusyBox: an overlay over a tree that all tests share.
 /// `dir` holds what the container changes.
-pub fn overlay(dir: &Path) -> OwnedFd {
+pub(crate) fn overlay(dir: &Path) -> OwnedFd {
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     for made in [&upper, &work] {
         std::fs::create_dir_all(made).unwrap();
@@ -31,12 +31,12 @@ pub fn overlay(dir: &Path) -> OwnedFd {
 }
 
 /// An empty tmpfs.
-pub fn detached_tmpfs() -> OwnedFd {
+pub(crate) fn detached_tmpfs() -> OwnedFd {
     mount(&rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).unwrap())
 }
 
 /// A clone of what is at a path, with its propagation.
-pub fn bind_clone(path: &Path) -> OwnedFd {
+pub(crate) fn bind_clone(path: &Path) -> OwnedFd {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;

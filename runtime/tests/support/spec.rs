@@ -19,11 +19,11 @@ const CAPABILITIES: [&str; 11] = [
 
 /// A spec in the making.
 #[derive(Debug, Clone)]
-pub struct TestSpec(pub Value);
+pub(crate) struct TestSpec(pub(crate) Value);
 
 impl TestSpec {
     /// An ordinary container that runs these.
-    pub fn new(args: &[&str]) -> Self {
+    pub(crate) fn new(args: &[&str]) -> Self {
         Self(json!({
             "ociVersion": "1.2.0",
             "process": {
@@ -59,12 +59,12 @@ impl TestSpec {
     }
 
     /// Runs a shell script.
-    pub fn shell(script: &str) -> Self {
+    pub(crate) fn shell(script: &str) -> Self {
         Self::new(&["sh", "-c", script])
     }
 
     /// Sets a value by its path, as in `linux.seccomp`.
-    pub fn set(mut self, path: &str, value: Value) -> Self {
+    pub(crate) fn set(mut self, path: &str, value: Value) -> Self {
         let pointer = format!("/{}", path.replace('.', "/"));
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         self.0.pointer_mut(parent).unwrap()[name] = value;
@@ -72,19 +72,19 @@ impl TestSpec {
     }
 
     /// Adds a bind mount; gives its index.
-    pub fn bind(&mut self, destination: &str, options: &[&str]) -> usize {
+    pub(crate) fn bind(&mut self, destination: &str, options: &[&str]) -> usize {
         let mounts = self.0["mounts"].as_array_mut().unwrap();
         mounts.push(mount(destination, "bind", options));
         mounts.len() - 1
     }
 
     /// As the engine's type.
-    pub fn build(&self) -> oci_spec::runtime::Spec {
+    pub(crate) fn build(&self) -> oci_spec::runtime::Spec {
         serde_json::from_value(self.0.clone()).unwrap()
     }
 
     /// The process alone, to run it in a container.
-    pub fn process(&self) -> oci_spec::runtime::Process {
+    pub(crate) fn process(&self) -> oci_spec::runtime::Process {
         serde_json::from_value(self.0["process"].clone()).unwrap()
     }
 }

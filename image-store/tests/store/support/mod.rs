@@ -68,3 +68,32 @@ pub(crate) fn beside_hosts(dir: &Path, name: &str, text: &str) {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::write(folder.join(name), text).unwrap();
 }
+
+/// A small disk; unmounted when dropped, also by a test that fails.
+pub(crate) struct Tmpfs(std::path::PathBuf);
+
+impl Tmpfs {
+    pub(crate) fn mount(path: &Path, size: &str) -> Self {
+        std::fs::create_dir_all(path).unwrap();
+        let options = format!("size={size}");
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount
+            .args(["-t", "tmpfs", "-o", &options, "none"])
+            .arg(path)
+            .status();
+        assert!(mounted.unwrap().success());
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} stays mounted", self.0.display());
+        }
+    }
+}

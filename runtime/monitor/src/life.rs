@@ -1,0 +1,303 @@
+//! What happens to containers: launch, start, exit, removal.
+//!
+//! Owns the transitions that `container` draws. The exit is written down before
+//! anybody is told; whoever waits for an answer gets one, whatever happens.
+
+use std::os::fd::AsFd;
+
+use runtime::exit::ExitRecord;
+use runtime::launcher::{Ready, StartOutcome};
+use runtime::protocol::{self, Body, Created, Exited, Failure, FailureKind, Started, wall_now};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
+
+use crate::container::{Container, Init, KILL, State, raw, send_signal};
+use crate::monitor::Monitor;
+use crate::reactor::{Key, Source};
+
+impl Monitor {
+    /// Goes on with a container in the making.
+    pub(crate) fn launch_progress(&mut self, key: Key) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let State::Launching { launch, .. } = &mut container.state else {
+            return;
+        };
+        match launch.progress() {
+            Ok(None) => {}
+            Ok(Some(ready)) => {
+                if let Err(failure) = self.launched(key, ready) {
+                    self.launch_failed(key, failure);
+                }
+            }
+            Err(error) => self.launch_failed(key, error.into()),
+        }
+    }
+
+    /// Gives up a container in the making.
+    pub(crate) fn launch_failed(&mut self, key: Key, failure: Failure) {
+        let Some(container) = self.containers.get(&key) else {
+            return;
+        };
+        container.kill();
+        let Some(mut container) = self.remove(key) else {
+            return;
+        };
+        if let State::Launching { reply, .. } = &mut container.state
+            && let Some(reply) = reply.take()
+        {
+            self.reply(reply, Err(failure));
+        }
+        self.forget_unknown_exits();
+    }
+
+    fn launched(&mut self, key: Key, ready: Ready) -> Result<(), Failure> {
+        let Ready {
+            pid,
+            gate,
+            console,
+            warnings,
+        } = ready;
+        let failed = |message: String| {
+            Failure::new(FailureKind::Launch, "container's first process", message)
+        };
+        let init = adopt(pid).map_err(|errno| {
+            // The number may have been another process's before.
+            let died = self
+                .unknown_exits
+                .iter()
+                .rev()
+                .find(|(known, _)| *known == pid);
+            failed(died.map_or_else(|| errno.to_string(), |(_, how)| format!("it died: {how:?}")))
+        })?;
+        let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(());
+        };
+        if let Some(console) = console {
+            container
+                .output
+                .attach_console(key, console, &mut self.reactor)
+                .map_err(|errno| failed(format!("watch its terminal: {errno}")))?;
+        }
+        container.own_pid_namespace = has_own_pid_namespace(pid, pod_init);
+        let created = State::Created { init, gate };
+        let former = std::mem::replace(&mut container.state, created);
+        if let State::Launching {
+            launch,
+            token,
+            reply,
+            ..
+        } = former
+        {
+            self.reactor.unwatch(launch.descriptor(), token);
+            if let Some(mut reply) = reply {
+                reply.step("launched");
+                self.reply(
+                    reply,
+                    Ok(Body::Created(Created {
+                        pid: raw(pid),
+                        warnings,
+                    })),
+                );
+            }
+        }
+        self.forget_unknown_exits();
+        Ok(())
+    }
+
+    /// Lets a created container go.
+    pub(crate) fn begin_start(&mut self, key: Key) -> Result<Key, Failure> {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(key);
+        };
+        let wrong = |message: &str| Failure::new(FailureKind::WrongState, &container.id, message);
+        match &container.state {
+            State::Created { .. } if !container.deletes.is_empty() => {
+                return Err(wrong("it is being deleted"));
+            }
+            State::Created { gate, .. } => {
+                gate.open().map_err(|_| wrong("its first process died"))?;
+            }
+            State::Launching { .. } => return Err(wrong("it is being created")),
+            State::Starting { .. } | State::Running { .. } => return Err(wrong("it was started")),
+            State::Exited(_) => return Err(wrong("it has exited")),
+        }
+        let State::Created { gate, .. } = &container.state else {
+            return Ok(key);
+        };
+        let token = self
+            .reactor
+            .watch(gate.as_fd(), Source::Start(key))
+            .map_err(|errno| {
+                Failure::new(FailureKind::Internal, "watch the start", errno.to_string())
+            })?;
+        container.change(|state| match state {
+            State::Created { init, gate } => State::Starting {
+                init,
+                gate,
+                token,
+                reply: None,
+            },
+            other => other,
+        });
+        Ok(key)
+    }
+
+    /// Learns what became of a container that was let go.
+    pub(crate) fn start_progress(&mut self, key: Key) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let State::Starting {
+            gate, token, reply, ..
+        } = &mut container.state
+        else {
+            return;
+        };
+        let Some(outcome) = gate.outcome() else {
+            return;
+        };
+        // Without one the answer was given: the program cannot be executed,
+        // and the end of the socket behind that says nothing new.
+        let Some(reply) = reply.take() else {
+            return;
+        };
+        self.reactor.unwatch(gate.as_fd(), *token);
+        let result = match outcome {
+            StartOutcome::Running => {
+                let started_at = wall_now();
+                container.change(|state| match state {
+                    State::Starting { init, .. } => State::Running { init, started_at },
+                    other => other,
+                });
+                Ok(Body::Started(Started { started_at }))
+            }
+            StartOutcome::Failed { message, not_found } => Err(Failure {
+                not_found,
+                ..Failure::new(FailureKind::Launch, "start", message)
+            }),
+        };
+        self.reply(reply, result);
+    }
+
+    /// A container's first process was reaped.
+    pub(crate) fn container_exited(&mut self, key: Key, code: i32, signal: Option<i32>) {
+        let finished_at = wall_now();
+        // Whether its program ran at all is known by now: its end of the
+        // socket is closed.
+        self.start_progress(key);
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let oom_killed = container.was_oom_killed();
+        if !container.own_pid_namespace {
+            container.kill_group();
+        }
+        container.output.drain(&mut self.scratch, &mut self.reactor);
+        let started_at = match container.state {
+            State::Running { started_at, .. } => started_at,
+            _ => 0,
+        };
+        let record = ExitRecord {
+            container: container.id.clone(),
+            exit_code: code,
+            signal,
+            oom_killed,
+            started_at,
+            finished_at,
+        };
+        let deletes = std::mem::take(&mut container.deletes);
+        let exited = Exited::from(&record);
+        container.state = State::Exited(record);
+        if deletes.is_empty() {
+            self.write_record(key);
+            self.broadcast(&Body::Exited(exited));
+            return;
+        }
+        self.remove(key);
+        for reply in deletes {
+            self.reply(reply, Ok(Body::Done(protocol::Empty {})));
+        }
+    }
+
+    /// Takes a container out of the monitor: watches end, streams close.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Container> {
+        let mut container = self.containers.remove(&key)?;
+        container.output.flush(&mut self.scratch);
+        container.output.close(&mut self.reactor);
+        match &container.state {
+            State::Launching { launch, token, .. } => {
+                self.reactor.unwatch(launch.descriptor(), *token);
+            }
+            State::Starting { gate, token, .. } => self.reactor.unwatch(gate.as_fd(), *token),
+            State::Created { .. } | State::Running { .. } | State::Exited(_) => {}
+        }
+        Some(container)
+    }
+
+    /// Kills all processes of the pod.
+    pub(crate) fn kill_everything(&mut self) {
+        for exec in self.execs.values() {
+            exec.kill();
+        }
+        let mut launching = Vec::new();
+        for (key, container) in &self.containers {
+            if container.deadline().is_some() {
+                launching.push(*key);
+            } else if !container.is_over() {
+                container.kill();
+            }
+        }
+        for key in launching {
+            let failure = Failure::new(FailureKind::Launch, "create", "the pod is shut down");
+            self.launch_failed(key, failure);
+        }
+        if let Some(init) = self.pod.as_ref().and_then(|pod| pod.init) {
+            let _gone = send_signal(init, KILL);
+        }
+    }
+
+    fn write_record(&mut self, key: Key) {
+        let (Some(pod), Some(container)) = (&self.pod, self.containers.get(&key)) else {
+            return;
+        };
+        if let State::Exited(record) = &container.state {
+            // An engine that is there is told; without one and without a
+            // disk, the list of this monitor still has it.
+            let _unwritten = record.write(&pod.exit_dir);
+        }
+    }
+
+    /// Nobody will ask for these any more.
+    fn forget_unknown_exits(&mut self) {
+        if self
+            .containers
+            .values()
+            .all(|container| container.deadline().is_none())
+        {
+            self.unknown_exits = Vec::new();
+        }
+    }
+}
+
+/// Makes sure that the process is a child of this one.
+fn adopt(pid: Pid) -> Result<Init, Errno> {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    rustix::process::waitid(WaitId::Pid(pid), options)?;
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
+    Ok(Init { pid, pidfd })
+}
+
+/// When in doubt, the container's processes are killed one by one.
+fn has_own_pid_namespace(pid: Pid, pod_init: Option<Pid>) -> bool {
+    let namespace = |process: &str| {
+        rustix::fs::stat(format!("/proc/{process}/ns/pid")).map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    let Ok(its) = namespace(&raw(pid).to_string()) else {
+        return false;
+    };
+    let pods = pod_init.map(|init| namespace(&raw(init).to_string()));
+    namespace("self") != Ok(its) && pods != Some(Ok(its))
+}

@@ -1,0 +1,297 @@
+//! Rules about devices, and the program that enforces them on cgroup v2.
+//!
+//! Owns the meaning of a list of rules: the last one that speaks of an access
+//! decides. Loads nothing; see `sys::bpf`.
+
+use crate::sys::bpf::Instruction;
+
+/// Kinds of devices that a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Block and character devices.
+    All,
+    /// Block devices.
+    Block,
+    /// Character devices.
+    Char,
+}
+
+/// Ways to use a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    /// Opening it for reading.
+    pub read: bool,
+    /// Opening it for writing.
+    pub write: bool,
+    /// Making a node of it.
+    pub mknod: bool,
+}
+
+impl Access {
+    /// All ways.
+    pub const ALL: Self = Self {
+        read: true,
+        write: true,
+        mknod: true,
+    };
+
+    /// Reads letters out of `rwm`. `None`: none, or others.
+    #[must_use]
+    pub fn parse(letters: &str) -> Option<Self> {
+        let known = letters.chars().all(|letter| "rwm".contains(letter));
+        (known && !letters.is_empty()).then(|| Self {
+            read: letters.contains('r'),
+            write: letters.contains('w'),
+            mknod: letters.contains('m'),
+        })
+    }
+
+    /// The kernel's bits.
+    fn bits(self) -> i32 {
+        i32::from(self.mknod) | i32::from(self.read) << 1 | i32::from(self.write) << 2
+    }
+}
+
+/// One rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rule {
+    /// Whether it allows or denies.
+    pub allow: bool,
+    /// Devices of which kind.
+    pub kind: Kind,
+    /// Their major number; `None`: any.
+    pub major: Option<u32>,
+    /// Their minor number; `None`: any.
+    pub minor: Option<u32>,
+    /// An allowing rule speaks of accesses that are all in here, a denying one
+    /// of those with any in here.
+    pub access: Access,
+}
+
+impl Rule {
+    /// A rule about everything.
+    #[must_use]
+    pub fn everything(allow: bool) -> Self {
+        Self {
+            allow,
+            kind: Kind::All,
+            major: None,
+            minor: None,
+            access: Access::ALL,
+        }
+    }
+
+    /// The rule in the words of the v1 controller.
+    #[must_use]
+    pub fn v1_text(&self) -> String {
+        let kind = match self.kind {
+            Kind::All => 'a',
+            Kind::Block => 'b',
+            Kind::Char => 'c',
+        };
+        let number = |number: Option<u32>| number.map_or("*".to_owned(), |n| n.to_string());
+        let letters: String = [
+            (self.access.read, 'r'),
+            (self.access.write, 'w'),
+            (self.access.mknod, 'm'),
+        ]
+        .iter()
+        .filter_map(|(set, letter)| set.then_some(*letter))
+        .collect();
+        format!(
+            "{kind} {}:{} {letters}",
+            number(self.major),
+            number(self.minor)
+        )
+    }
+}
+
+/// Registers of the program.
+mod register {
+    /// What it answers: 1 allows.
+    pub(super) const ANSWER: u8 = 0;
+    /// What it is asked.
+    pub(super) const QUESTION: u8 = 1;
+    /// Kind of the device.
+    pub(super) const KIND: u8 = 2;
+    /// Bits of the access.
+    pub(super) const ACCESS: u8 = 3;
+    /// Major number.
+    pub(super) const MAJOR: u8 = 4;
+    /// Minor number.
+    pub(super) const MINOR: u8 = 5;
+}
+
+/// Compiles rules to a program. What no rule speaks of is denied.
+#[must_use]
+pub fn compile(rules: &[Rule]) -> Vec<Instruction> {
+    use register::{ACCESS, ANSWER, KIND, MAJOR, MINOR, QUESTION};
+    // The question: access in the upper half of the first word, kind in the
+    // lower; major and minor behind.
+    let mut program = vec![
+        Instruction::load_word(KIND, QUESTION, 0),
+        Instruction::copy(ACCESS, KIND),
+        Instruction::and(KIND, 0xffff),
+        Instruction::shift_right(ACCESS, 16),
+        Instruction::load_word(MAJOR, QUESTION, 4),
+        Instruction::load_word(MINOR, QUESTION, 8),
+    ];
+    for rule in rules.iter().rev() {
+        program.extend(compile_rule(rule));
+        if *rule == Rule::everything(rule.allow) {
+            // The kernel refuses programs with parts that never run.
+            return program;
+        }
+    }
+    program.extend([Instruction::set(ANSWER, 0), Instruction::exit()]);
+    program
+}
+
+fn compile_rule(rule: &Rule) -> Vec<Instruction> {
+    use register::{ACCESS, ANSWER, KIND, MAJOR, MINOR};
+    let mut body = Vec::new();
+    let mut skips = Vec::new();
+    // Each condition is a jump behind this rule; how far is known at the end.
+    let mut unless_equal = |body: &mut Vec<Instruction>, register, value| {
+        skips.push(body.len());
+        body.push(Instruction::jump_unless_equal(register, value));
+    };
+    match rule.kind {
+        Kind::All => {}
+        Kind::Block => unless_equal(&mut body, KIND, 1),
+        Kind::Char => unless_equal(&mut body, KIND, 2),
+    }
+    for (register, number) in [(MAJOR, rule.major), (MINOR, rule.minor)] {
+        if let Some(number) = number {
+            // The kernel's numbers have 12 and 20 bits.
+            unless_equal(&mut body, register, i32::try_from(number).unwrap_or(-1));
+        }
+    }
+    if rule.access != Access::ALL {
+        let bits = rule.access.bits();
+        body.push(Instruction::copy(ANSWER, ACCESS));
+        if rule.allow {
+            body.push(Instruction::and(ANSWER, !bits & Access::ALL.bits()));
+            unless_equal(&mut body, ANSWER, 0);
+        } else {
+            body.push(Instruction::and(ANSWER, bits));
+            skips.push(body.len());
+            body.push(Instruction::jump_if_equal(ANSWER, 0));
+        }
+    }
+    body.extend([
+        Instruction::set(ANSWER, i32::from(rule.allow)),
+        Instruction::exit(),
+    ]);
+    let end = body.len();
+    for index in skips {
+        if let Some(jump) = body.get_mut(index) {
+            jump.set_distance(i16::try_from(end - index - 1).unwrap_or(0));
+        }
+    }
+    body
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What the list means, in plain words.
+    fn meaning(rules: &[Rule], kind: Kind, (major, minor): (u32, u32), access: i32) -> bool {
+        let speaks = |rule: &&Rule| {
+            let bits = rule.access.bits();
+            (rule.kind == Kind::All || rule.kind == kind)
+                && rule.major.is_none_or(|number| number == major)
+                && rule.minor.is_none_or(|number| number == minor)
+                && if rule.allow {
+                    access & !bits == 0
+                } else {
+                    access & bits != 0
+                }
+        };
+        rules
+            .iter()
+            .rev()
+            .find(speaks)
+            .is_some_and(|rule| rule.allow)
+    }
+
+    fn kind() -> impl Strategy<Value = Kind> {
+        prop_oneof![Just(Kind::Block), Just(Kind::Char)]
+    }
+
+    fn rule() -> impl Strategy<Value = Rule> {
+        let number = || proptest::option::of(0_u32..3);
+        let access = (1_u8..8).prop_map(|bits| Access {
+            read: bits & 2 != 0,
+            write: bits & 4 != 0,
+            mknod: bits & 1 != 0,
+        });
+        let kind = prop_oneof![Just(Kind::All), kind()];
+        (any::<bool>(), kind, number(), number(), access).prop_map(
+            |(allow, kind, major, minor, access)| Rule {
+                allow,
+                kind,
+                major,
+                minor,
+                access,
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn program_means_what_the_rules_mean(
+            rules in proptest::collection::vec(rule(), 0..8),
+            kind in kind(), major in 0_u32..3, minor in 0_u32..3, access in 1_i32..8,
+        ) {
+            let number = if kind == Kind::Block { 1 } else { 2 };
+            let question = [u32::try_from(access).unwrap() << 16 | number, major, minor];
+            let answer = crate::sys::bpf::interpret(&compile(&rules), question);
+            prop_assert_eq!(answer == 1, meaning(&rules, kind, (major, minor), access));
+        }
+    }
+
+    #[test]
+    fn kernel_takes_the_program() {
+        let mut rules = vec![Rule::everything(false)];
+        for minor in 0..200 {
+            let rule = Rule {
+                allow: true,
+                kind: Kind::Char,
+                minor: Some(minor),
+                ..rules[0]
+            };
+            rules.push(Rule {
+                access: Access::parse("rw").unwrap(),
+                major: Some(10),
+                ..rule
+            });
+        }
+        crate::sys::bpf::load_device_program(&compile(&rules)).unwrap();
+        crate::sys::bpf::load_device_program(&compile(&rules[1..])).unwrap();
+        rules.push(Rule::everything(true));
+        crate::sys::bpf::load_device_program(&compile(&rules)).unwrap();
+        crate::sys::bpf::load_device_program(&compile(&[])).unwrap();
+    }
+
+    #[test]
+    fn v1_words() {
+        assert_eq!(Rule::everything(false).v1_text(), "a *:* rwm");
+        let rule = Rule {
+            kind: Kind::Block,
+            major: Some(8),
+            ..Rule::everything(true)
+        };
+        let rule = Rule {
+            access: Access::parse("mr").unwrap(),
+            ..rule
+        };
+        assert_eq!(rule.v1_text(), "b 8:* rm");
+        assert!(Access::parse("").is_none() && Access::parse("rx").is_none());
+    }
+}
