@@ -100,7 +100,11 @@ pub async fn pod_life(
     let began = Instant::now();
     client.remove_pod(&pod).await.context("RemovePodSandbox")?;
     steps.note("RemovePodSandbox", began, "");
-    ensure!(client.pods().await?.is_empty(), "a sandbox is still listed");
+    let listed = client.pods().await?;
+    ensure!(
+        listed.iter().all(|one| one.id != pod),
+        "the sandbox is still listed"
+    );
     Ok(())
 }
 

@@ -3,11 +3,11 @@
 use proto::v1;
 use tonic::Code;
 
-use crate::rig::with_engine;
+use crate::rig::with_own_engine;
 
 #[test]
 fn bad_sandboxes_are_refused_by_field() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         type Change = fn(&mut v1::PodSandboxConfig);
         let cases: [(&str, Code, Change); 6] = [
             ("config.metadata", Code::InvalidArgument, |config| {
@@ -58,7 +58,7 @@ fn bad_sandboxes_are_refused_by_field() {
 
 #[test]
 fn bad_containers_are_refused_by_field_and_leave_nothing() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         type Change = fn(&mut v1::ContainerConfig);
         fn context(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
             let linux = config.linux.as_mut().expect("linux");

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::rig::with_engine;
+use crate::rig::{with_engine, with_own_engine};
 
 #[test]
 fn output_exit_code_and_streams_are_kept_apart() {
@@ -37,7 +37,7 @@ fn a_command_that_runs_too_long_is_killed_and_says_so() {
 
 #[test]
 fn a_grandchild_that_keeps_the_pipes_open_holds_nobody_up() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let (_, id) = rig.running("daemon", &["/bin/sleep", "1000"]).await;
         let began = Instant::now();
         let command = ["/bin/sh", "-c", "sleep 300 & echo started"];
@@ -49,7 +49,7 @@ fn a_grandchild_that_keeps_the_pipes_open_holds_nobody_up() {
 
 #[test]
 fn more_output_than_a_message_holds_is_cut_and_drained() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let (_, id) = rig.running("flood", &["/bin/sleep", "1000"]).await;
         let command = ["/bin/sh", "-c", "head -c 30000000 /dev/zero; echo done >&2"];
         let output = rig.client.exec(&id, &command, 60).await.expect("exec");
@@ -60,7 +60,7 @@ fn more_output_than_a_message_holds_is_cut_and_drained() {
 
 #[test]
 fn a_missing_command_and_a_stopped_container_are_told_apart() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let (_, id) = rig.running("missing", &["/bin/sleep", "1000"]).await;
         let error = rig
             .client

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use proto::v1;
 
-use crate::rig::{DEADLINE, with_engine, with_own_engine};
+use crate::rig::{DEADLINE, with_own_engine};
 
 #[test]
 fn a_client_that_goes_away_finds_its_one_sandbox_again() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         for (number, wait) in [1_u64, 5, 20].into_iter().enumerate() {
             let sandbox = rig.sandbox(&format!("dropped{number}"));
             let mut client = rig.client.clone();
@@ -53,7 +53,7 @@ fn a_client_that_goes_away_finds_its_one_sandbox_again() {
 
 #[test]
 fn ten_callers_of_the_same_sandbox_get_one() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let sandbox = rig.sandbox("crowd");
         let calls = (0..10).map(|_| {
             let (mut client, sandbox) = (rig.client.clone(), sandbox.clone());
@@ -70,7 +70,7 @@ fn ten_callers_of_the_same_sandbox_get_one() {
 
 #[test]
 fn a_stop_that_arrives_during_the_start_wins() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let sandbox = rig.sandbox("early");
         let mut client = rig.client.clone();
         let (config, mut other) = (sandbox.clone(), rig.client.clone());

@@ -2,6 +2,11 @@
 //! bug that was met. Each test has an engine, a network and a mount namespace of
 //! its own; the check at the end finds what any of them left.
 
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod authority;
 mod bad_input;
 mod containers;
 #[expect(

@@ -1,6 +1,7 @@
 //! What every test starts from.
 
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ pub(crate) struct Rig {
 /// `SLIPWAY_CRI_IMAGE` names.
 pub(crate) fn with_engine(test: impl AsyncFnOnce(&mut Rig)) {
     match std::env::var_os("SLIPWAY_CRI_SOCKET") {
-        Some(socket) => on_runtime(on_foreign_engine(PathBuf::from(socket), test)),
+        Some(socket) => on_foreign_engine(Path::new(&socket), test),
         None => with_image(&Extras::default(), test),
     }
 }
@@ -59,13 +60,13 @@ pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     drop(turn);
 }
 
-fn on_runtime(work: impl Future<Output = ()>) {
+fn on_runtime<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("an async runtime");
     // Tests start tasks of their own with clients that stay on this thread.
-    tokio::task::LocalSet::new().block_on(&runtime, work);
+    tokio::task::LocalSet::new().block_on(&runtime, work)
 }
 
 async fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
@@ -95,33 +96,47 @@ async fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     assert!(left.is_empty(), "left behind: {left:#?}");
 }
 
-async fn on_foreign_engine(socket: PathBuf, test: impl AsyncFnOnce(&mut Rig)) {
+/// Runs a test on an engine that lives on, so that its pods are removed even if
+/// the test fails.
+fn on_foreign_engine(socket: &Path, test: impl AsyncFnOnce(&mut Rig)) {
     let image = std::env::var("SLIPWAY_CRI_IMAGE").expect("SLIPWAY_CRI_IMAGE names a BusyBox");
-    let engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
-    let mut client = Client::connect(&socket)
-        .await
-        .expect("an engine at SLIPWAY_CRI_SOCKET");
-    client.pull(&image).await.expect("pull");
+    let mut engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
+    engine.listen_at(socket.to_owned());
     let cgroup = engine.cgroup().to_owned();
-    let mut rig = Rig {
-        engine,
-        client,
-        cgroup,
-        image,
+    let mark = engine.path("logs").to_string_lossy().into_owned();
+    let work = async {
+        let mut client = Client::connect(&engine.socket())
+            .await
+            .expect("an engine at SLIPWAY_CRI_SOCKET");
+        client.pull(&image).await.expect("pull");
+        let cgroup = engine.cgroup().to_owned();
+        let mut rig = Rig {
+            engine,
+            client,
+            cgroup,
+            image,
+        };
+        test(&mut rig).await;
+        // The scratch folder stays until the pods are gone.
+        rig
     };
-    test(&mut rig).await;
-    let scratch = rig.engine.path("logs").to_string_lossy().into_owned();
-    for pod in rig.client.pods().await.expect("list") {
-        let ours = pod
-            .annotations
-            .get(MARK)
-            .is_some_and(|mark| *mark == scratch);
-        if ours {
-            rig.client.stop_pod(&pod.id).await.expect("stop");
-            rig.client.remove_pod(&pod.id).await.expect("remove");
+    let outcome = catch_unwind(AssertUnwindSafe(|| on_runtime(work)));
+    on_runtime(remove_marked(socket, &mark));
+    conformance::engine::remove_cgroups(&cgroup);
+    if let Err(failure) = outcome {
+        resume_unwind(failure);
+    }
+}
+
+/// Removes a test's own pods.
+async fn remove_marked(socket: &Path, mark: &str) {
+    let mut client = Client::connect(socket).await.expect("the same engine");
+    for pod in client.pods().await.expect("list") {
+        if pod.annotations.get(MARK).is_some_and(|own| own == mark) {
+            client.stop_pod(&pod.id).await.expect("stop");
+            client.remove_pod(&pod.id).await.expect("remove");
         }
     }
-    conformance::engine::remove_cgroups(&rig.cgroup);
 }
 
 /// What of this engine is still there: its mounts, cgroups and processes.

@@ -3,11 +3,11 @@
 use proto::v1;
 use tonic::Code;
 
-use crate::rig::with_engine;
+use crate::rig::{with_engine, with_own_engine};
 
 #[test]
 fn running_containers_have_statistics_and_ended_ones_are_not_listed() {
-    with_engine(async |rig| {
+    with_own_engine(async |rig| {
         let (pod, id) = rig.running("stats", &["/bin/sleep", "1000"]).await;
         let (_, ended) = rig.running("ended", &["/bin/true"]).await;
         rig.exited(&ended).await;
