@@ -56,20 +56,40 @@ pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     BEFORE.get_or_init(Picture::take);
     let turn = Turn::take();
     isolation::enter().expect("namespaces of its own");
-    on_runtime(on_own_engine(extras, test));
+    on_own_engine(extras, test);
     drop(turn);
 }
 
 fn on_runtime<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("an async runtime");
     // Tests start tasks of their own with clients that stay on this thread.
-    tokio::task::LocalSet::new().block_on(&runtime, work)
+    tokio::task::LocalSet::new().block_on(&runtime(), work)
 }
 
-async fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an async runtime")
+}
+
+/// Cleans up after a test that fails, too: what it left would fail others.
+fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+    let runtime = runtime();
+    let local = tokio::task::LocalSet::new();
+    let mut rig = local.block_on(&runtime, prepare(extras));
+    let work = || local.block_on(&runtime, test(&mut rig));
+    let outcome = catch_unwind(AssertUnwindSafe(work));
+    let cleaned = local.block_on(&runtime, rig.engine.clean_up());
+    if let Err(failure) = outcome {
+        eprintln!("clean-up after the failure: {cleaned:?}");
+        resume_unwind(failure);
+    }
+    cleaned.expect("clean up");
+    let left = leaks(&rig.engine.path("").to_string_lossy(), rig.engine.cgroup());
+    assert!(left.is_empty(), "left behind: {left:#?}");
+}
+
+async fn prepare(extras: &Extras) -> Rig {
     let mut engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
     let archive = engine.path("tiny.tar");
     image::write(&archive, extras).expect("a tiny image");
@@ -80,20 +100,12 @@ async fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
         .name
         .clone()
         .unwrap_or_else(|| image::NAME.to_owned());
-    let mut rig = Rig {
+    Rig {
         engine,
         client,
         cgroup,
         image,
-    };
-    test(&mut rig).await;
-    let Rig {
-        mut engine, client, ..
-    } = rig;
-    drop(client);
-    engine.clean_up().await.expect("clean up");
-    let left = leaks(&engine.path("").to_string_lossy(), engine.cgroup());
-    assert!(left.is_empty(), "left behind: {left:#?}");
+    }
 }
 
 /// Runs a test on an engine that lives on, so that its pods are removed even if

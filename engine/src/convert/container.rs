@@ -1,4 +1,4 @@
-//! `ContainerConfig` to [`ContainerConfig`](crate::model::ContainerConfig).
+//! The API's `ContainerConfig` to Slipway's [`ContainerConfig`].
 
 use proto::v1;
 

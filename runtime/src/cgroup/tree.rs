@@ -204,7 +204,7 @@ impl Cgroup {
 impl Cgroup {
     /// Removes those parents of this cgroup that are left in the v2 tree of a
     /// hybrid only. The kubelet makes and removes its cgroups in the v1
-    /// hierarchies; their twins in the v2 tree come from [`Cgroup::make`] and
+    /// hierarchies; their twins in the v2 tree come from the engine and
     /// nobody else would miss them. Parents that are in use, or that a v1
     /// hierarchy still has, stay; so does everything on other layouts.
     pub fn remove_orphaned_parents(&self) -> Result<(), CgroupError> {
