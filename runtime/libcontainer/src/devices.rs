@@ -117,13 +117,18 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, LaunchError> {
         Some(LinuxDeviceType::A) | None => Kind::All,
         Some(LinuxDeviceType::P) => return Err(failed("a pipe is no device".to_owned())),
     };
-    // Negative numbers mean any.
-    let number = |number: Option<i64>| number.and_then(|number| u32::try_from(number).ok());
+    // Negative numbers mean any. One that is too large must not.
+    let number = |number: Option<i64>| match number.filter(|number| *number >= 0) {
+        Some(number) => u32::try_from(number)
+            .map(Some)
+            .map_err(|_| failed(format!("no device has the number {number}"))),
+        None => Ok(None),
+    };
     let rule = Rule {
         allow: device.allow(),
         kind,
-        major: number(device.major()),
-        minor: number(device.minor()),
+        major: number(device.major())?,
+        minor: number(device.minor())?,
         access,
     };
     // The v1 controller takes "a" for everything, whatever else is said.
@@ -188,6 +193,7 @@ mod tests {
             serde_json::json!({"allow": true, "type": "a", "major": 1, "access": "rwm"}),
             serde_json::json!({"allow": true, "type": "a", "access": "r"}),
             serde_json::json!({"allow": true, "type": "p", "access": "rwm"}),
+            serde_json::json!({"allow": true, "type": "b", "major": 4_294_967_296_i64}),
         ] {
             assert!(parse(&serde_json::json!([device])).is_err(), "{device}");
         }
