@@ -62,7 +62,8 @@ where
             .next()
             .unwrap_or_default()
             .to_owned();
-        let span = tracing::info_span!("rpc", rpc);
+        let empty = tracing::field::Empty;
+        let span = tracing::info_span!("rpc", rpc, pod = empty, container = empty, image = empty);
         let deadline = timeout_of(&request);
         let work = async move {
             let began = Instant::now();

@@ -214,12 +214,7 @@ fn users_groups_and_environment_come_from_request_and_image() {
         let context = context.expect("context");
         context.run_as_username = "nobody".into();
         context.supplemental_groups = vec![777];
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         let ids = rig.client.exec(&id, &["id"], 5).await.expect("exec").stdout;
         assert!(
             ids.contains("uid=65534") && ids.contains("777") && ids.contains("4242"),
@@ -294,12 +289,7 @@ fn a_volume_is_seen_on_both_sides_and_read_only_holds() {
             ..Default::default()
         };
         config.mounts = vec![mount("/rw", false), mount("/ro", true)];
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         let made = rig
             .client
             .exec(&id, &["touch", "/rw/file"], 5)

@@ -57,12 +57,7 @@ fn an_exit_during_the_engines_absence_keeps_its_true_time() {
             host_path: flag.to_string_lossy().into_owned(),
             ..Default::default()
         }];
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         rig.engine.kill().expect("kill");
         std::fs::write(flag.join("go"), "").expect("go");
         let exits = rig.engine.path("root/pods").join(&pod).join("exits");
@@ -93,11 +88,8 @@ fn an_exit_during_the_engines_absence_keeps_its_true_time() {
 fn a_dead_monitor_leaves_no_process_and_a_pod_that_is_not_ready() {
     with_own_engine(async |rig| {
         let (pod, id) = rig.running("widow", &["/bin/sleep", "1000"]).await;
-        let status = rig.client.pod(&pod).await.expect("status");
-        let info: serde_json::Value =
-            serde_json::from_str(&status.info["info"]).expect("verbose information");
-        let monitor = i32::try_from(info["monitorPid"].as_i64().expect("pid")).expect("pid");
-        kill(Pid::from_raw(monitor), Signal::SIGKILL).expect("kill the monitor");
+        let monitor = monitor_of(rig, &pod).await;
+        kill(monitor, Signal::SIGKILL).expect("kill the monitor");
         let status = rig.exited(&id).await;
         assert_eq!(status.exit_code, 137);
         assert!(status.message.contains("monitor"), "{status:?}");
@@ -110,6 +102,37 @@ fn a_dead_monitor_leaves_no_process_and_a_pod_that_is_not_ready() {
             .expect("there");
         assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
         rig.client.stop_pod(&pod).await.expect("stop");
+    });
+}
+
+async fn monitor_of(rig: &mut Rig, pod: &str) -> Pid {
+    let status = rig.client.pod(pod).await.expect("status");
+    let info: serde_json::Value =
+        serde_json::from_str(&status.info["info"]).expect("verbose information");
+    let pid = info["monitorPid"].as_i64().expect("pid");
+    Pid::from_raw(i32::try_from(pid).expect("pid"))
+}
+
+#[test]
+fn a_monitor_that_dies_while_its_pod_is_stopped_holds_nobody_up() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("twofold", &["/bin/sleep", "1000"]).await;
+        let monitor = monitor_of(rig, &pod).await;
+        // It cannot report the end of what it is told to kill.
+        kill(monitor, Signal::SIGSTOP).expect("stop the monitor");
+        let (mut client, other) = (rig.client.clone(), pod.clone());
+        let stopping = tokio::spawn(async move { client.stop_pod(&other).await });
+        let mut client = rig.client.clone();
+        conformance::eventually(DEADLINE, async || {
+            let pods = client.pods().await.expect("list");
+            let not_ready = v1::PodSandboxState::SandboxNotready as i32;
+            pods.iter().any(|one| one.state == not_ready).then_some(())
+        })
+        .await
+        .expect("the stop has begun");
+        kill(monitor, Signal::SIGKILL).expect("kill the monitor");
+        stopping.await.expect("no panic").expect("stop");
+        assert_eq!(rig.exited(&id).await.exit_code, 137);
     });
 }
 
@@ -166,7 +189,7 @@ fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 /// Every place in the code where a side effect may or may not have happened.
-const POINTS: [&str; 15] = [
+const POINTS: [&str; 22] = [
     "run-intent",
     "run-netns",
     "run-cgroup",
@@ -181,7 +204,14 @@ const POINTS: [&str; 15] = [
     "start-ordered",
     "start-done",
     "stop-intent",
+    "stop-killed",
+    "stop-monitor",
     "stop-processes",
+    "stop-network",
+    "stop-done",
+    "remove-monitor",
+    "remove-cgroup",
+    "remove-snapshot",
 ];
 
 #[test]
@@ -203,6 +233,7 @@ async fn crash_at(rig: &mut Rig, point: &str) {
             drop(rig.client.start(&id).await);
         }
         drop(rig.client.stop_pod(&pod).await);
+        drop(rig.client.remove_pod(&pod).await);
     }
     conformance::eventually(DEADLINE, async || rig.engine.has_ended().then_some(()))
         .await

@@ -67,12 +67,7 @@ fn a_container_sees_the_sandboxes_names_and_files() {
         });
         let config = rig.container("main", &["/bin/sleep", "1000"]);
         let pod = rig.client.run_pod(&sandbox).await.expect("run");
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         let resolv = rig
             .client
             .exec(&id, &["cat", "/etc/resolv.conf"], 5)
@@ -118,12 +113,7 @@ fn containers_of_a_pod_share_memory_and_a_pid_namespace_if_asked() {
                 .as_mut()
                 .expect("context")
                 .namespace_options = Some(options.clone());
-            let id = rig
-                .client
-                .create(&pod, &config, &sandbox)
-                .await
-                .expect("create");
-            rig.client.start(&id).await.expect("start");
+            let id = rig.started(&pod, &config, &sandbox).await;
             ids.push(id);
         }
         let seen = rig
@@ -178,12 +168,7 @@ fn a_pod_of_the_nodes_network_has_no_namespace_of_its_own() {
             .as_mut()
             .expect("context")
             .namespace_options = Some(options);
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         let links = rig
             .client
             .exec(&id, &["ip", "link"], 5)
@@ -247,12 +232,7 @@ fn sysctls_of_the_pods_namespaces_are_set() {
         .into();
         let pod = rig.client.run_pod(&sandbox).await.expect("run");
         let config = rig.container("main", &["/bin/sleep", "1000"]);
-        let id = rig
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("create");
-        rig.client.start(&id).await.expect("start");
+        let id = rig.started(&pod, &config, &sandbox).await;
         let command = [
             "cat",
             "/proc/sys/net/ipv4/ip_local_port_range",

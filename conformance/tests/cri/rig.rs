@@ -208,17 +208,25 @@ impl Rig {
         container_config(name, &self.image, command)
     }
 
+    /// A running container in a pod that is there.
+    pub(crate) async fn started(
+        &mut self,
+        pod: &str,
+        config: &v1::ContainerConfig,
+        sandbox: &v1::PodSandboxConfig,
+    ) -> String {
+        let created = self.client.create(pod, config, sandbox).await;
+        let id = created.expect("CreateContainer");
+        self.client.start(&id).await.expect("StartContainer");
+        id
+    }
+
     /// A pod with a running container; answers both ids.
     pub(crate) async fn running(&mut self, name: &str, command: &[&str]) -> (String, String) {
         let sandbox = self.sandbox(name);
         let config = self.container("main", command);
         let pod = self.client.run_pod(&sandbox).await.expect("RunPodSandbox");
-        let id = self
-            .client
-            .create(&pod, &config, &sandbox)
-            .await
-            .expect("CreateContainer");
-        self.client.start(&id).await.expect("StartContainer");
+        let id = self.started(&pod, &config, &sandbox).await;
         (pod, id)
     }
 

@@ -36,6 +36,7 @@ pub(crate) async fn handle(
         .ok_or_else(|| status::pod(&unknown()))?;
     let id = ask(&inbox, |reply| Command::Create(Box::new(config), reply)).await?;
     let id = id.ok_or_else(|| status::pod(&unknown()))?;
+    super::about("container_id", id.as_str());
     Ok(v1::CreateContainerResponse {
         container_id: id.to_string(),
     })

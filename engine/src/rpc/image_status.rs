@@ -18,6 +18,7 @@ pub(crate) async fn handle(
 ) -> Result<v1::ImageStatusResponse, Status> {
     let v1::ImageStatusRequest { image, verbose } = request;
     let name = name_from_proto(image).map_err(|error| status::bad_request(&error))?;
+    super::about("image", &name);
     let found = engine.images.find(&name);
     let info = match &found {
         Some(image) if verbose => {

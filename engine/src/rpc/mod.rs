@@ -80,6 +80,16 @@ impl Services {
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Puts the thing a call is about into the call's span.
+fn about(field: &'static str, id: &str) {
+    let field = match field {
+        "pod_sandbox_id" => "pod",
+        "container_id" => "container",
+        other => other,
+    };
+    tracing::Span::current().record(field, id);
+}
+
 /// A prefix that more than one id has is a mistake worth telling.
 fn ambiguous(what: &str, id: &str) -> Status {
     Status::invalid_argument(format!(
@@ -88,7 +98,13 @@ fn ambiguous(what: &str, id: &str) -> Status {
 }
 
 /// The thing that an id names; NOT_FOUND and INVALID_ARGUMENT otherwise.
-fn must_find<T>(lookup: Lookup<T>, field: &str, id: &str, unknown: &PodError) -> Result<T, Status> {
+fn must_find<T>(
+    lookup: Lookup<T>,
+    field: &'static str,
+    id: &str,
+    unknown: &PodError,
+) -> Result<T, Status> {
+    about(field, id);
     if id.is_empty() {
         let field = field.to_owned();
         return Err(codes::bad_request(&BadRequest::Missing { field }));

@@ -22,6 +22,7 @@ pub(crate) async fn handle(
         sandbox_config: _,
     } = request;
     let name = name_from_proto(image).map_err(|error| status::bad_request(&error))?;
+    super::about("image", &name);
     let pulled = engine.images.pull(&name, auth_from_proto(auth)).await;
     let pulled = pulled.map_err(|error| status::pull(&error))?;
     tracing::info!(image = name, id = %pulled.id, "image pulled");

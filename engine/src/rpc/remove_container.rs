@@ -16,6 +16,7 @@ pub(crate) async fn handle(
     request: v1::RemoveContainerRequest,
 ) -> Result<v1::RemoveContainerResponse, Status> {
     let v1::RemoveContainerRequest { container_id } = request;
+    super::about("container_id", &container_id);
     match container_inbox(engine, &container_id) {
         Lookup::Found((inbox, id)) => {
             ask(&inbox, |reply| Command::RemoveContainer(id, reply)).await?;

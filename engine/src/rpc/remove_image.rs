@@ -17,6 +17,7 @@ pub(crate) async fn handle(
 ) -> Result<v1::RemoveImageResponse, Status> {
     let v1::RemoveImageRequest { image } = request;
     let name = name_from_proto(image).map_err(|error| status::bad_request(&error))?;
+    super::about("image", &name);
     engine
         .images
         .remove(&name)

@@ -16,6 +16,7 @@ pub(crate) async fn handle(
     request: v1::RemovePodSandboxRequest,
 ) -> Result<v1::RemovePodSandboxResponse, Status> {
     let v1::RemovePodSandboxRequest { pod_sandbox_id } = request;
+    super::about("pod_sandbox_id", &pod_sandbox_id);
     match engine.index.inbox(&pod_sandbox_id) {
         Lookup::Found(inbox) => {
             ask(&inbox, Command::RemovePod).await?;

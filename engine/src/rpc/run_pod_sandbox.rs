@@ -29,9 +29,12 @@ pub(crate) async fn handle(
     let (reply, answer) = oneshot::channel();
     run_or_join(engine, config, runtime_handler, reply).map_err(|error| status::pod(&error))?;
     match answer.await {
-        Ok(Ok(id)) => Ok(v1::RunPodSandboxResponse {
-            pod_sandbox_id: id.to_string(),
-        }),
+        Ok(Ok(id)) => {
+            super::about("pod_sandbox_id", id.as_str());
+            Ok(v1::RunPodSandboxResponse {
+                pod_sandbox_id: id.to_string(),
+            })
+        }
         Ok(Err(error)) => Err(status::pod(&error)),
         Err(_) => Err(status::pod(&PodError::ShuttingDown)),
     }

@@ -22,6 +22,7 @@ pub(crate) async fn handle(
         timeout,
     } = request;
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
+    super::about("container_id", &container_id);
     match container_inbox(engine, &container_id) {
         Lookup::Found((inbox, id)) => {
             ask(&inbox, |reply| Command::Stop(id, grace, reply)).await?;

@@ -16,6 +16,7 @@ pub(crate) async fn handle(
     request: v1::StopPodSandboxRequest,
 ) -> Result<v1::StopPodSandboxResponse, Status> {
     let v1::StopPodSandboxRequest { pod_sandbox_id } = request;
+    super::about("pod_sandbox_id", &pod_sandbox_id);
     match engine.index.inbox(&pod_sandbox_id) {
         Lookup::Found(inbox) => {
             ask(&inbox, Command::StopPod).await?;

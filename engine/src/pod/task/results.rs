@@ -218,13 +218,19 @@ impl Task {
     fn monitor_gone(&mut self) {
         self.events = None;
         self.monitor = None;
-        if matches!(self.record.phase, Phase::Stopping | Phase::Stopped) {
-            return;
+        match self.record.phase {
+            Phase::Stopped => return,
+            // The teardown tells the monitor to end, and needs it no more.
+            Phase::Stopping if self.teardown_runs => return,
+            // Nobody will report the end of what is being killed.
+            Phase::Stopping => {}
+            Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
+                let reason = "the monitor of the pod died".to_owned();
+                self.record.phase = Phase::Failed { reason };
+                self.keep_pod();
+            }
         }
         tracing::error!(pod = %self.record.id, "the monitor died");
-        let reason = "the monitor of the pod died".to_owned();
-        self.record.phase = Phase::Failed { reason };
-        self.keep_pod();
         self.kill_orphans();
     }
 
