@@ -6,10 +6,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use runtime::exec::{self, Plan, Problem, Running, Stdio};
+use runtime::exec::{self, Plan, Problem, Running, Stdio, Step};
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
+use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::connection::ReplyTo;
@@ -23,6 +24,8 @@ const KILL_ROUNDS: usize = 3;
 /// A process that was run.
 #[derive(Debug)]
 pub(crate) struct Exec {
+    /// The container's id.
+    container: String,
     pid: Pid,
     plan: Plan,
     report: OwnedFd,
@@ -63,6 +66,7 @@ impl Monitor {
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
+                    container: request.id.clone(),
                     pid,
                     plan,
                     report,
@@ -138,6 +142,11 @@ impl Monitor {
         };
         exec.reply.step("ended");
         let result = match Problem::read(exec.report.as_fd()) {
+            Some(problem) if !exec.timed_out && is_end_of_container(problem) => Err(Failure::new(
+                FailureKind::NotRunning,
+                &exec.container,
+                "it ended before it was entered",
+            )),
             Some(problem) if !exec.timed_out => {
                 let (message, not_found) = exec.plan.explain(problem);
                 let step = problem.step.name();
@@ -163,6 +172,12 @@ impl Monitor {
             }
         }
     }
+}
+
+/// Whether a process could not enter the container because its first process
+/// was gone by then.
+fn is_end_of_container(problem: Problem) -> bool {
+    problem.step == Step::Namespaces && problem.errno == Errno::SRCH
 }
 
 /// Kills all processes of the session that a child leads.
@@ -207,4 +222,17 @@ fn all_processes() -> Vec<Pid> {
 
 fn bytes_path(bytes: &[u8]) -> &Path {
     Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_that_ends_while_it_is_entered_is_not_running() {
+        let problem = |step, errno| is_end_of_container(Problem { step, errno });
+        assert!(problem(Step::Namespaces, Errno::SRCH));
+        assert!(!problem(Step::Namespaces, Errno::PERM));
+        assert!(!problem(Step::Cgroup, Errno::SRCH));
+    }
 }
