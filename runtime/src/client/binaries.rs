@@ -77,7 +77,11 @@ fn check_version(path: &Path, name: &str, memfd: BorrowedFd<'_>) -> Result<(), B
             path: path.to_owned(),
             source,
         })?;
-    let found = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let found = match output.status.success() {
+        true => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        // A crash has no version; how it ended is the better hint.
+        false => output.status.to_string(),
+    };
     let wanted = version_line(name);
     if found == wanted {
         return Ok(());
@@ -106,6 +110,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = MonitorBinaries::load(dir.path()).unwrap_err();
         assert!(error.to_string().ends_with("slipway-monitor"), "{error}");
+    }
+
+    #[test]
+    fn an_executable_that_fails_is_refused_by_how_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let failing = ["/bin/false", "/usr/bin/false"];
+        let failing = failing.iter().find(|path| Path::new(path).exists());
+        std::fs::copy(failing.unwrap(), dir.path().join("slipway-monitor")).unwrap();
+        let error = MonitorBinaries::load(dir.path()).unwrap_err();
+        assert!(error.to_string().contains("exit status: 1"), "{error}");
     }
 
     #[test]
