@@ -23,7 +23,12 @@ build: tools
 	$(CARGO) build --locked --release -p engine -p conformance
 	$(CARGO) rustc --locked --release -p monitor --bin slipway-monitor -- $(STATIC)
 	$(CARGO) rustc --locked --release -p libcontainer-launcher --bin slipway-libcontainer -- $(STATIC)
-	@echo "built: $(RELEASE)/slipway $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer"
+	@for static in slipway-monitor slipway-libcontainer; do
+		if readelf -d $(RELEASE)/$$static 2>/dev/null | grep NEEDED; then
+			echo "$$static must not need a shared library" >&2; exit 1
+		fi
+	done
+	echo "built: $(RELEASE)/slipway $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer"
 
 tools:
 	@conformance/scripts/install build
