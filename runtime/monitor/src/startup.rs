@@ -43,6 +43,8 @@ pub(crate) fn start() -> Result<Monitor, Errno> {
     close_from(3, Close::Now)?;
     // Fails for the leader of a process group, which is nobody's child group.
     let _already_leader = rustix::process::setsid();
+    // Executed by a descriptor's number, which is no name for `top`.
+    rustix::thread::set_name(c"slipway-monitor")?;
     rustix::process::chdir(c"/")?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
     // Children of the monitor are in a container's pid namespace before they
