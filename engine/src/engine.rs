@@ -75,8 +75,14 @@ pub(crate) struct Said(Mutex<HashSet<String>>);
 impl Said {
     /// Logs a warning, loudly only the first time.
     pub(crate) fn warn(&self, warning: &str) {
+        // The same of another container is the same.
+        let kind: String = warning
+            .split(['/', ' '])
+            .map(|word| if word.len() >= 64 { "ID" } else { word })
+            .collect::<Vec<_>>()
+            .join(" ");
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.insert(warning.to_owned()) {
+        if said.insert(kind) {
             tracing::warn!(warning, "degraded; said once");
         } else {
             tracing::debug!(warning, "degraded");

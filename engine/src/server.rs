@@ -71,10 +71,14 @@ pub(crate) async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
         }
         Ok(_) => {
             // A crashed engine leaves its socket; nobody answers on that one.
-            if UnixStream::connect(path).await.is_ok() {
-                return Err(ServerError::InUse {
-                    path: path.to_owned(),
-                });
+            // Any other answer than a refusal may come from one that is busy.
+            match UnixStream::connect(path).await {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                _ => {
+                    return Err(ServerError::InUse {
+                        path: path.to_owned(),
+                    });
+                }
             }
             std::fs::remove_file(path).map_err(named("remove the stale socket"))?;
         }

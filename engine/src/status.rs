@@ -52,6 +52,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
 fn spec_code(error: &SpecError) -> Code {
     match error {
         SpecError::NoSuchName { .. }
+        | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }

@@ -154,3 +154,21 @@ fn a_hostile_nsswitch_gets_no_code_run_before_the_process() {
         assert_eq!(ids.stdout.trim(), "65534");
     });
 }
+
+/// The kernel takes this id for "leave it as it is": the process would stay root.
+#[test]
+fn an_image_cannot_run_as_the_id_that_means_unchanged() {
+    let extras = Extras {
+        config: json!({ "User": "4294967295" }),
+        ..Extras::default()
+    };
+    with_image(&extras, async |rig| {
+        let sandbox = rig.sandbox("minus-one");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let config = rig.container("main", &["/bin/true"]);
+        let error = rig.client.create(&pod, &config, &sandbox).await;
+        let error = error.expect_err("no such user");
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+        assert!(error.message().contains("4294967295"), "{error}");
+    });
+}

@@ -158,6 +158,7 @@ async fn chores_of(engine: Arc<Engine>) {
     loop {
         ticks.tick().await;
         let engine = Arc::clone(&engine);
+        engine.monitors.refill();
         let chores = move || {
             engine.network.refresh();
             engine.orphans.sweep(&engine.cgroups);

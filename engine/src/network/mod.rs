@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -188,7 +188,7 @@ impl Network {
             netns,
             args: &attachment.args,
             bin_dirs: &self.cni.bin_dirs,
-            deadline: ADD_DEADLINE,
+            deadline: Instant::now() + ADD_DEADLINE,
         };
         let mut previous = None;
         for plugin in list.plugins() {
@@ -219,8 +219,9 @@ impl Network {
             netns,
             args: &attachment.args,
             bin_dirs: &self.cni.bin_dirs,
-            deadline: DEL_DEADLINE,
+            deadline: Instant::now() + DEL_DEADLINE,
         };
+        let mut failure = None;
         for plugin in list.plugins().rev() {
             match call
                 .run(plugin, list, &attachment.capabilities, result.as_ref())
@@ -230,8 +231,14 @@ impl Network {
                 Err(PluginError::NotInstalled { .. }) => {
                     tracing::warn!(pod = %id, plugin = conf::kind(plugin), "plugin for DEL is gone");
                 }
-                Err(source) => return Err(failed(list, "DEL", plugin, source)),
+                // The others still have something to give back.
+                Err(source) => {
+                    failure.get_or_insert(failed(list, "DEL", plugin, source));
+                }
             }
+        }
+        if let Some(failure) = failure {
+            return Err(failure);
         }
         cache::forget(&self.cache, id, attachment);
         Ok(())

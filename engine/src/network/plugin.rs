@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
@@ -63,7 +63,8 @@ pub(super) struct Call<'a> {
     pub(super) netns: &'a Path,
     pub(super) args: &'a str,
     pub(super) bin_dirs: &'a [PathBuf],
-    pub(super) deadline: Duration,
+    /// For the whole chain.
+    pub(super) deadline: Instant,
 }
 
 impl Call<'_> {
@@ -86,12 +87,13 @@ impl Call<'_> {
             })?;
         let input = list.input(plugin, capabilities, previous).to_string();
         let run = self.execute(&path, input);
-        match tokio::time::timeout(self.deadline, run).await {
+        let patience = self.deadline.saturating_duration_since(Instant::now());
+        match tokio::time::timeout(patience, run).await {
             Ok(output) => {
                 let output = output.map_err(|source| PluginError::Run { path, source })?;
                 understand(&output)
             }
-            Err(_) => Err(PluginError::Timeout(self.deadline)),
+            Err(_) => Err(PluginError::Timeout(patience)),
         }
     }
 

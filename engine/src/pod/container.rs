@@ -208,9 +208,12 @@ fn inputs<'a>(
     rootfs: &'a OwnedFd,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
-    let pid_of_namespace = match record.config.security.pid {
-        PidMode::Target(_) => host.target_pid,
-        PidMode::Pod | PidMode::Container | PidMode::Node => host.pod.init_pid,
+    let pid_of_namespace = match &record.config.security.pid {
+        PidMode::Target(id) => host.target_pid.filter(|pid| is_in_cgroup(*pid, id)),
+        PidMode::Pod | PidMode::Container | PidMode::Node => {
+            let of_pod = |pid: &i32| is_in_cgroup(*pid, pod.id.as_str());
+            pod.init_pid.filter(of_pod)
+        }
     };
     spec::Inputs {
         config: &record.config,
@@ -226,6 +229,16 @@ fn inputs<'a>(
         unified_cgroups: engine.unified(),
         seccomp: &engine.seccomp,
     }
+}
+
+/// Whether a process is still the one that was meant: a number may have been given
+/// to another since, but not the cgroup of this id.
+fn is_in_cgroup(pid: i32, id: &str) -> bool {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    cgroups.lines().any(|line| {
+        let last = line.rsplit('/').next().unwrap_or_default();
+        last.starts_with(id)
+    })
 }
 
 fn make_log_dir(log: &std::path::Path) -> Result<(), PodError> {

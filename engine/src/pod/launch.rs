@@ -33,10 +33,7 @@ pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Lau
     let made = make(&engine, &record).await;
     if let Err(error) = &made {
         tracing::debug!(pod = %record.id, %error, "undoing the sandbox");
-        if let Err(error) = super::teardown::pod(&engine, &record, None).await {
-            let reason = crate::network::chain(&error);
-            tracing::warn!(pod = %record.id, reason, "the failed sandbox left something behind");
-        }
+        super::teardown::undo(&engine, &record, None).await;
     }
     made
 }

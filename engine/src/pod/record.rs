@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{Phase, State};
 use crate::ids::{ContainerId, PodId};
-use crate::model::{ContainerConfig, SandboxConfig};
+use crate::model::{ContainerConfig, SandboxConfig, SandboxKey};
 use crate::network::Attachment;
 
 /// The format that this version writes; it reads this one only.
@@ -160,10 +160,10 @@ impl PodDir {
 
     /// Forgets a container; its exit record too.
     pub(crate) fn remove_container(&self, id: &ContainerId) -> Result<(), RecordError> {
-        gone(
-            std::fs::remove_file(self.container(id)),
-            &self.container(id),
-        )
+        let record = self.container(id);
+        gone(std::fs::remove_file(&record), &record)?;
+        let exit = self.exits().join(id.as_str());
+        gone(std::fs::remove_file(&exit), &exit)
     }
 
     /// Forgets the pod with all its containers.
@@ -181,6 +181,23 @@ impl PodDir {
             return Ok(None);
         }
         read(&path).map(Some)
+    }
+
+    /// The ids of all records of containers, the broken ones too.
+    pub(crate) fn container_ids(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(Result::ok).map(|entry| entry.path());
+        let stem = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
+        names.filter_map(stem).collect()
+    }
+
+    /// Who a sandbox is whose record cannot be read as a whole.
+    pub(crate) fn key_of_broken(&self) -> Option<SandboxKey> {
+        let text = std::fs::read(self.0.join(POD_FILE)).ok()?;
+        let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        serde_json::from_value(value["config"]["key"].clone()).ok()
     }
 
     /// All records of containers, the broken ones as errors.

@@ -10,19 +10,25 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use runtime::client::{ContainerReport, ContainerState, Event, ExitRecord, Monitor};
+use runtime::client::{
+    ConnectError, ContainerReport, ContainerState, Event, ExitRecord, Monitor, MonitorError,
+};
 use tokio::sync::mpsc;
 
 use super::error::PodError;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
-use super::task::{Restored, exit_of, resume};
+use super::task::{Restored, exit_of, refuse_all, resume};
 use super::teardown;
 use crate::engine::{Engine, now};
 use crate::ids::PodId;
 
-type Reached = Option<(Monitor, mpsc::UnboundedReceiver<Event>)>;
+/// How often and how long a monitor is waited for before its pod is given up.
+const REACH_TRIES: u32 = 3;
+const REACH_PATIENCE: Duration = Duration::from_secs(4);
+const REACH_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads all records and starts a task for every pod that is to live on.
 pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
@@ -85,11 +91,14 @@ fn remove_state(path: &Path) {
     }
 }
 
-/// One pod; answers the ids of its containers if it is to live on.
+/// One pod; answers the ids of the containers whose files must stay.
 async fn one(engine: &Arc<Engine>, id: &PodId) -> Option<Vec<String>> {
     let dir = engine.pod_dir(id);
     match dir.read_pod() {
-        Ok(Some(record)) => pod(engine, &dir, record).await,
+        Ok(Some(record)) => {
+            pod(engine, &dir, record).await;
+            Some(dir.container_ids())
+        }
         Ok(None) => {
             // The sandbox's record goes first and comes last: the rest is waste.
             if let Err(error) = dir.remove() {
@@ -99,55 +108,66 @@ async fn one(engine: &Arc<Engine>, id: &PodId) -> Option<Vec<String>> {
         }
         Err(error) => {
             let reason = crate::network::chain(&error);
-            tracing::error!(pod = %id, reason, "the sandbox cannot be restored; its records are kept");
-            None
+            tracing::error!(pod = %id, reason, "the sandbox cannot be restored and is left alone");
+            hold(engine, id, &dir);
+            Some(dir.container_ids())
         }
     }
 }
 
-async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<Vec<String>> {
+/// Keeps the identity of a sandbox whose record cannot be read: its containers may
+/// still run, and a second one beside it must not.
+fn hold(engine: &Engine, id: &PodId, dir: &PodDir) {
+    let Some(key) = dir.key_of_broken() else {
+        return;
+    };
+    let (inbox, receiver) = mpsc::unbounded_channel();
+    if engine.index.claim(&key, id, &inbox).is_ok() {
+        tokio::spawn(refuse_all(id.clone(), receiver));
+    }
+}
+
+async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) {
     engine.index.continue_after(record.transition);
     let same_boot = record.boot_id == engine.boot_id;
     let reached = if same_boot && record.phase != Phase::Stopped {
-        Monitor::connect(&engine.pod_state(&record.id)).await.ok()
+        reach(&engine.pod_state(&record.id)).await
     } else {
         None
     };
     if record.phase == Phase::Starting {
-        undo(engine, dir, &record, reached).await;
-        return None;
+        tracing::info!(pod = %record.id, "undoing a sandbox that was being started");
+        let engine = Arc::clone(engine);
+        // In the background: a plugin may take its time, or need pods of its own.
+        tokio::spawn(async move {
+            let monitor = reached.as_ref().map(|reached| &reached.monitor);
+            teardown::undo(&engine, &record, monitor).await;
+        });
+        return;
     }
-    let containers = containers(engine, dir, &record, reached.as_ref().map(|(one, _)| one)).await;
-    if record.phase.is_ready() && (!same_boot || reached.is_none()) {
-        let reason = if same_boot {
-            "the monitor of the pod died"
-        } else {
-            "the node restarted"
-        };
-        record.phase = Phase::Failed {
-            reason: reason.to_owned(),
-        };
+    let containers = containers(engine, dir, &record, reached.as_ref()).await;
+    if record.phase.is_ready() && reached.is_none() {
+        let reason = "the monitor of the pod died".to_owned();
+        record.phase = Phase::Failed { reason };
     }
-    if !same_boot {
-        after_boot(engine, dir, &mut record).await;
+    if !same_boot && record.phase != Phase::Stopped {
+        // Nothing runs any more; what plugins keep on disk is given back by the
+        // pod's task, which tries again until it is.
+        record.phase = Phase::Stopping;
     }
     record.boot_id.clone_from(&engine.boot_id);
     if let Err(error) = dir.write_pod(&record) {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
     }
-    let ids = containers
-        .iter()
-        .map(|(container, _)| container.id.to_string())
-        .collect();
+    let monitor = reached.map(|reached| (reached.monitor, reached.events));
     adopt(
         engine,
         Restored {
             record,
             containers,
-            monitor: reached,
+            monitor,
         },
     );
-    Some(ids)
 }
 
 fn adopt(engine: &Arc<Engine>, restored: Restored) {
@@ -160,33 +180,46 @@ fn adopt(engine: &Arc<Engine>, restored: Restored) {
     resume(Arc::clone(engine), restored, receiver);
 }
 
-async fn undo(engine: &Arc<Engine>, dir: &PodDir, record: &PodRecord, reached: Reached) {
-    tracing::info!(pod = %record.id, "undoing a sandbox that was being started");
-    let monitor = reached.map(|(monitor, _)| monitor);
-    let undone = teardown::pod(engine, record, monitor.as_ref()).await;
-    let removed = undone.and_then(|()| Ok(dir.remove()?));
-    if let Err(error) = removed {
-        let reason = crate::network::chain(&error);
-        tracing::warn!(pod = %record.id, reason, "an unfinished sandbox stays until the next start");
-    }
+/// A monitor that answers, and what it has.
+struct Reached {
+    monitor: Monitor,
+    events: mpsc::UnboundedReceiver<Event>,
+    reports: Vec<ContainerReport>,
 }
 
-/// What of the node's earlier life still has to be given back: addresses above
-/// all, which plugins keep on disk.
-async fn after_boot(engine: &Arc<Engine>, dir: &PodDir, record: &mut PodRecord) {
-    match teardown::pod(engine, record, None).await {
-        Ok(()) => {
-            record.attachment = None;
-            record.ips.clear();
+/// Reaches a monitor, with patience: only one that is not there is dead at once.
+/// One that does not answer at all is as good as dead in the end.
+async fn reach(state: &Path) -> Option<Reached> {
+    for _ in 0..REACH_TRIES {
+        let reaching = async {
+            let (monitor, events) = Monitor::connect(state).await.map_err(Unreached::Connect)?;
+            let reports = monitor.list().await.map_err(Unreached::List)?;
+            Ok(Reached {
+                monitor,
+                events,
+                reports,
+            })
+        };
+        match tokio::time::timeout(REACH_PATIENCE, reaching).await {
+            Ok(Ok(reached)) => return Some(reached),
+            Ok(Err(Unreached::Connect(ConnectError::Absent { .. }))) => return None,
+            Ok(Err(error)) => {
+                tracing::warn!(state = %state.display(), ?error, "a monitor is not reached yet");
+            }
+            Err(_) => {
+                tracing::warn!(state = %state.display(), "a monitor does not answer");
+            }
         }
-        Err(error) => {
-            let reason = crate::network::chain(&error);
-            tracing::warn!(pod = %record.id, reason, "given back when the sandbox is stopped");
-        }
+        tokio::time::sleep(REACH_PAUSE).await;
     }
-    if let Err(error) = dir.write_pod(record) {
-        tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
-    }
+    None
+}
+
+#[derive(Debug)]
+#[expect(dead_code, reason = "read by Debug, in the log")]
+enum Unreached {
+    Connect(ConnectError),
+    List(MonitorError),
 }
 
 /// The containers of a pod as they are now.
@@ -194,12 +227,10 @@ async fn containers(
     engine: &Arc<Engine>,
     dir: &PodDir,
     pod: &PodRecord,
-    monitor: Option<&Monitor>,
+    reached: Option<&Reached>,
 ) -> Vec<(ContainerRecord, Option<i32>)> {
-    let reports = match monitor {
-        Some(monitor) => monitor.list().await.unwrap_or_default(),
-        None => Vec::new(),
-    };
+    let monitor = reached.map(|reached| &reached.monitor);
+    let reports = reached.map_or(&[][..], |reached| &reached.reports);
     let exits = ExitRecord::read_dir(&dir.exits()).unwrap_or_default();
     let mut containers = Vec::new();
     for read in dir.read_containers() {
@@ -264,7 +295,9 @@ async fn settle(
     }
     match report.map(|report| (&report.state, report.pid)) {
         Some((ContainerState::Running { started_at }, pid)) => {
-            if !record.state.is_running() {
+            // A stop whose signal may not have been sent has to be asked for again;
+            // a kill is simply sent again.
+            if !matches!(record.state, State::Killing { .. }) {
                 record.state = State::Running {
                     started_at: *started_at,
                 };

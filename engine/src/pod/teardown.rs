@@ -18,6 +18,9 @@ use crate::failpoint;
 /// How long the processes of a killed cgroup may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Between two tries to undo a sandbox.
+const RETRY: Duration = Duration::from_secs(20);
+
 /// Ends all processes of a sandbox and gives its parts back, but keeps its records.
 pub(crate) async fn pod(
     engine: &Arc<Engine>,
@@ -39,6 +42,38 @@ pub(crate) async fn pod(
     failpoint::hit("stop-network");
     let own = record.clone();
     blocking_with(engine, move |engine| remains(engine, &own)).await
+}
+
+/// Undoes a sandbox that nobody was told of, its record last. What cannot be given
+/// back now is tried again in the background; the record stays until then, for
+/// this engine or the next.
+pub(crate) async fn undo(engine: &Arc<Engine>, record: &PodRecord, monitor: Option<&Monitor>) {
+    if try_undo(engine, record, monitor).await {
+        return;
+    }
+    let (engine, record) = (Arc::clone(engine), record.clone());
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(RETRY).await;
+            if try_undo(&engine, &record, None).await {
+                return;
+            }
+        }
+    });
+}
+
+async fn try_undo(engine: &Arc<Engine>, record: &PodRecord, monitor: Option<&Monitor>) -> bool {
+    let dir = engine.pod_dir(&record.id);
+    let undone = match pod(engine, record, monitor).await {
+        Ok(()) => crate::engine::blocking(move || Ok(dir.remove()?)).await,
+        Err(error) => Err(error),
+    };
+    undone
+        .inspect_err(|error| {
+            let reason = crate::network::chain(error);
+            tracing::warn!(pod = %record.id, reason, "an unfinished sandbox is not undone yet");
+        })
+        .is_ok()
 }
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.

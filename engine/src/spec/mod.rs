@@ -36,6 +36,14 @@ pub(crate) enum SpecError {
         /// `/etc/passwd` or `/etc/group`.
         file: &'static str,
     },
+    /// An id that no user or group can have.
+    #[error("{id} is the id of no {what}")]
+    NoId {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The id.
+        id: u32,
+    },
     /// A capability that the kernel does not know.
     #[error("{field}: {name:?} is no capability")]
     NoSuchCapability {
@@ -253,7 +261,7 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
                 path: path.clone(),
                 source,
             };
-            let text = std::fs::read(path).map_err(|error| named(error.into()))?;
+            let text = read_profile(path).map_err(|error| named(error.into()))?;
             let profile = runtime::seccomp::parse(&text).map_err(|error| named(error.into()))?;
             (path.clone(), profile)
         }
@@ -266,6 +274,17 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
             source: error.into(),
         })?;
     Ok((Some(profile), Some(filter)))
+}
+
+/// A profile on the node: a regular file of a sensible size, so that neither a
+/// FIFO nor a device holds the engine up.
+fn read_profile(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+    const LARGEST: u64 = 4 * 1024 * 1024;
+    let found = std::fs::metadata(path)?;
+    if !found.is_file() || found.len() > LARGEST {
+        return Err(std::io::Error::other("is no regular file of at most 4 MiB"));
+    }
+    std::fs::read(path)
 }
 
 /// The AppArmor profile that a process is to run under.

@@ -90,6 +90,7 @@ fn pick(
     }
     all.sort_unstable();
     all.dedup();
+    checked(uid, &all)?;
     let home = entry
         .map(|entry| entry.home.clone())
         .filter(|home| !home.is_empty());
@@ -99,6 +100,19 @@ fn pick(
         groups: all,
         home: home.unwrap_or_else(|| "/".to_owned()),
     })
+}
+
+/// Refuses the id that the kernel takes for "leave it as it is": the process
+/// would stay root.
+fn checked(uid: u32, groups: &[u32]) -> Result<(), SpecError> {
+    let groups = groups.iter().map(|gid| ("group", *gid));
+    match groups
+        .chain([("user", uid)])
+        .find(|(_, id)| *id == u32::MAX)
+    {
+        Some((what, id)) => Err(SpecError::NoId { what, id }),
+        None => Ok(()),
+    }
 }
 
 fn group_id(group: &str, groups: &[Group]) -> Result<u32, SpecError> {
@@ -180,6 +194,21 @@ fn read(rootfs: &OwnedFd, file: &'static str) -> Result<String, SpecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_id_that_means_unchanged_is_nobodys() {
+        let uid = |text: &str| passwd(&format!("evil:x:{text}:0::/:/bin/sh\n"))[0].uid;
+        assert_eq!(uid("4294967295"), u32::MAX);
+        assert!(matches!(
+            checked(u32::MAX, &[0]),
+            Err(SpecError::NoId { what: "user", .. })
+        ));
+        assert!(matches!(
+            checked(0, &[5, u32::MAX]),
+            Err(SpecError::NoId { what: "group", .. })
+        ));
+        assert!(checked(65534, &[65534]).is_ok());
+    }
 
     #[test]
     fn broken_lines_of_the_database_are_passed_over() {

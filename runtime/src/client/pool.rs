@@ -66,6 +66,12 @@ impl MonitorPool {
         }
     }
 
+    /// Spawns what is missing, in the background; a failure before is forgotten by
+    /// the first success.
+    pub fn refill(&self) {
+        self.shared.refill();
+    }
+
     /// Why monitors cannot be spawned, if the last try failed.
     #[must_use]
     pub fn last_failure(&self) -> Option<String> {

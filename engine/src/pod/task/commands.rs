@@ -24,7 +24,7 @@ impl Task {
             Command::Start(id, reply) => self.start_container(&id, reply),
             Command::Stop(id, grace, reply) => self.stop_container(&id, grace, reply),
             Command::RemoveContainer(id, reply) => self.remove_container(&id, reply),
-            Command::Update(id, resources, reply) => self.update(&id, &resources, reply),
+            Command::Update(id, resources, reply) => self.update(&id, resources, reply),
             Command::ReopenLog(id, reply) => self.reopen_log(&id, reply),
             Command::StopPod(reply) => self.stop_pod(reply),
             Command::RemovePod(reply) => self.remove_pod(reply),
@@ -289,8 +289,8 @@ impl Task {
         }
     }
 
-    fn update(&mut self, id: &ContainerId, update: &Resources, reply: Reply<()>) {
-        let Some(slot) = self.slots.get(id) else {
+    pub(super) fn update(&mut self, id: &ContainerId, update: Resources, reply: Reply<()>) {
+        let Some(slot) = self.slots.get_mut(id) else {
             return respond(reply, Err(PodError::NoContainer(id.to_string())));
         };
         if slot.has_ended() || slot.record.state == State::Creating {
@@ -298,7 +298,11 @@ impl Task {
             let what = format!("container {id}");
             return respond(reply, Err(PodError::State { what, state }));
         }
-        let new = resources::merge(&slot.record.config.resources, update);
+        if slot.update_runs {
+            return slot.updates.push_back((update, reply));
+        }
+        slot.update_runs = true;
+        let new = resources::merge(&slot.record.config.resources, &update);
         let (engine, record, own) = (Arc::clone(&self.engine), slot.record.clone(), id.clone());
         let limits = new.clone();
         let work = async move { container::update(&engine, &record, limits).await };

@@ -11,7 +11,7 @@ use crate::engine::now;
 use crate::ids::ContainerId;
 
 /// Between two tries to give a sandbox's parts back.
-const RETRY: Duration = Duration::from_secs(20);
+pub(super) const RETRY: Duration = Duration::from_secs(20);
 
 impl Task {
     /// Removes a container that has no running process, unless that runs already.
@@ -62,6 +62,23 @@ impl Task {
             }
         }
         self.end_all();
+    }
+
+    /// Goes on with what an earlier engine had begun to end.
+    pub(super) fn carry_on(&mut self) {
+        if self.record.phase == Phase::Stopping {
+            return self.end_all();
+        }
+        let killed = |slot: &super::Slot| matches!(slot.record.state, State::Killing { .. });
+        let ids: Vec<ContainerId> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| killed(slot))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in ids {
+            self.send(&id, libc::SIGKILL);
+        }
     }
 
     /// Kills every container; what was never started ends with the sandbox.
@@ -173,6 +190,7 @@ impl Task {
         match result {
             Ok(()) => {
                 self.engine.index.forget(&self.record.id);
+                self.engine.samples.forget(self.record.id.as_str());
                 tracing::info!(pod = %self.record.id, "sandbox removed");
                 for slot in self.slots.values_mut() {
                     answer(&mut slot.removing, &Ok(()));

@@ -12,7 +12,7 @@ mod results;
 
 pub(crate) use results::exit_of;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,11 +61,13 @@ enum Done {
     Updated(ContainerId, Resources, Result<(), PodError>, Reply<()>),
     ContainerRemoved(ContainerId, Result<(), PodError>),
     /// What a dead monitor left was killed.
-    Orphaned(Result<(), PodError>),
+    /// Names the containers whose processes are still there.
+    Orphaned(Result<Vec<ContainerId>, PodError>),
     Down(Result<(), PodError>),
     Removed(Result<(), PodError>),
     /// Time to try again what failed.
     Retry,
+    RetryOrphans,
 }
 
 /// A container of this pod.
@@ -81,6 +83,9 @@ struct Slot {
     /// Not empty: it is removed as soon as it has ended.
     removing: Vec<Reply<()>>,
     removal_runs: bool,
+    /// Updates wait for each other: each starts from what the last one left.
+    updates: VecDeque<(Resources, Reply<()>)>,
+    update_runs: bool,
 }
 
 impl Slot {
@@ -96,6 +101,8 @@ impl Slot {
             stopping: Vec::new(),
             removing: Vec::new(),
             removal_runs: false,
+            updates: VecDeque::new(),
+            update_runs: false,
         }
     }
 
@@ -172,10 +179,29 @@ pub(crate) fn resume(
         task.refresh(&id);
     }
     task.publish();
-    if task.record.phase == Phase::Stopping {
-        task.tear_down_when_ended();
-    }
+    task.carry_on();
     tokio::spawn(task.run());
+}
+
+/// Answers everything that is asked of a sandbox whose record cannot be read.
+pub(crate) async fn refuse_all(id: PodId, mut inbox: mpsc::UnboundedReceiver<Command>) {
+    while let Some(command) = inbox.recv().await {
+        let refusal = || PodError::State {
+            what: format!("pod sandbox {id}"),
+            state: "left alone, since its record cannot be read".to_owned(),
+        };
+        match command {
+            Command::Join(reply) => respond(reply, Err(refusal())),
+            Command::Create(_, reply) => respond(reply, Err(refusal())),
+            Command::Start(_, reply)
+            | Command::Stop(_, _, reply)
+            | Command::RemoveContainer(_, reply)
+            | Command::Update(_, _, reply)
+            | Command::ReopenLog(_, reply)
+            | Command::StopPod(reply)
+            | Command::RemovePod(reply) => respond(reply, Err(refusal())),
+        }
+    }
 }
 
 impl Task {

@@ -10,6 +10,7 @@ use super::super::teardown;
 use super::{Done, Task, answer, respond};
 use crate::engine::now;
 use crate::ids::ContainerId;
+use crate::model::Resources;
 
 /// What the kernel's exit means to people.
 pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
@@ -60,21 +61,40 @@ impl Task {
             }
             Done::Quiet => return,
             Done::Updated(id, resources, result, reply) => {
-                if result.is_ok()
-                    && let Some(slot) = self.slots.get_mut(&id)
-                {
-                    slot.record.config.resources = resources;
-                    self.keep(&id);
-                }
-                respond(reply, result);
+                self.updated(&id, resources, result, reply);
             }
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
             Done::Orphaned(result) => self.orphaned(result),
             Done::Down(result) => self.down(result),
             Done::Removed(result) => self.removed(result),
             Done::Retry => self.tear_down_when_ended(),
+            Done::RetryOrphans => self.kill_orphans(),
         }
         self.publish();
+    }
+
+    fn updated(
+        &mut self,
+        id: &ContainerId,
+        resources: Resources,
+        result: Result<(), PodError>,
+        reply: super::Reply<()>,
+    ) {
+        if result.is_ok()
+            && let Some(slot) = self.slots.get_mut(id)
+        {
+            slot.record.config.resources = resources;
+            self.keep(id);
+        }
+        self.publish();
+        respond(reply, result);
+        let next = self.slots.get_mut(id).and_then(|slot| {
+            slot.update_runs = false;
+            slot.updates.pop_front()
+        });
+        if let Some((update, reply)) = next {
+            self.update(id, update, reply);
+        }
     }
 
     fn launched(&mut self, result: Result<Box<super::Launched>, PodError>) {
@@ -93,6 +113,7 @@ impl Task {
             answer(&mut self.joining, &Err(Arc::new(error)));
             self.record.phase = Phase::Stopping;
             self.tear_down_when_ended();
+            return self.replay();
         }
         crate::failpoint::hit("run-ready");
         let id = self.record.id.clone();
@@ -103,9 +124,6 @@ impl Task {
     }
 
     fn launch_failed(&mut self, error: PodError) {
-        if let Err(error) = self.dir.remove() {
-            tracing::warn!(pod = %self.record.id, %error, "record of a failed sandbox");
-        }
         self.engine.index.forget(&self.record.id);
         let error = Arc::new(error);
         answer(&mut self.joining, &Err(Arc::clone(&error)));
@@ -244,23 +262,39 @@ impl Task {
             .map(|slot| slot.record.clone())
             .collect();
         let work = async move {
+            let mut alive = Vec::new();
             for record in &records {
-                teardown::container_processes(&engine, record).await?;
+                if let Err(error) = teardown::container_processes(&engine, record).await {
+                    let reason = crate::network::chain(&error);
+                    tracing::error!(container = %record.id, reason, "processes of a dead monitor");
+                    alive.push(record.id.clone());
+                }
             }
-            Ok(())
+            Ok(alive)
         };
         self.job(work, Done::Orphaned);
     }
 
-    fn orphaned(&mut self, result: Result<(), PodError>) {
-        if let Err(error) = result {
-            let reason = crate::network::chain(&error);
-            tracing::error!(pod = %self.record.id, reason, "processes of a dead monitor");
+    fn orphaned(&mut self, result: Result<Vec<ContainerId>, PodError>) {
+        // Only a container whose processes are gone may be said to have ended.
+        let alive = match result {
+            Ok(alive) => alive,
+            Err(error) => {
+                tracing::error!(pod = %self.record.id, %error, "processes of a dead monitor");
+                self.slots.keys().cloned().collect()
+            }
+        };
+        if !alive.is_empty() {
+            let wait = async {
+                tokio::time::sleep(super::ending::RETRY).await;
+                Ok(())
+            };
+            self.job(wait, |_: Result<(), PodError>| Done::RetryOrphans);
         }
         // What the monitor could still write down is truer than what we know.
         let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
         let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
-        for id in ids {
+        for id in ids.into_iter().filter(|id| !alive.contains(id)) {
             let known = written
                 .iter()
                 .find(|record| record.container == id.as_str());
