@@ -117,3 +117,4 @@ macro_rules! launcher_suite {
 }
 
 launcher_suite!(libcontainer, runtime::client::LauncherKind::Libcontainer);
+launcher_suite!(native, runtime::client::LauncherKind::Native);

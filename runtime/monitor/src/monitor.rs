@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use runtime::launcher::Libcontainer;
+use runtime::launcher::{Libcontainer, Native};
 use runtime::protocol::{
     self, Body, Envelope, Failure, FailureKind, Incoming, Received, VERSION, monotonic_now,
 };
@@ -70,6 +70,8 @@ pub(crate) struct Monitor {
     /// Descriptors from its start.
     pub(crate) descriptors: Descriptors,
     connections: BTreeMap<u64, Connection>,
+    /// Makes containers without a helper.
+    pub(crate) native: Native,
     /// The pod, once there is one.
     pub(crate) pod: Option<Pod>,
     /// Whether a setup was tried: there is no second one.
@@ -99,6 +101,7 @@ impl Monitor {
             reactor,
             descriptors,
             connections: BTreeMap::new(),
+            native: Native::new()?,
             pod: None,
             setup_tried: false,
             containers: BTreeMap::new(),
