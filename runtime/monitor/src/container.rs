@@ -211,6 +211,11 @@ impl Container {
         }
     }
 
+    /// The launcher's helper, as long as it is not reaped.
+    pub(crate) fn helper(&self) -> Option<Pid> {
+        self.helper
+    }
+
     /// Forgets the launcher's helper if this is it: it was reaped.
     pub(crate) fn helper_ended(&mut self, pid: Pid) -> bool {
         let is_it = self.helper == Some(pid);

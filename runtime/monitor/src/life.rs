@@ -44,6 +44,8 @@ impl Monitor {
         let Some(mut container) = self.remove(key) else {
             return;
         };
+        // It may still wait in the kernel, in the pod's cgroups.
+        self.dying.extend(container.helper());
         if let State::Launching { reply, .. } = &mut container.state
             && let Some(reply) = reply.take()
         {

@@ -82,6 +82,8 @@ pub(crate) struct Monitor {
     pub(crate) execs: BTreeMap<i32, Exec>,
     /// Children that ended while a launcher might still tell who they are.
     pub(crate) unknown_exits: Vec<(Pid, WaitStatus)>,
+    /// Helpers of launches that were given up: killed, not reaped.
+    pub(crate) dying: Vec<Pid>,
     /// Set when it is asked to end.
     pub(crate) shutdown: Option<Shutdown>,
     /// Buffers for output.
@@ -107,6 +109,7 @@ impl Monitor {
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             unknown_exits: Vec::new(),
+            dying: Vec::new(),
             shutdown: None,
             scratch: Scratch::default(),
             next_key: 0,
@@ -289,7 +292,10 @@ impl Monitor {
 
     fn is_empty(&self) -> bool {
         let no_init = self.pod.as_ref().is_none_or(|pod| pod.init.is_none());
-        no_init && self.execs.is_empty() && self.containers.values().all(Container::is_over)
+        no_init
+            && self.execs.is_empty()
+            && self.dying.is_empty()
+            && self.containers.values().all(Container::is_over)
     }
 
     fn say_goodbye(&mut self) {

@@ -362,6 +362,7 @@ mod tests {
         for (kind, own) in [("bind", false), ("tmpfs", true)] {
             let planned = plan(|spec| {
                 spec["mounts"] = serde_json::json!([
+                    { "destination": "/given", "type": "bind", "options": ["rbind"] },
                     { "destination": "/dev/", "type": kind, "source": "/dev", "options": [] }
                 ]);
             });

@@ -75,6 +75,7 @@ fn set_up(
         for (index, device) in prepared.devices.iter().enumerate() {
             Own::Device.at(index, dev::make(&root, device))?;
         }
+        Own::Dev.at(0, dev::link(&root))?;
     }
     let stdio = match prepared.stdio {
         Some(_) => None,

@@ -31,7 +31,7 @@ const LINKS: [(&CStr, &CStr); 6] = [
     (c"ptmx", c"pts/ptmx"),
 ];
 
-/// Makes what every container has.
+/// Makes the nodes that every container has.
 pub(super) fn fill(root: &Root) -> Result<(), Errno> {
     let dev = root.place(c"/dev", Kind::Directory)?;
     let mode = Mode::from_raw_mode(0o666);
@@ -39,8 +39,24 @@ pub(super) fn fill(root: &Root) -> Result<(), Errno> {
         let number = rustix::fs::makedev(major, minor);
         make_node(dev.as_fd(), name, (FileType::CharacterDevice, mode), number)?;
     }
+    Ok(())
+}
+
+/// Makes the links that every container has, when all nodes are there: the
+/// node ptmx of a host would give terminals of the host's.
+pub(super) fn link(root: &Root) -> Result<(), Errno> {
+    let dev = root.place(c"/dev", Kind::Directory)?;
     for (name, target) in LINKS {
-        match rustix::fs::symlinkat(target, &dev, name) {
+        let linked = rustix::fs::symlinkat(target, &dev, name);
+        match linked {
+            Err(Errno::EXIST) if name == c"ptmx" => {
+                match rustix::fs::unlinkat(&dev, name, AtFlags::empty()) {
+                    Ok(()) => rustix::fs::symlinkat(target, &dev, name)?,
+                    // A volume's.
+                    Err(Errno::BUSY) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
             // An image's own, or a volume's.
             Err(Errno::EXIST) => {}
             other => other?,

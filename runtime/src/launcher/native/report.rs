@@ -273,8 +273,10 @@ mod tests {
 
     #[test]
     fn problems_name_their_path() {
-        let mut plan = Plan::default();
-        plan.masked_paths = vec![b"/a".to_vec(), b"/b".to_vec()];
+        let plan = Plan {
+            masked_paths: vec![b"/a".to_vec(), b"/b".to_vec()],
+            ..Plan::default()
+        };
         let problem = Own::Mask.at::<()>(1, Err(Errno::IO)).unwrap_err();
         assert!(problem.explain(&plan).to_string().starts_with("mask /b: "));
     }
