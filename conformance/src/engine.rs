@@ -75,6 +75,14 @@ impl Engine {
             engine.path("netns"),
         );
         std::fs::write(engine.path("config/10-scratch.toml"), config)?;
+        // Lets the whole suite run with another launcher than the default.
+        if let Some(launcher) = std::env::var_os("SLIPWAY_TEST_HANDLER") {
+            let name = launcher.to_string_lossy();
+            let config = format!(
+                "[runtime]\ndefault_handler = {name:?}\n[runtime.handlers.{name:?}]\nlauncher = {name:?}\n"
+            );
+            std::fs::write(engine.path("config/20-handler.toml"), config)?;
+        }
         Ok(engine)
     }
 

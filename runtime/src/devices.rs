@@ -1,9 +1,38 @@
 //! Rules about devices, and the program that enforces them on cgroup v2.
 //!
 //! Owns the meaning of a list of rules: the last one that speaks of an access
-//! decides. Loads nothing; see `sys::bpf`.
+//! decides. Puts them in force for one cgroup; a crash leaves them there, for
+//! as long as that lives.
+
+mod enforce;
 
 use crate::sys::bpf::Instruction;
+
+pub use enforce::{EnforceError, enforce};
+
+/// What every container may use, whatever its rules say: making any node,
+/// which is no access to it, and devices that harm nobody.
+const ALWAYS: [(Kind, Option<u32>, Option<u32>, Access); 11] = {
+    const MAKE: Access = Access {
+        read: false,
+        write: false,
+        mknod: true,
+    };
+    const ALL: Access = Access::ALL;
+    [
+        (Kind::Char, None, None, MAKE),
+        (Kind::Block, None, None, MAKE),
+        (Kind::Char, Some(1), Some(3), ALL),
+        (Kind::Char, Some(1), Some(5), ALL),
+        (Kind::Char, Some(1), Some(7), ALL),
+        (Kind::Char, Some(1), Some(8), ALL),
+        (Kind::Char, Some(1), Some(9), ALL),
+        (Kind::Char, Some(5), Some(0), ALL),
+        (Kind::Char, Some(5), Some(1), ALL),
+        (Kind::Char, Some(5), Some(2), ALL),
+        (Kind::Char, Some(136), None, ALL),
+    ]
+};
 
 /// Kinds of devices that a rule is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +43,26 @@ pub enum Kind {
     Block,
     /// Character devices.
     Char,
+}
+
+impl Kind {
+    /// Its letter: `a`, `b` or `c`.
+    #[must_use]
+    pub fn letter(self) -> char {
+        match self {
+            Self::All => 'a',
+            Self::Block => 'b',
+            Self::Char => 'c',
+        }
+    }
+
+    /// The kind of a letter.
+    #[must_use]
+    pub fn of(letter: &str) -> Option<Self> {
+        [Self::All, Self::Block, Self::Char]
+            .into_iter()
+            .find(|kind| letter.chars().eq([kind.letter()]))
+    }
 }
 
 /// Ways to use a device.
@@ -44,6 +93,15 @@ impl Access {
             write: letters.contains('w'),
             mknod: letters.contains('m'),
         })
+    }
+
+    /// The ways as letters out of `rwm`.
+    #[must_use]
+    pub fn letters(self) -> String {
+        [(self.read, 'r'), (self.write, 'w'), (self.mknod, 'm')]
+            .iter()
+            .filter_map(|(set, letter)| set.then_some(*letter))
+            .collect()
     }
 
     /// The kernel's bits.
@@ -84,25 +142,110 @@ impl Rule {
     /// The rule in the words of the v1 controller.
     #[must_use]
     pub fn v1_text(&self) -> String {
-        let kind = match self.kind {
-            Kind::All => 'a',
-            Kind::Block => 'b',
-            Kind::Char => 'c',
-        };
+        let kind = self.kind.letter();
         let number = |number: Option<u32>| number.map_or("*".to_owned(), |n| n.to_string());
-        let letters: String = [
-            (self.access.read, 'r'),
-            (self.access.write, 'w'),
-            (self.access.mknod, 'm'),
-        ]
-        .iter()
-        .filter_map(|(set, letter)| set.then_some(*letter))
-        .collect();
+        let letters = self.access.letters();
         format!(
             "{kind} {}:{} {letters}",
             number(self.major),
             number(self.minor)
         )
+    }
+}
+
+/// A rule that cannot be meant.
+#[derive(Debug, thiserror::Error)]
+pub enum BadRule {
+    /// Not letters out of `rwm`.
+    #[error("access {0:?} is none")]
+    Access(String),
+    /// Above what a device number can be.
+    #[error("no device has the number {0}")]
+    Number(i64),
+    /// The v1 controller takes "a" for everything, whatever else is said.
+    #[error("a rule for all kinds of devices must be for all numbers and accesses")]
+    Everything,
+}
+
+impl Rule {
+    /// A rule in a runtime spec's words: negative numbers mean any, missing
+    /// letters all.
+    ///
+    /// # Errors
+    /// See [`BadRule`].
+    pub fn parse(
+        allow: bool,
+        kind: Kind,
+        (major, minor): (Option<i64>, Option<i64>),
+        access: Option<&str>,
+    ) -> Result<Self, BadRule> {
+        let letters = access.unwrap_or("rwm");
+        let access = Access::parse(letters).ok_or_else(|| BadRule::Access(letters.to_owned()))?;
+        // One that is too large must not become "any".
+        let number = |number: Option<i64>| match number.filter(|number| *number >= 0) {
+            Some(number) => u32::try_from(number)
+                .map(Some)
+                .map_err(|_| BadRule::Number(number)),
+            None => Ok(None),
+        };
+        let rule = Self {
+            allow,
+            kind,
+            major: number(major)?,
+            minor: number(minor)?,
+            access,
+        };
+        if kind == Kind::All && rule != Self::everything(allow) {
+            return Err(BadRule::Everything);
+        }
+        Ok(rule)
+    }
+}
+
+/// The rules of a container: its spec's and those of every container. No rules
+/// at all mean that nothing else is allowed.
+#[must_use]
+pub fn complete(mut rules: Vec<Rule>) -> Vec<Rule> {
+    let about_everything =
+        |rule: &Rule| *rule == Rule::everything(true) || *rule == Rule::everything(false);
+    if !rules.first().is_some_and(about_everything) {
+        rules.insert(0, Rule::everything(false));
+    }
+    if rules != [Rule::everything(true)] {
+        rules.extend(ALWAYS.iter().map(|(kind, major, minor, access)| Rule {
+            allow: true,
+            kind: *kind,
+            major: *major,
+            minor: *minor,
+            access: *access,
+        }));
+    }
+    rules
+}
+
+impl From<&Rule> for crate::protocol::DeviceRule {
+    fn from(rule: &Rule) -> Self {
+        Self {
+            allow: rule.allow,
+            kind: rule.kind.letter().to_string(),
+            major: rule.major,
+            minor: rule.minor,
+            access: rule.access.letters(),
+        }
+    }
+}
+
+impl Rule {
+    /// Reads a message. `None`: it is no rule.
+    #[must_use]
+    pub fn of(message: &crate::protocol::DeviceRule) -> Option<Self> {
+        Some(Self {
+            allow: message.allow,
+            kind: Kind::of(&message.kind)?,
+            major: message.major,
+            minor: message.minor,
+            access: Access::parse(&message.access)?,
+        })
     }
 }
 

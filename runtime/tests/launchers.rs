@@ -69,6 +69,7 @@ macro_rules! launcher_suite {
                     container_sees_its_own_cgroups,
                     devices_follow_the_rules,
                     devices_follow_the_rules_on_v2,
+                    device_nodes_are_made,
                     lowered_oom_score_never_fails,
                     unsupported_wishes_are_refused_by_name,
                 }
@@ -117,3 +118,4 @@ macro_rules! launcher_suite {
 }
 
 launcher_suite!(libcontainer, runtime::client::LauncherKind::Libcontainer);
+launcher_suite!(native, runtime::client::LauncherKind::Native);

@@ -203,9 +203,9 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
         path,
         options,
     } = handler;
-    match launcher.as_deref() {
-        Some("libcontainer") => {}
-        Some("native") => return Err(not_yet(&key("launcher"), "the native launcher")),
+    let launcher = match launcher.as_deref() {
+        Some("libcontainer") => Launcher::Libcontainer,
+        Some("native") => Launcher::Native,
         Some("oci") => return Err(not_yet(&key("launcher"), "the oci launcher")),
         Some("shim") => return Err(not_yet(&key("launcher"), "the shim launcher")),
         Some(other) => {
@@ -216,22 +216,17 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
             ));
         }
         None => return Err(wrong(&key("launcher"), "is missing")),
-    }
+    };
     if path.is_some() {
         return Err(wrong(
             &key("path"),
-            "the libcontainer launcher is built in, it has no path",
+            "this launcher is built in, it has no path",
         ));
     }
     if options.is_some_and(|options| !options.is_empty()) {
-        return Err(wrong(
-            &key("options"),
-            "the libcontainer launcher has no options",
-        ));
+        return Err(wrong(&key("options"), "this launcher has no options"));
     }
-    Ok(Handler {
-        launcher: Launcher::Libcontainer,
-    })
+    Ok(Handler { launcher })
 }
 
 #[cfg(test)]
@@ -310,6 +305,21 @@ mod tests {
             assert!(matches!(error, ConfigError::NotYet { .. }), "{error}");
             assert!(error.to_string().contains(key), "{error}");
         }
+    }
+
+    #[test]
+    fn a_native_handler_can_be_the_default() {
+        let native = "[runtime.handlers.fast]\nlauncher = \"native\"\n";
+        let config = with(&[
+            ("10.toml", native),
+            ("20.toml", "[runtime]\ndefault_handler = \"fast\"\n"),
+        ])
+        .expect("valid");
+        let launcher = config.handler("").map(|handler| handler.launcher);
+        assert_eq!(launcher, Some(Launcher::Native));
+        let path = format!("{native}path = \"/x\"\n");
+        let error = with(&[("x.toml", path.as_str())]).expect_err("wrong");
+        assert!(error.to_string().contains("fast.path"), "{error}");
     }
 
     #[test]

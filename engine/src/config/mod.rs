@@ -30,6 +30,8 @@ pub(crate) const DEFAULT_DIR: &str = "/etc/slipway";
 pub(crate) enum Launcher {
     /// youki's libcontainer in a binary of its own.
     Libcontainer,
+    /// The pod's monitor itself.
+    Native,
 }
 
 /// One runtime handler.

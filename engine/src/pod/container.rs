@@ -175,6 +175,7 @@ fn prepare(
             .map(|handler| handler.launcher)
         {
             Some(Launcher::Libcontainer) => LauncherKind::Libcontainer,
+            Some(Launcher::Native) => LauncherKind::Native,
             None => return Err(PodError::NoHandler(host.pod.handler.clone())),
         },
         spec,

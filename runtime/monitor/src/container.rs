@@ -14,7 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use runtime::exit::ExitRecord;
-use runtime::launcher::{Launch, Launcher, Libcontainer, Order, StartGate};
+use runtime::launcher::{Launch, Launcher, Order, StartGate};
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -115,11 +115,14 @@ impl Container {
         key: Key,
         mut create: Create,
         fds: Fds,
-        launcher: &mut Libcontainer,
+        launcher: &mut dyn Launcher,
         reactor: &mut Reactor,
     ) -> Result<Self, Failure> {
-        // Exec uses the filter; the launcher makes its own of the spec.
-        let seccomp = create.seccomp_bpf.take();
+        // For exec; a launcher without a plan makes its own of the spec.
+        let seccomp = match create.plan {
+            Some(_) => create.seccomp_bpf.clone(),
+            None => create.seccomp_bpf.take(),
+        };
         let id = create.id.clone();
         let cgroups = Cgroups {
             procs: create.cgroup_procs.first().cloned(),
@@ -206,6 +209,11 @@ impl Container {
             State::Launching { deadline, .. } => Some(deadline),
             _ => None,
         }
+    }
+
+    /// The launcher's helper, as long as it is not reaped.
+    pub(crate) fn helper(&self) -> Option<Pid> {
+        self.helper
     }
 
     /// Forgets the launcher's helper if this is it: it was reaped.

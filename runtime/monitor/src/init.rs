@@ -41,6 +41,7 @@ pub(crate) fn start() -> Result<Pid, Errno> {
         NewNamespaces {
             pid: true,
             mount: true,
+            ..NewNamespaces::default()
         },
         || {
             if rustix::stdio::dup2_stdin(&report).is_err() {

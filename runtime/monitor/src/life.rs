@@ -44,6 +44,8 @@ impl Monitor {
         let Some(mut container) = self.remove(key) else {
             return;
         };
+        // It may still wait in the kernel, in the pod's cgroups.
+        self.dying.extend(container.helper());
         if let State::Launching { reply, .. } = &mut container.state
             && let Some(reply) = reply.take()
         {
@@ -81,6 +83,8 @@ impl Monitor {
                 .attach_console(key, console, &mut self.reactor)
                 .map_err(|errno| failed(format!("watch its terminal: {errno}")))?;
         }
+        // The helper may be the first process itself, which is named now.
+        container.helper_ended(pid);
         container.own_pid_namespace = has_own_pid_namespace(pid, pod_init);
         let created = State::Created { init, gate };
         let former = std::mem::replace(&mut container.state, created);

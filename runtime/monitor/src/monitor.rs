@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use runtime::launcher::Libcontainer;
+use runtime::launcher::{Libcontainer, Native};
 use runtime::protocol::{
     self, Body, Envelope, Failure, FailureKind, Incoming, Received, VERSION, monotonic_now,
 };
@@ -70,6 +70,8 @@ pub(crate) struct Monitor {
     /// Descriptors from its start.
     pub(crate) descriptors: Descriptors,
     connections: BTreeMap<u64, Connection>,
+    /// Makes containers without a helper.
+    pub(crate) native: Native,
     /// The pod, once there is one.
     pub(crate) pod: Option<Pod>,
     /// Whether a setup was tried: there is no second one.
@@ -80,6 +82,8 @@ pub(crate) struct Monitor {
     pub(crate) execs: BTreeMap<i32, Exec>,
     /// Children that ended while a launcher might still tell who they are.
     pub(crate) unknown_exits: Vec<(Pid, WaitStatus)>,
+    /// Helpers of launches that were given up: killed, not reaped.
+    pub(crate) dying: Vec<Pid>,
     /// Set when it is asked to end.
     pub(crate) shutdown: Option<Shutdown>,
     /// Buffers for output.
@@ -99,11 +103,13 @@ impl Monitor {
             reactor,
             descriptors,
             connections: BTreeMap::new(),
+            native: Native::new()?,
             pod: None,
             setup_tried: false,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
             unknown_exits: Vec::new(),
+            dying: Vec::new(),
             shutdown: None,
             scratch: Scratch::default(),
             next_key: 0,
@@ -286,7 +292,10 @@ impl Monitor {
 
     fn is_empty(&self) -> bool {
         let no_init = self.pod.as_ref().is_none_or(|pod| pod.init.is_none());
-        no_init && self.execs.is_empty() && self.containers.values().all(Container::is_over)
+        no_init
+            && self.execs.is_empty()
+            && self.dying.is_empty()
+            && self.containers.values().all(Container::is_over)
     }
 
     fn say_goodbye(&mut self) {

@@ -47,6 +47,10 @@ impl Monitor {
         {
             return;
         }
+        if let Some(index) = self.dying.iter().position(|known| *known == pid) {
+            self.dying.swap_remove(index);
+            return;
+        }
         // It may be a first process that its launcher has not named yet.
         if self
             .containers

@@ -2,6 +2,7 @@
 //!
 //! Each answers at once or puts the reply address where the work ends.
 
+use runtime::launcher::Launcher;
 use runtime::protocol::{
     Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
     Welcome,
@@ -122,14 +123,10 @@ impl Monitor {
             ));
         }
         let key = self.new_key();
-        let launcher = match create.launcher() {
-            LauncherKind::Libcontainer => self
-                .pod
-                .as_mut()
-                .ok_or_else(no_pod)?
-                .launcher
-                .as_mut()
-                .ok_or_else(no_pod)?,
+        let pod = self.pod.as_mut().ok_or_else(no_pod)?;
+        let launcher: &mut dyn Launcher = match create.launcher() {
+            LauncherKind::Libcontainer => pod.launcher.as_mut().ok_or_else(no_pod)?,
+            LauncherKind::Native => &mut self.native,
             LauncherKind::Unspecified => {
                 let message = "this monitor knows no such launcher";
                 return Err(Failure::new(FailureKind::Unsupported, "launcher", message));

@@ -10,14 +10,15 @@ use std::time::Duration;
 use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Spec};
 
 use super::error::MonitorError;
+use super::plan::{self, Planned};
 use super::types::{
     ContainerReport, ContainerState, CreateContainer, ExecProcess, PodReady, PodSetup,
 };
 use crate::exec::capability_number;
 use crate::exit::ExitRecord;
 use crate::protocol::{
-    self, CapabilitySets, Container, Create, Exec, MountSource, Process, Rlimit, Setup, State,
-    StreamSlots, Sysctl, sealed_memfd,
+    self, CapabilitySets, Container, Create, Exec, LauncherKind, MountSource, Process, Rlimit,
+    Setup, State, StreamSlots, Sysctl, sealed_memfd,
 };
 
 /// Adds a descriptor to a packet and gives its slot.
@@ -76,8 +77,38 @@ pub(super) fn pod_ready(ready: protocol::PodReady) -> PodReady {
     }
 }
 
+/// A spec as its launcher takes it.
+pub(super) enum SpecForm {
+    /// JSON in a sealed memfd.
+    Json(OwnedFd),
+    /// System calls.
+    Plan(Box<Planned>),
+}
+
+/// Brings a spec into its launcher's form.
+pub(super) fn spec(c: &CreateContainer) -> Result<SpecForm, MonitorError> {
+    if c.launcher != LauncherKind::Native {
+        return spec_memfd(&c.spec).map(SpecForm::Json);
+    }
+    if c.spec
+        .process()
+        .as_ref()
+        .and_then(oci_spec::runtime::Process::terminal)
+        == Some(true)
+        && !c.tty
+    {
+        return Err(invalid(
+            "process.terminal",
+            "it is not what the request says",
+        ));
+    }
+    let given = |index| c.mounts.iter().any(|(given, _)| *given == index);
+    let planned = plan::build(&c.spec, given, c.seccomp_bpf.is_some())?;
+    Ok(SpecForm::Plan(Box::new(planned)))
+}
+
 /// The spec as JSON in a sealed memfd.
-pub(super) fn spec_memfd(spec: &Spec) -> Result<OwnedFd, MonitorError> {
+fn spec_memfd(spec: &Spec) -> Result<OwnedFd, MonitorError> {
     let json =
         serde_json::to_vec(spec).map_err(|error| invalid("runtime spec", &error.to_string()))?;
     sealed_memfd("spec", &json).map_err(|error| invalid("runtime spec", &error.to_string()))
@@ -86,7 +117,7 @@ pub(super) fn spec_memfd(spec: &Spec) -> Result<OwnedFd, MonitorError> {
 pub(super) fn create<'a>(
     c: &'a CreateContainer,
     fds: &mut Vec<BorrowedFd<'a>>,
-    spec_fd: BorrowedFd<'a>,
+    form: &'a SpecForm,
 ) -> Result<Create, MonitorError> {
     let CreateContainer {
         id,
@@ -103,7 +134,13 @@ pub(super) fn create<'a>(
         stdin_once,
         tty,
     } = c;
-    let spec_slot = push(fds, spec_fd);
+    let (spec_slot, plan, filter) = match form {
+        SpecForm::Json(memfd) => (Some(push(fds, memfd.as_fd())), None, None),
+        SpecForm::Plan(planned) => {
+            let Planned { plan, filter } = &**planned;
+            (None, Some(Box::new(plan.clone())), filter.clone())
+        }
+    };
     let rootfs_slot = push(fds, rootfs.as_fd());
     let mounts = mounts
         .iter()
@@ -119,19 +156,20 @@ pub(super) fn create<'a>(
     Ok(Create {
         id: id.clone(),
         launcher: (*launcher).into(),
-        spec_fd: Some(spec_slot),
+        spec_fd: spec_slot,
         rootfs_fd: Some(rootfs_slot),
         mounts,
         cgroup_procs: all_bytes(cgroup_procs.clone()),
         cgroup_oom: cgroup_oom.clone().map(bytes),
         cgroup_kill: cgroup_kill.clone().map(bytes),
-        seccomp_bpf: seccomp_bpf.clone(),
+        seccomp_bpf: seccomp_bpf.clone().or(filter),
         log_path: log_path.clone().map(bytes),
         stdin: *stdin,
         stdin_once: *stdin_once,
         tty: *tty,
         streams: None,
         userns_fd: None,
+        plan,
     })
 }
 
@@ -156,7 +194,7 @@ pub(super) fn exec<'a>(
     };
     Ok(Exec {
         id: container.clone(),
-        process: Some(convert_process(process)?),
+        process: Some(convert_exec(process)?),
         streams: Some(streams),
         timeout: timeout.map_or(0, nanoseconds),
         cgroup_procs: all_bytes(cgroup_procs.clone()),
@@ -186,10 +224,20 @@ pub(super) fn report(container: Container) -> ContainerReport {
     }
 }
 
-/// Refuses by name what exec cannot honour.
-fn convert_process(process: &oci_spec::runtime::Process) -> Result<Process, MonitorError> {
+fn convert_exec(process: &oci_spec::runtime::Process) -> Result<Process, MonitorError> {
+    plan::refuse(
+        "process.terminal",
+        process.terminal() == Some(true),
+        "not for processes that are run in a container",
+    )?;
+    convert_process(process)
+}
+
+/// Refuses by name what no process can have.
+pub(super) fn convert_process(
+    process: &oci_spec::runtime::Process,
+) -> Result<Process, MonitorError> {
     let refused = [
-        ("process.terminal", process.terminal() == Some(true)),
         ("process.ioPriority", process.io_priority().is_some()),
         ("process.scheduler", process.scheduler().is_some()),
         (
@@ -198,7 +246,7 @@ fn convert_process(process: &oci_spec::runtime::Process) -> Result<Process, Moni
         ),
     ];
     if let Some((what, _)) = refused.iter().find(|(_, set)| *set) {
-        let message = "not for processes that are run in a container".to_owned();
+        let message = "not in this version".to_owned();
         return Err(MonitorError::Unsupported {
             what: (*what).to_owned(),
             message,
@@ -323,7 +371,7 @@ mod tests {
     fn what_exec_cannot_honour_is_refused_by_name() {
         let mut process = oci_spec::runtime::Process::default();
         process.set_terminal(Some(true));
-        let error = convert_process(&process).unwrap_err();
+        let error = convert_exec(&process).unwrap_err();
         assert!(
             matches!(&error, MonitorError::Unsupported { what, .. } if what == "process.terminal")
         );

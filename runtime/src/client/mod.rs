@@ -10,6 +10,8 @@ mod connection;
 mod convert;
 mod error;
 mod monitor;
+mod mount_plan;
+mod plan;
 mod pool;
 mod types;
 

@@ -153,9 +153,9 @@ impl Monitor {
     /// # Errors
     /// `Launch`, `Unsupported`, `Timeout`, `Exists`: nothing of it is left.
     pub async fn create(&self, c: CreateContainer) -> Result<Created, MonitorError> {
-        let spec = convert::spec_memfd(&c.spec)?;
+        let spec = convert::spec(&c)?;
         let mut fds = Vec::new();
-        let request = Body::Create(Box::new(convert::create(&c, &mut fds, spec.as_fd())?));
+        let request = Body::Create(Box::new(convert::create(&c, &mut fds, &spec)?));
         let pending = self.inner.connection.begin(request, &fds).await?;
         drop(fds);
         drop((c, spec));

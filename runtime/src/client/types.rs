@@ -74,7 +74,8 @@ pub struct CreateContainer {
     pub cgroup_oom: Option<PathBuf>,
     /// `cgroup.kill` of the v2 tree.
     pub cgroup_kill: Option<PathBuf>,
-    /// Compiled seccomp filter for exec.
+    /// Compiled seccomp filter of the spec's profile. Missing: it is compiled
+    /// where the launcher needs it, and exec has none.
     pub seccomp_bpf: Option<Vec<u8>>,
     /// CRI log. `None`: output is dropped.
     pub log_path: Option<PathBuf>,

@@ -1,31 +1,20 @@
 //! The child that becomes a process of a container.
 //!
 //! Owns the order of the steps: what needs the host's view comes before the
-//! namespaces, what needs privileges before they are given up. Descriptors of
-//! the monitor are closed before the container's working directory is entered,
-//! since a path there may lead through /proc/self/fd.
+//! namespaces, what needs privileges before they are given up.
 
-use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
-use rustix::thread::{
-    CapabilitySet, CapabilitySets as ThreadCapabilities, LinkNameSpaceType, ThreadNameSpaceType,
-};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
-use super::plan::{Label, Plan};
+use super::plan::Plan;
 use super::report::{Problem, Step};
-use crate::sys::fds::{Close, close_from, copy_to};
+use super::steps;
+use crate::sys::fork;
 use crate::sys::fork::{Child, NewNamespaces};
-use crate::sys::{fork, signals};
-
-/// Where the report pipe is in the child: behind its streams.
-const REPORT_FD: i32 = 3;
-/// Everything from here on is closed.
-const FIRST_CLOSED: u32 = 4;
 
 /// The container that the process belongs to.
 #[derive(Debug, Clone, Copy)]
@@ -99,12 +88,12 @@ fn become_process(
     report: BorrowedFd<'_>,
 ) -> u8 {
     let moved = match join(plan, container)
-        .and_then(|()| at(Step::Streams, connect_streams(plan, stdio, report)))
+        .and_then(|()| steps::at(Step::Streams, steps::connect_streams(plan, stdio, report)))
     {
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
     };
-    let problem = match take_on(plan) {
+    let problem = match steps::take_on(plan) {
         Ok(()) => Problem {
             step: Step::Exec,
             errno: plan.program.execute(),
@@ -122,71 +111,8 @@ fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
 
 /// What needs the host's view of files.
 fn join(plan: &Plan, container: Container<'_>) -> Result<(), Problem> {
-    at(
-        Step::Signals,
-        signals::default_sigpipe().and_then(|()| signals::unblock_all()),
-    )?;
-    at(Step::Session, rustix::process::setsid().map(drop))?;
-    for procs in &plan.cgroup_procs {
-        at(Step::Cgroup, write_file(procs, b"0"))?;
-    }
-    if let Some(score) = &plan.oom_score_adj {
-        at(Step::OomScore, set_oom_score(score.as_bytes()))?;
-    }
-    for label in &plan.labels {
-        at(Step::Label, write_label(label))?;
-    }
-    at(Step::Namespaces, enter_namespaces(container.pidfd))
-}
-
-/// What is the process's own.
-fn take_on(plan: &Plan) -> Result<(), Problem> {
-    rustix::process::umask(plan.umask);
-    let outside = enter_directory(plan)?;
-    for (resource, limit) in &plan.rlimits {
-        at(Step::Rlimit, rustix::process::setrlimit(*resource, *limit))?;
-    }
-    give_up_privileges(plan)?;
-    if outside {
-        at(Step::Cwd, change_directory(&plan.cwd))?;
-    }
-    if plan.no_new_privileges {
-        at(
-            Step::NoNewPrivileges,
-            rustix::thread::set_no_new_privs(true),
-        )?;
-        load_filter(plan)?;
-    }
-    Ok(())
-}
-
-fn at<T>(step: Step, result: Result<T, Errno>) -> Result<T, Problem> {
-    result.map_err(|errno| Problem { step, errno })
-}
-
-fn write_file(path: &CStr, text: &[u8]) -> Result<(), Errno> {
-    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::retry_on_intr(|| rustix::io::write(&file, text)).map(drop)
-}
-
-/// Lowering the score needs CAP_SYS_RESOURCE: without it the process is a
-/// likelier victim than was asked for, which harms nobody else.
-fn set_oom_score(score: &[u8]) -> Result<(), Errno> {
-    match write_file(c"/proc/self/oom_score_adj", score) {
-        Err(Errno::ACCESS | Errno::PERM) => Ok(()),
-        other => other,
-    }
-}
-
-fn write_label(label: &Label) -> Result<(), Errno> {
-    let mut result = Err(Errno::NOENT);
-    for file in label.files {
-        result = write_file(file, &label.value);
-        if result != Err(Errno::NOENT) {
-            break;
-        }
-    }
-    result
+    steps::leave_monitor(plan)?;
+    steps::at(Step::Namespaces, enter_namespaces(container.pidfd))
 }
 
 /// The pid namespace was entered before the clone. The user namespace is the
@@ -198,132 +124,4 @@ fn enter_namespaces(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::NETWORK;
     rustix::thread::move_into_thread_name_spaces(pidfd, all)
-}
-
-/// Puts streams and report pipe to 0-3 and closes everything else.
-fn connect_streams(plan: &Plan, stdio: &Stdio, report: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    // Copies above 3 first: a source may be at one of the numbers to fill.
-    let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, REPORT_FD + 1);
-    let stdin = copy(stdio.stdin.as_fd())?;
-    let stdout = copy(stdio.stdout.as_fd())?;
-    let stderr = copy(stdio.stderr.as_fd())?;
-    let report = copy(report)?;
-    for stream in [&stdin, &stdout, &stderr] {
-        own_pipe(plan, stream)?;
-    }
-    rustix::stdio::dup2_stdin(&stdin)?;
-    rustix::stdio::dup2_stdout(&stdout)?;
-    rustix::stdio::dup2_stderr(&stderr)?;
-    let moved = copy_to(report.as_fd(), REPORT_FD)?;
-    // These copies end with the range below; their owners must not run.
-    std::mem::forget((stdin, stdout, stderr, report));
-    close_from(FIRST_CLOSED, Close::Now)?;
-    Ok(moved)
-}
-
-/// A process that is not root could not open /dev/stdout otherwise, which
-/// leads to the pipe.
-fn own_pipe(plan: &Plan, stream: &OwnedFd) -> Result<(), Errno> {
-    let stat = rustix::fs::fstat(stream)?;
-    let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
-    if !is_pipe || stat.st_uid == plan.uid.as_raw() {
-        return Ok(());
-    }
-    rustix::fs::fchown(stream, Some(plan.uid), Some(plan.gid))
-}
-
-/// Enters the working directory as root. `true`: the user has to try again,
-/// since root may not (as on a network filesystem).
-fn enter_directory(plan: &Plan) -> Result<bool, Problem> {
-    match change_directory(&plan.cwd) {
-        Err(Errno::ACCESS | Errno::PERM) => Ok(true),
-        other => at(Step::Cwd, other).map(|()| false),
-    }
-}
-
-fn change_directory(path: &CStr) -> Result<(), Errno> {
-    rustix::process::chdir(path)?;
-    // The kernel names a place outside of the root "(unreachable)".
-    let here = rustix::process::getcwd(Vec::new())?;
-    if here.to_bytes().first() == Some(&b'/') {
-        Ok(())
-    } else {
-        Err(Errno::NOENT)
-    }
-}
-
-/// Groups, user, capabilities; the filter before they are gone unless the
-/// process may not get new privileges, which allows to load it last.
-fn give_up_privileges(plan: &Plan) -> Result<(), Problem> {
-    at(
-        Step::Bounding,
-        limit_bounding_set(plan.capabilities.bounding),
-    )?;
-    at(Step::Ids, rustix::thread::set_keep_capabilities(true))?;
-    at(Step::Ids, rustix::thread::set_thread_groups(&plan.groups))?;
-    at(
-        Step::Ids,
-        rustix::thread::set_thread_res_gid(plan.gid, plan.gid, plan.gid),
-    )?;
-    at(
-        Step::Ids,
-        rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid),
-    )?;
-    if !plan.no_new_privileges {
-        at(Step::Capabilities, regain_effective())?;
-        load_filter(plan)?;
-    }
-    at(Step::Capabilities, set_capabilities(plan))?;
-    at(Step::Ids, rustix::thread::set_keep_capabilities(false))
-}
-
-fn limit_bounding_set(bounding: u64) -> Result<(), Errno> {
-    for number in 0..u64::BITS {
-        let bit = 1 << number;
-        if bounding & bit != 0 {
-            continue;
-        }
-        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
-            bit,
-        )) {
-            // Behind the last one that the kernel knows.
-            Err(Errno::INVAL) => break,
-            other => other?,
-        }
-    }
-    Ok(())
-}
-
-/// Leaving root emptied the effective set; the permitted one was kept.
-fn regain_effective() -> Result<(), Errno> {
-    let mut sets = rustix::thread::capabilities(None)?;
-    sets.effective = sets.permitted;
-    rustix::thread::set_capabilities(None, sets)
-}
-
-fn set_capabilities(plan: &Plan) -> Result<(), Errno> {
-    let wanted = &plan.capabilities;
-    let set = CapabilitySet::from_bits_retain;
-    rustix::thread::set_capabilities(
-        None,
-        ThreadCapabilities {
-            effective: set(wanted.effective),
-            permitted: set(wanted.permitted),
-            inheritable: set(wanted.inheritable),
-        },
-    )?;
-    rustix::thread::clear_ambient_capability_set()?;
-    for number in 0..u64::BITS {
-        let bit = 1 << number;
-        if wanted.ambient & bit != 0 {
-            rustix::thread::configure_capability_in_ambient_set(set(bit), true)?;
-        }
-    }
-    Ok(())
-}
-
-fn load_filter(plan: &Plan) -> Result<(), Problem> {
-    plan.seccomp
-        .as_ref()
-        .map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()))
 }

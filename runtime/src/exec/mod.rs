@@ -10,6 +10,7 @@ mod child;
 mod plan;
 mod program;
 mod report;
+pub(crate) mod steps;
 
 pub use child::{Container, Running, Stdio, spawn};
 pub use plan::{BadProcess, Plan, capability_number};

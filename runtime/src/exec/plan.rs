@@ -101,17 +101,17 @@ pub(super) struct Label {
 /// A process, ready to be made.
 #[derive(Debug)]
 pub struct Plan {
-    pub(super) program: Program,
+    pub(crate) program: Program,
     pub(super) cwd: CString,
     pub(super) umask: Mode,
-    pub(super) uid: Uid,
-    pub(super) gid: Gid,
+    pub(crate) uid: Uid,
+    pub(crate) gid: Gid,
     pub(super) groups: Vec<Gid>,
     pub(super) capabilities: CapabilitySets,
     pub(super) rlimits: Vec<(Resource, Rlimit)>,
     pub(super) no_new_privileges: bool,
     pub(super) labels: Vec<Label>,
-    pub(super) oom_score_adj: Option<String>,
+    pub(crate) oom_score_adj: Option<String>,
     pub(super) seccomp: Option<Filter>,
     pub(super) cgroup_procs: Vec<CString>,
 }
@@ -165,6 +165,12 @@ impl Plan {
                 .collect::<Result<_, _>>()
                 .map_err(nul("cgroup path"))?,
         })
+    }
+
+    /// Loads the seccomp filter with these of the kernel's flags.
+    pub(crate) fn with_seccomp_flags(mut self, flags: u32) -> Self {
+        self.seccomp = self.seccomp.map(|filter| filter.with_flags(flags));
+        self
     }
 
     /// Words for a problem that the child reported, and whether it means that

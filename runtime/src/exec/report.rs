@@ -62,6 +62,11 @@ impl Step {
         Self::Exec,
     ];
 
+    /// The step of a number.
+    pub(crate) fn of(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| *known as u8 == number)
+    }
+
     /// Its name in messages.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -111,7 +116,7 @@ impl Problem {
             return None;
         }
         let [step, a, b, c, d] = bytes;
-        let step = Step::ALL.into_iter().find(|known| *known as u8 == step)?;
+        let step = Step::of(step)?;
         Some(Self {
             step,
             errno: Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])),

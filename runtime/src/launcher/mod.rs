@@ -15,6 +15,7 @@
 //! crash of the monitor ends whatever still waits: its start socket closes.
 
 mod libcontainer;
+mod native;
 mod start;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -27,6 +28,7 @@ use rustix::process::Pid;
 use crate::protocol::{Create, Failure, FailureKind, Fds, ProtocolError, VERSION};
 
 pub use libcontainer::Libcontainer;
+pub use native::Native;
 pub use start::{StartGate, StartOutcome, StartSocket, start_pair};
 
 /// Name of a monitor's socket in its pod's state directory.

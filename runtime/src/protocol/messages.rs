@@ -5,12 +5,17 @@
 //! into the descriptors of the same packet. Holds no logic.
 
 mod container;
+mod plan;
 mod pod;
 mod process;
 
 pub use container::{
     Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, MountSource,
     Signal, Started, State, StreamSlots,
+};
+pub use plan::{
+    Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,
+    NamespaceKind, Parameter, Plan,
 };
 pub use pod::{PodReady, Setup, Sysctl};
 pub use process::{CapabilitySets, Exec, ExecEnded, Process, Rlimit};

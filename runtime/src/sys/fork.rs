@@ -6,10 +6,13 @@
 #![expect(unsafe_code, reason = "bare system calls")]
 
 use std::marker::PhantomData;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
+
+/// `CLONE_INTO_CGROUP`, which does not fit the C library's type.
+const INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Namespaces that the new process gets of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -18,6 +21,27 @@ pub struct NewNamespaces {
     pub pid: bool,
     /// A copy of the mount namespace.
     pub mount: bool,
+    /// An ipc namespace.
+    pub ipc: bool,
+    /// A uts namespace.
+    pub uts: bool,
+    /// A network namespace.
+    pub network: bool,
+}
+
+impl NewNamespaces {
+    fn flags(self) -> libc::c_int {
+        [
+            (self.pid, libc::CLONE_NEWPID),
+            (self.mount, libc::CLONE_NEWNS),
+            (self.ipc, libc::CLONE_NEWIPC),
+            (self.uts, libc::CLONE_NEWUTS),
+            (self.network, libc::CLONE_NEWNET),
+        ]
+        .iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |flags, (_, flag)| flags | flag)
+    }
 }
 
 /// A new process.
@@ -45,19 +69,30 @@ impl Drop for EndOnUnwind {
 /// # Errors
 /// This process has more than one thread (`EDEADLK`), or the kernel's answer.
 pub fn spawn(new: NewNamespaces, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
+    spawn_into(new, None, child)
+}
+
+/// Does what [`spawn`] does; the process is born in a cgroup of the v2 tree,
+/// by a descriptor of its directory.
+///
+/// # Errors
+/// See [`spawn`]; also those of joining the cgroup.
+pub fn spawn_into(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> u8,
+) -> Result<Child, Errno> {
     if thread_count()? != 1 {
         return Err(Errno::DEADLK);
     }
     let mut pidfd: RawFd = -1;
-    let mut flags = libc::CLONE_PIDFD;
-    if new.pid {
-        flags |= libc::CLONE_NEWPID;
-    }
-    if new.mount {
-        flags |= libc::CLONE_NEWNS;
-    }
+    let flags = libc::CLONE_PIDFD | new.flags();
     let mut arguments = clone_arguments();
     arguments.flags = u64::from(flags.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     arguments.pidfd = std::ptr::from_mut(&mut pidfd).expose_provenance() as u64;
     arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
     // SAFETY: without CLONE_VM the child has a copy of the memory, as after

@@ -13,7 +13,6 @@ pub mod fds;
 #[cfg(feature = "engine")]
 pub(crate) mod filtered_child;
 pub mod fork;
-#[cfg(feature = "engine")]
 pub(crate) mod mount_attr;
 pub mod propagation;
 pub mod seccomp_load;

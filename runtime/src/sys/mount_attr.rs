@@ -13,6 +13,8 @@ use rustix::mount::MountAttrFlags;
 pub(crate) struct MountAttr<'a> {
     /// Attributes to set.
     pub(crate) set: MountAttrFlags,
+    /// Attributes to clear before.
+    pub(crate) clear: MountAttrFlags,
     /// One of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`; 0 keeps it.
     pub(crate) propagation: u64,
     /// The user namespace of `MOUNT_ATTR_IDMAP`.
@@ -23,6 +25,7 @@ impl Default for MountAttr<'_> {
     fn default() -> Self {
         Self {
             set: MountAttrFlags::empty(),
+            clear: MountAttrFlags::empty(),
             propagation: 0,
             user_ns: None,
         }
@@ -47,7 +50,7 @@ pub(crate) fn mount_setattr(
 ) -> io::Result<()> {
     let raw = RawAttr {
         attr_set: attr.set.bits().into(),
-        attr_clr: 0,
+        attr_clr: attr.clear.bits().into(),
         propagation: attr.propagation,
         // Read only with MOUNT_ATTR_IDMAP. Descriptors are never negative.
         userns_fd: attr

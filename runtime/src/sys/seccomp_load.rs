@@ -11,7 +11,10 @@ const INSTRUCTION: usize = 8;
 
 /// A compiled filter: classic BPF.
 #[derive(Debug, Clone)]
-pub struct Filter(Vec<libc::sock_filter>);
+pub struct Filter {
+    program: Vec<libc::sock_filter>,
+    flags: libc::c_ulong,
+}
 
 impl Filter {
     /// Reads an array of `sock_filter` in this machine's byte order. `None`:
@@ -31,7 +34,19 @@ impl Filter {
                 jf,
                 k: u32::from_ne_bytes([k0, k1, k2, k3]),
             });
-        Some(Self(parsed.collect()))
+        Some(Self {
+            program: parsed.collect(),
+            flags: 0,
+        })
+    }
+
+    /// Loads it with these of the kernel's flags.
+    #[must_use]
+    pub fn with_flags(self, flags: u32) -> Self {
+        Self {
+            flags: flags.into(),
+            ..self
+        }
     }
 
     /// Puts the filter on this thread, for ever. Needs no new privileges to be
@@ -41,8 +56,8 @@ impl Filter {
     /// The kernel's answer: `EACCES` without that, `EINVAL` for no program.
     pub fn load(&self) -> Result<(), Errno> {
         let program = libc::sock_fprog {
-            len: u16::try_from(self.0.len()).map_err(|_| Errno::INVAL)?,
-            filter: self.0.as_ptr().cast_mut(),
+            len: u16::try_from(self.program.len()).map_err(|_| Errno::INVAL)?,
+            filter: self.program.as_ptr().cast_mut(),
         };
         // SAFETY: `program` describes the array that `self` owns; the kernel
         // copies it and never writes to it.
@@ -50,7 +65,7 @@ impl Filter {
             libc::syscall(
                 libc::SYS_seccomp,
                 libc::SECCOMP_SET_MODE_FILTER,
-                0,
+                self.flags,
                 std::ptr::from_ref(&program),
             )
         };

@@ -253,6 +253,37 @@ pub(crate) async fn devices_follow_the_rules(launcher: LauncherKind) {
     pod.end().await;
 }
 
+/// Nodes are made as asked for, those that every container has among them; a
+/// host's ptmx is not, since terminals are the container's own.
+pub(crate) async fn device_nodes_are_made(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let node = |path: &str, major: u32, minor: u32| {
+        json!({ "path": path, "type": "c", "major": major, "minor": minor,
+                "fileMode": 0o640, "uid": 5, "gid": 6 })
+    };
+    let script =
+        "stat -c '%t:%T %a %u:%g' /dev/net/tun; readlink /dev/ptmx; echo x >/dev/null && echo null";
+    let spec = TestSpec::shell(script).set(
+        "linux.devices",
+        json!([
+            node("/dev/net/tun", 10, 200),
+            node("/dev/ptmx", 5, 2),
+            node("/dev/zero", 1, 5)
+        ]),
+    );
+    let text = stdout(pod.outcome(&spec).await);
+    let ptmx = text
+        .lines()
+        .nth(1)
+        .map(|link| link.trim_start_matches("/dev/"));
+    assert_eq!(ptmx, Some("pts/ptmx"));
+    assert_eq!(
+        (text.lines().next(), text.lines().last()),
+        (Some("a:c8 640 5:6"), Some("null"))
+    );
+    pod.end().await;
+}
+
 /// Without the v1 controller a program on the v2 cgroup does the same.
 pub(crate) async fn devices_follow_the_rules_on_v2(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;

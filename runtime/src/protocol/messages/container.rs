@@ -1,5 +1,7 @@
 //! Messages about containers, between engine, monitor and launcher helper.
 
+use super::Plan;
+
 /// Which launcher makes a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
 #[repr(i32)]
@@ -8,6 +10,8 @@ pub enum LauncherKind {
     Unspecified = 0,
     /// youki's libcontainer in a throw-away process.
     Libcontainer = 1,
+    /// The monitor itself.
+    Native = 2,
 }
 
 /// A container's wishes.
@@ -19,7 +23,8 @@ pub struct Create {
     /// Who makes it.
     #[prost(enumeration = "LauncherKind", tag = "2")]
     pub launcher: i32,
-    /// Slot of a memfd with the runtime spec as JSON.
+    /// Slot of a memfd with the runtime spec as JSON, for launchers that read
+    /// it.
     #[prost(uint32, optional, tag = "3")]
     pub spec_fd: Option<u32>,
     /// Slot of the detached root filesystem.
@@ -37,7 +42,8 @@ pub struct Create {
     /// `cgroup.kill` of the v2 tree.
     #[prost(bytes = "vec", optional, tag = "8")]
     pub cgroup_kill: Option<Vec<u8>>,
-    /// Compiled seccomp filter, an array of `sock_filter`.
+    /// Compiled seccomp filter, an array of `sock_filter`: for processes that
+    /// are run, and with the native launcher for the first one.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub seccomp_bpf: Option<Vec<u8>>,
     /// CRI log; missing: output is dropped.
@@ -58,6 +64,9 @@ pub struct Create {
     /// Slot of the container's user namespace. Refused so far.
     #[prost(uint32, optional, tag = "15")]
     pub userns_fd: Option<u32>,
+    /// The spec for the native launcher.
+    #[prost(message, optional, boxed, tag = "16")]
+    pub plan: Option<Box<Plan>>,
 }
 
 /// A detached mount and where it belongs.

@@ -1,0 +1,228 @@
+//! Steps on the way to a container's process, for its first one and for those
+//! that are run beside it.
+//!
+//! Runs in the child of a clone. Descriptors of the monitor are closed before
+//! the container's working directory is entered, since a path there may lead
+//! through /proc/self/fd.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets as ThreadCapabilities};
+
+use super::child::Stdio;
+use super::plan::{Label, Plan};
+use super::report::{Problem, Step};
+use crate::sys::fds::{Close, close_from, copy_to};
+use crate::sys::signals;
+
+/// Where the report pipe is in the child: behind its streams.
+const REPORT_FD: i32 = 3;
+/// Everything from here on is closed.
+const FIRST_CLOSED: u32 = 4;
+
+/// What needs the host's view of files: signals, session, cgroups, OOM score,
+/// labels. Tells whether the OOM score was honoured.
+pub(crate) fn leave_monitor(plan: &Plan) -> Result<bool, Problem> {
+    at(
+        Step::Signals,
+        signals::default_sigpipe().and_then(|()| signals::unblock_all()),
+    )?;
+    at(Step::Session, rustix::process::setsid().map(drop))?;
+    for procs in &plan.cgroup_procs {
+        at(Step::Cgroup, write_file(procs, b"0"))?;
+    }
+    let mut honoured = true;
+    if let Some(score) = &plan.oom_score_adj {
+        honoured = at(Step::OomScore, set_oom_score(score.as_bytes()))?;
+    }
+    for label in &plan.labels {
+        at(Step::Label, write_label(label))?;
+    }
+    Ok(honoured)
+}
+
+/// What is the process's own.
+pub(crate) fn take_on(plan: &Plan) -> Result<(), Problem> {
+    rustix::process::umask(plan.umask);
+    let outside = enter_directory(plan)?;
+    for (resource, limit) in &plan.rlimits {
+        at(Step::Rlimit, rustix::process::setrlimit(*resource, *limit))?;
+    }
+    give_up_privileges(plan)?;
+    if outside {
+        at(Step::Cwd, change_directory(&plan.cwd))?;
+    }
+    if plan.no_new_privileges {
+        at(
+            Step::NoNewPrivileges,
+            rustix::thread::set_no_new_privs(true),
+        )?;
+        load_filter(plan)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn at<T>(step: Step, result: Result<T, Errno>) -> Result<T, Problem> {
+    result.map_err(|errno| Problem { step, errno })
+}
+
+fn write_file(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::retry_on_intr(|| rustix::io::write(&file, text)).map(drop)
+}
+
+/// Lowering the score needs CAP_SYS_RESOURCE: without it the process is a
+/// likelier victim than was asked for, which harms nobody else. Tells whether
+/// it was set.
+fn set_oom_score(score: &[u8]) -> Result<bool, Errno> {
+    match write_file(c"/proc/self/oom_score_adj", score) {
+        Err(Errno::ACCESS | Errno::PERM) => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+fn write_label(label: &Label) -> Result<(), Errno> {
+    let mut result = Err(Errno::NOENT);
+    for file in label.files {
+        result = write_file(file, &label.value);
+        if result != Err(Errno::NOENT) {
+            break;
+        }
+    }
+    result
+}
+
+/// Puts streams and report channel to 0-3 and closes everything else.
+pub(crate) fn connect_streams(
+    plan: &Plan,
+    stdio: &Stdio,
+    report: BorrowedFd<'_>,
+) -> Result<OwnedFd, Errno> {
+    // Copies above 3 first: a source may be at one of the numbers to fill.
+    let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, REPORT_FD + 1);
+    let stdin = copy(stdio.stdin.as_fd())?;
+    let stdout = copy(stdio.stdout.as_fd())?;
+    let stderr = copy(stdio.stderr.as_fd())?;
+    let report = copy(report)?;
+    for stream in [&stdin, &stdout, &stderr] {
+        own_pipe(plan, stream)?;
+    }
+    rustix::stdio::dup2_stdin(&stdin)?;
+    rustix::stdio::dup2_stdout(&stdout)?;
+    rustix::stdio::dup2_stderr(&stderr)?;
+    let moved = copy_to(report.as_fd(), REPORT_FD)?;
+    // These copies end with the range below; their owners must not run.
+    std::mem::forget((stdin, stdout, stderr, report));
+    close_from(FIRST_CLOSED, Close::Now)?;
+    Ok(moved)
+}
+
+/// A process that is not root could not open /dev/stdout otherwise, which
+/// leads to the pipe.
+fn own_pipe(plan: &Plan, stream: &OwnedFd) -> Result<(), Errno> {
+    let stat = rustix::fs::fstat(stream)?;
+    let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+    if !is_pipe || stat.st_uid == plan.uid.as_raw() {
+        return Ok(());
+    }
+    rustix::fs::fchown(stream, Some(plan.uid), Some(plan.gid))
+}
+
+/// Enters the working directory as root. `true`: the user has to try again,
+/// since root may not (as on a network filesystem).
+fn enter_directory(plan: &Plan) -> Result<bool, Problem> {
+    match change_directory(&plan.cwd) {
+        Err(Errno::ACCESS | Errno::PERM) => Ok(true),
+        other => at(Step::Cwd, other).map(|()| false),
+    }
+}
+
+fn change_directory(path: &CStr) -> Result<(), Errno> {
+    rustix::process::chdir(path)?;
+    // The kernel names a place outside of the root "(unreachable)".
+    let here = rustix::process::getcwd(Vec::new())?;
+    if here.to_bytes().first() == Some(&b'/') {
+        Ok(())
+    } else {
+        Err(Errno::NOENT)
+    }
+}
+
+/// Groups, user, capabilities; the filter before they are gone unless the
+/// process may not get new privileges, which allows to load it last.
+fn give_up_privileges(plan: &Plan) -> Result<(), Problem> {
+    at(
+        Step::Bounding,
+        limit_bounding_set(plan.capabilities.bounding),
+    )?;
+    at(Step::Ids, rustix::thread::set_keep_capabilities(true))?;
+    at(Step::Ids, rustix::thread::set_thread_groups(&plan.groups))?;
+    at(
+        Step::Ids,
+        rustix::thread::set_thread_res_gid(plan.gid, plan.gid, plan.gid),
+    )?;
+    at(
+        Step::Ids,
+        rustix::thread::set_thread_res_uid(plan.uid, plan.uid, plan.uid),
+    )?;
+    if !plan.no_new_privileges {
+        at(Step::Capabilities, regain_effective())?;
+        load_filter(plan)?;
+    }
+    at(Step::Capabilities, set_capabilities(plan))?;
+    at(Step::Ids, rustix::thread::set_keep_capabilities(false))
+}
+
+fn limit_bounding_set(bounding: u64) -> Result<(), Errno> {
+    for number in 0..u64::BITS {
+        let bit = 1 << number;
+        if bounding & bit != 0 {
+            continue;
+        }
+        match rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(
+            bit,
+        )) {
+            // Behind the last one that the kernel knows.
+            Err(Errno::INVAL) => break,
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Leaving root emptied the effective set; the permitted one was kept.
+fn regain_effective() -> Result<(), Errno> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = sets.permitted;
+    rustix::thread::set_capabilities(None, sets)
+}
+
+fn set_capabilities(plan: &Plan) -> Result<(), Errno> {
+    let wanted = &plan.capabilities;
+    let set = CapabilitySet::from_bits_retain;
+    rustix::thread::set_capabilities(
+        None,
+        ThreadCapabilities {
+            effective: set(wanted.effective),
+            permitted: set(wanted.permitted),
+            inheritable: set(wanted.inheritable),
+        },
+    )?;
+    rustix::thread::clear_ambient_capability_set()?;
+    for number in 0..u64::BITS {
+        let bit = 1 << number;
+        if wanted.ambient & bit != 0 {
+            rustix::thread::configure_capability_in_ambient_set(set(bit), true)?;
+        }
+    }
+    Ok(())
+}
+
+fn load_filter(plan: &Plan) -> Result<(), Problem> {
+    plan.seccomp
+        .as_ref()
+        .map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()))
+}

@@ -1,0 +1,129 @@
+//! /dev of a container: nodes, links, the terminal.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use rustix::pty::OpenptFlags;
+
+use super::mounts::{bind_file, node_of};
+use super::place::{Kind, Root};
+use super::prepare::Device;
+
+/// Nodes that every container has: null, zero, full, random, urandom, tty.
+const NODES: [(&CStr, u32, u32); 6] = [
+    (c"null", 1, 3),
+    (c"zero", 1, 5),
+    (c"full", 1, 7),
+    (c"random", 1, 8),
+    (c"urandom", 1, 9),
+    (c"tty", 5, 0),
+];
+
+/// Links that every container has: name and where it leads.
+const LINKS: [(&CStr, &CStr); 6] = [
+    (c"fd", c"/proc/self/fd"),
+    (c"stdin", c"/proc/self/fd/0"),
+    (c"stdout", c"/proc/self/fd/1"),
+    (c"stderr", c"/proc/self/fd/2"),
+    (c"core", c"/proc/kcore"),
+    (c"ptmx", c"pts/ptmx"),
+];
+
+/// Makes the nodes that every container has.
+pub(super) fn fill(root: &Root) -> Result<(), Errno> {
+    let dev = root.place(c"/dev", Kind::Directory)?;
+    let mode = Mode::from_raw_mode(0o666);
+    for (name, major, minor) in NODES {
+        let number = rustix::fs::makedev(major, minor);
+        make_node(dev.as_fd(), name, (FileType::CharacterDevice, mode), number)?;
+    }
+    Ok(())
+}
+
+/// Makes the links that every container has, when all nodes are there: the
+/// node ptmx of a host would give terminals of the host's.
+pub(super) fn link(root: &Root) -> Result<(), Errno> {
+    let dev = root.place(c"/dev", Kind::Directory)?;
+    for (name, target) in LINKS {
+        let linked = rustix::fs::symlinkat(target, &dev, name);
+        match linked {
+            Err(Errno::EXIST) if name == c"ptmx" => {
+                match rustix::fs::unlinkat(&dev, name, AtFlags::empty()) {
+                    Ok(()) => rustix::fs::symlinkat(target, &dev, name)?,
+                    // A volume's.
+                    Err(Errno::BUSY) => {}
+                    Err(errno) => return Err(errno),
+                }
+            }
+            // An image's own, or a volume's.
+            Err(Errno::EXIST) => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Makes a node that was asked for.
+pub(super) fn make(root: &Root, device: &Device) -> Result<(), Errno> {
+    let parent = root.place(&device.parent, Kind::Directory)?;
+    let (parent, name) = (parent.as_fd(), device.name.as_c_str());
+    let (uid, gid) = device.owner;
+    make_node(parent, name, (device.kind, device.mode), device.number)?;
+    rustix::fs::chownat(
+        parent,
+        name,
+        Some(uid),
+        Some(gid),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    // Changing the owner takes set-id bits away, and it may have been there.
+    rustix::fs::chmodat(parent, name, device.mode, AtFlags::empty())
+}
+
+/// One that is there already must be the same.
+fn make_node(
+    parent: BorrowedFd<'_>,
+    name: &CStr,
+    (kind, mode): (FileType, Mode),
+    number: u64,
+) -> Result<(), Errno> {
+    match rustix::fs::mknodat(parent, name, kind, mode, number) {
+        Err(Errno::EXIST) if node_of(parent, name)? == (kind.as_raw_mode(), number) => Ok(()),
+        other => other,
+    }
+}
+
+/// A terminal of the container's own.
+#[derive(Debug)]
+pub(super) struct Terminal {
+    /// The monitor's side.
+    pub(super) master: OwnedFd,
+    /// The container's side: this process's controlling terminal.
+    pub(super) slave: OwnedFd,
+}
+
+/// Opens a terminal in the container's devpts; `console`: shows it as
+/// /dev/console, too.
+pub(super) fn open_terminal(
+    root: &Root,
+    owner: (Uid, Gid),
+    console: bool,
+) -> Result<Terminal, Errno> {
+    let flags = OFlags::RDWR | OFlags::NOCTTY;
+    let master = root.open(c"/dev/pts/ptmx", flags)?;
+    rustix::pty::unlockpt(&master)?;
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
+    // The group is the devpts' own.
+    rustix::fs::fchown(&slave, Some(owner.0), None)?;
+    if console {
+        let place = root.place(c"/dev/console", Kind::File)?;
+        let name = rustix::pty::ptsname(&master, Vec::new())?;
+        let file = root.find(&name)?;
+        bind_file(file.as_fd(), place.as_fd())?;
+    }
+    rustix::process::ioctl_tiocsctty(&slave)?;
+    Ok(Terminal { master, slave })
+}

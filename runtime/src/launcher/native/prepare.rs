@@ -1,0 +1,437 @@
+//! Everything that the child needs, made before it is born.
+//!
+//! Owns the checks of what came from outside and all descriptors. They close
+//! in the monitor as soon as the child has its copies.
+
+use std::ffi::{CStr, CString, OsStr};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountAttrFlags, OpenTreeFlags};
+use rustix::process::{Gid, Uid};
+
+use super::super::{ContainerStdio, LaunchError};
+use crate::exec;
+use crate::protocol::{
+    self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
+};
+use crate::sys::fork::NewNamespaces;
+use crate::sys::propagation::Propagation;
+
+/// Where all cgroup filesystems are.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// A container, ready to be made.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    /// Its first process.
+    pub(super) process: exec::Plan,
+    /// Its streams; `None`: a terminal.
+    pub(super) stdio: Option<exec::Stdio>,
+    /// Namespaces that it is born with.
+    pub(super) new: NewNamespaces,
+    /// Whether it makes a cgroup namespace once it is in its cgroups.
+    pub(super) new_cgroup: bool,
+    /// Namespaces that it joins.
+    pub(super) joined: Vec<OwnedFd>,
+    /// The pid namespace to be born in.
+    pub(super) pid_namespace: Option<OwnedFd>,
+    /// The cgroup to be born in.
+    pub(super) cgroup: Option<OwnedFd>,
+    /// How it sees its cgroups.
+    pub(super) view: CgroupView,
+    /// Its root.
+    pub(super) rootfs: OwnedFd,
+    /// Its mounts in order.
+    pub(super) mounts: Vec<Mount>,
+    /// Whether /dev is its own.
+    pub(super) own_dev: bool,
+    /// Its device nodes.
+    pub(super) devices: Vec<Device>,
+    /// What is hidden.
+    pub(super) masked: Vec<CString>,
+    /// What is read-only.
+    pub(super) readonly: Vec<CString>,
+    /// Whether the root is read-only.
+    pub(super) readonly_root: bool,
+    /// Whether the root is shared.
+    pub(super) shared_root: bool,
+}
+
+/// A mount.
+#[derive(Debug)]
+pub(super) struct Mount {
+    /// Where.
+    pub(super) destination: CString,
+    /// What.
+    pub(super) what: What,
+    /// Attributes of it alone.
+    pub(super) top: Attributes,
+    /// Attributes of it and what is below.
+    pub(super) tree: Attributes,
+    /// How far mounts travel.
+    pub(super) propagation: Propagation,
+}
+
+/// Attributes to set and to clear.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes {
+    /// To set.
+    pub(super) set: MountAttrFlags,
+    /// To clear.
+    pub(super) clear: MountAttrFlags,
+}
+
+/// What is mounted.
+#[derive(Debug)]
+pub(super) enum What {
+    /// A new filesystem.
+    Filesystem {
+        /// Its type.
+        kind: CString,
+        /// Its source.
+        source: CString,
+        /// Its options.
+        parameters: Vec<(CString, Option<CString>)>,
+    },
+    /// A detached mount.
+    Bind {
+        /// The mount.
+        tree: OwnedFd,
+        /// Whether its root is a directory.
+        directory: bool,
+    },
+    /// The view of the container's cgroups.
+    Cgroup,
+}
+
+/// A device node.
+#[derive(Debug)]
+pub(super) struct Device {
+    /// The directory that holds it.
+    pub(super) parent: CString,
+    /// Its name there.
+    pub(super) name: CString,
+    /// Its type.
+    pub(super) kind: FileType,
+    /// Its permissions.
+    pub(super) mode: Mode,
+    /// Its numbers.
+    pub(super) number: u64,
+    /// Its owner and group.
+    pub(super) owner: (Uid, Gid),
+}
+
+/// What a container sees where cgroups are mounted.
+#[derive(Debug)]
+pub(super) struct CgroupView {
+    /// Whether there is one hierarchy at the very top.
+    pub(super) unified: bool,
+    /// The container's cgroups, by hierarchy.
+    pub(super) hierarchies: Vec<Hierarchy>,
+}
+
+/// One cgroup hierarchy.
+#[derive(Debug)]
+pub(super) struct Hierarchy {
+    /// The container's cgroup in it.
+    pub(super) dir: CString,
+    /// The hierarchy's directory.
+    pub(super) name: CString,
+    /// Its other names: `cpu,cpuacct` is found as `cpu` and as `cpuacct`.
+    pub(super) links: Vec<CString>,
+}
+
+impl Prepared {
+    /// Checks and prepares a plan.
+    pub(super) fn new(
+        plan: &Plan,
+        create: &Create,
+        (mut fds, stdio): (Fds, ContainerStdio),
+        null: &OwnedFd,
+    ) -> Result<Self, LaunchError> {
+        let (cgroup, procs) = birth_cgroup(&create.cgroup_procs)?;
+        let process = plan
+            .process
+            .as_ref()
+            .ok_or_else(|| LaunchError::failed("read the plan", "it has no process"))?;
+        let filter = create.seccomp_bpf.as_deref();
+        let process = exec::Plan::new(process, &procs, filter)
+            .map_err(|error| LaunchError::failed("read process", error))?
+            .with_seccomp_flags(plan.seccomp_flags);
+        let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
+        let mut namespaces = Namespaces::default();
+        for namespace in &plan.namespaces {
+            namespaces.add(namespace)?;
+        }
+        let Namespaces {
+            new,
+            new_cgroup,
+            joined,
+            pid_namespace,
+        } = namespaces;
+        if !new.mount {
+            return Err(LaunchError::failed(
+                "read the plan",
+                "it has no mount namespace",
+            ));
+        }
+        let mut given = |index| given(create, &mut fds, index);
+        let mounts = plan.mounts.iter().enumerate();
+        let mounts = mounts.map(|(index, mount)| Mount::new(mount, given(index)?));
+        Ok(Self {
+            process,
+            stdio: (!create.tty).then(|| streams(stdio, null)).transpose()?,
+            new,
+            new_cgroup,
+            joined,
+            pid_namespace,
+            cgroup,
+            view: CgroupView::new(&create.cgroup_procs)?,
+            rootfs,
+            mounts: mounts.collect::<Result<_, _>>()?,
+            own_dev: plan.own_dev,
+            devices: plan
+                .devices
+                .iter()
+                .map(Device::new)
+                .collect::<Result<_, _>>()?,
+            masked: texts(&plan.masked_paths)?,
+            readonly: texts(&plan.readonly_paths)?,
+            readonly_root: plan.readonly_root,
+            shared_root: plan.shared_root,
+        })
+    }
+}
+
+/// The directories of a container's cgroups.
+pub(super) fn cgroup_dirs(create: &Create) -> Vec<PathBuf> {
+    let procs = create.cgroup_procs.iter();
+    procs
+        .filter_map(|procs| parent(procs).map(Path::to_owned))
+        .collect()
+}
+
+fn parent(procs: &[u8]) -> Option<&Path> {
+    Path::new(OsStr::from_bytes(procs)).parent()
+}
+
+/// The child is born in a cgroup of the v2 tree, which costs nothing, and
+/// joins the others itself, each of which may wait for all processors.
+fn birth_cgroup(procs: &[Vec<u8>]) -> Result<(Option<OwnedFd>, Vec<Vec<u8>>), LaunchError> {
+    let mut rest = procs.to_vec();
+    let is_v2 =
+        |procs: &Vec<u8>| parent(procs).is_some_and(|dir| dir.join("cgroup.controllers").exists());
+    let Some(index) = rest.iter().position(is_v2) else {
+        return Ok((None, rest));
+    };
+    let procs = rest.swap_remove(index);
+    let dir = parent(&procs).unwrap_or(Path::new("/"));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(dir, flags, Mode::empty()).map_err(|errno| {
+        LaunchError::failed("join cgroup", format!("{}: {errno}", dir.display()))
+    })?;
+    Ok((Some(opened), rest))
+}
+
+fn given(create: &Create, fds: &mut Fds, index: usize) -> Result<Option<OwnedFd>, LaunchError> {
+    let mut mounts = create.mounts.iter();
+    match mounts.find(|mount| usize::try_from(mount.index) == Ok(index)) {
+        Some(mount) => Ok(Some(fds.take(mount.fd, "a mount")?)),
+        None => Ok(None),
+    }
+}
+
+fn streams(stdio: ContainerStdio, null: &OwnedFd) -> Result<exec::Stdio, LaunchError> {
+    let or_null = |stream: Option<OwnedFd>| match stream {
+        Some(stream) => Ok(stream),
+        None => rustix::io::fcntl_dupfd_cloexec(null, 3)
+            .map_err(|errno| LaunchError::failed("open /dev/null", errno)),
+    };
+    Ok(exec::Stdio {
+        stdin: or_null(stdio.stdin)?,
+        stdout: or_null(stdio.stdout)?,
+        stderr: or_null(stdio.stderr)?,
+    })
+}
+
+fn text(bytes: &[u8]) -> Result<CString, LaunchError> {
+    CString::new(bytes).map_err(|error| LaunchError::failed("read the plan", error))
+}
+
+fn texts(all: &[Vec<u8>]) -> Result<Vec<CString>, LaunchError> {
+    all.iter().map(|bytes| text(bytes)).collect()
+}
+
+/// Namespaces, sorted by what happens to them.
+#[derive(Debug, Default)]
+struct Namespaces {
+    new: NewNamespaces,
+    new_cgroup: bool,
+    joined: Vec<OwnedFd>,
+    pid_namespace: Option<OwnedFd>,
+}
+
+impl Namespaces {
+    fn add(&mut self, namespace: &protocol::Namespace) -> Result<(), LaunchError> {
+        let kind = namespace.kind();
+        let (new, own): (_, &CStr) = match kind {
+            NamespaceKind::Pid => (&mut self.new.pid, c"/proc/self/ns/pid"),
+            NamespaceKind::Mount => (&mut self.new.mount, c"/proc/self/ns/mnt"),
+            NamespaceKind::Ipc => (&mut self.new.ipc, c"/proc/self/ns/ipc"),
+            NamespaceKind::Uts => (&mut self.new.uts, c"/proc/self/ns/uts"),
+            NamespaceKind::Network => (&mut self.new.network, c"/proc/self/ns/net"),
+            NamespaceKind::Cgroup => (&mut self.new_cgroup, c"/proc/self/ns/cgroup"),
+            NamespaceKind::Unspecified => {
+                return Err(LaunchError::Unsupported {
+                    what: "linux.namespaces".to_owned(),
+                    message: "this monitor knows no such namespace".to_owned(),
+                });
+            }
+        };
+        let Some(path) = &namespace.path else {
+            *new = true;
+            return Ok(());
+        };
+        let failed = |errno: Errno| {
+            let path = String::from_utf8_lossy(path);
+            LaunchError::failed("open namespace", format!("{path}: {errno}"))
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path.as_slice(), flags, Mode::empty()).map_err(failed)?;
+        // The pod's namespaces are the monitor's: the child is born in them.
+        let number = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let its = rustix::fs::fstat(&opened).map(number).map_err(failed)?;
+        let ours = rustix::fs::stat(own).map(number).map_err(failed)?;
+        if its != ours {
+            match kind {
+                NamespaceKind::Pid => self.pid_namespace = Some(opened),
+                _ => self.joined.push(opened),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Attributes {
+    fn new(message: Option<MountAttributes>) -> Self {
+        let MountAttributes { set, clear } = message.unwrap_or_default();
+        // Bits that this machine's calls cannot carry are refused by them.
+        let bits = |bits: u64| u32::try_from(bits).unwrap_or(u32::MAX);
+        Self {
+            set: MountAttrFlags::from_bits_retain(bits(set)),
+            clear: MountAttrFlags::from_bits_retain(bits(clear)),
+        }
+    }
+
+    /// Whether there is nothing to change.
+    pub(super) fn is_empty(self) -> bool {
+        self.set.is_empty() && self.clear.is_empty()
+    }
+}
+
+impl Mount {
+    fn new(mount: &protocol::Mount, given: Option<OwnedFd>) -> Result<Self, LaunchError> {
+        let name = String::from_utf8_lossy(&mount.destination);
+        let failed = |errno: Errno| LaunchError::failed(&format!("mount {name}"), errno);
+        let what = match mount.kind() {
+            MountKind::Filesystem => What::Filesystem {
+                kind: text(mount.filesystem.as_bytes())?,
+                source: text(&mount.source)?,
+                parameters: mount
+                    .parameters
+                    .iter()
+                    .map(|one| {
+                        let value = one.value.as_ref().map(|value| text(value)).transpose()?;
+                        Ok((text(&one.key)?, value))
+                    })
+                    .collect::<Result<_, LaunchError>>()?,
+            },
+            MountKind::Bind => {
+                let tree = match given {
+                    Some(tree) => tree,
+                    None => clone_path(&mount.source, mount.recursive).map_err(failed)?,
+                };
+                let stat = rustix::fs::statat(&tree, c"", AtFlags::EMPTY_PATH).map_err(failed)?;
+                let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+                What::Bind { tree, directory }
+            }
+            MountKind::Cgroup => What::Cgroup,
+            MountKind::Unspecified => {
+                return Err(LaunchError::Unsupported {
+                    what: format!("mount {name}"),
+                    message: "this monitor knows no such mount".to_owned(),
+                });
+            }
+        };
+        Ok(Self {
+            destination: text(&mount.destination)?,
+            what,
+            top: Attributes::new(mount.top),
+            tree: Attributes::new(mount.tree),
+            propagation: match mount.propagation() {
+                MountPropagation::Private => Propagation::Private,
+                MountPropagation::Slave => Propagation::Slave,
+                MountPropagation::Shared => Propagation::Shared,
+            },
+        })
+    }
+}
+
+fn clone_path(path: &[u8], recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    rustix::mount::open_tree(CWD, path, flags)
+}
+
+impl Device {
+    fn new(device: &protocol::Device) -> Result<Self, LaunchError> {
+        let path = Path::new(OsStr::from_bytes(&device.path));
+        let bad = || LaunchError::failed("read the plan", format!("{}: no file", path.display()));
+        let parent = path.parent().ok_or_else(bad)?;
+        let name = path.file_name().ok_or_else(bad)?;
+        Ok(Self {
+            parent: text(parent.as_os_str().as_bytes())?,
+            name: text(name.as_bytes())?,
+            kind: FileType::from_raw_mode(device.mode),
+            mode: Mode::from_raw_mode(device.mode & 0o7777),
+            number: rustix::fs::makedev(device.major, device.minor),
+            owner: (Uid::from_raw(device.uid), Gid::from_raw(device.gid)),
+        })
+    }
+}
+
+impl CgroupView {
+    fn new(procs: &[Vec<u8>]) -> Result<Self, LaunchError> {
+        let unified = Path::new(CGROUPS).join("cgroup.procs").exists();
+        let dirs = procs.iter().filter_map(|procs| parent(procs));
+        let hierarchies = dirs
+            .filter_map(|dir| Hierarchy::new(dir).transpose())
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            unified,
+            hierarchies,
+        })
+    }
+}
+
+impl Hierarchy {
+    /// `None`: it is not where cgroups are.
+    fn new(dir: &Path) -> Result<Option<Self>, LaunchError> {
+        let below = dir.strip_prefix(CGROUPS).ok();
+        let Some(name) = below.and_then(|below| below.components().next()) else {
+            return Ok(None);
+        };
+        let name = name.as_os_str().as_bytes();
+        let links = name.split(|byte| *byte == b',');
+        let links = links.filter(|_| name.contains(&b','));
+        Ok(Some(Self {
+            dir: text(dir.as_os_str().as_bytes())?,
+            name: text(name)?,
+            links: links.map(text).collect::<Result<_, _>>()?,
+        }))
+    }
+}
