@@ -5,7 +5,9 @@
 //! process may do, is refused here by its name in the runtime spec. What fails
 //! loudly in libcontainer itself is not listed.
 
-use libcontainer::oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Mount, Process, Spec};
+use libcontainer::oci_spec::runtime::{
+    Hook, Linux, LinuxNamespaceType, Mount, Process, Spec, User,
+};
 use libcontainer::syscall::linux::{MountOption, MountRecursive};
 use runtime::launcher::LaunchError;
 
@@ -54,6 +56,7 @@ fn refuse(what: impl Into<String>, message: &str) -> LaunchError {
 }
 
 fn check_process(process: &Process) -> Result<(), LaunchError> {
+    check_user(process.user())?;
     if process
         .selinux_label()
         .as_ref()
@@ -63,6 +66,22 @@ fn check_process(process: &Process) -> Result<(), LaunchError> {
             "process.selinuxLabel",
             "libcontainer sets no SELinux labels",
         ));
+    }
+    Ok(())
+}
+
+/// The kernel takes -1 as "leave as it is": that would keep root.
+fn check_user(user: &User) -> Result<(), LaunchError> {
+    let groups = user.additional_gids().iter().flatten();
+    let ids = [("uid", user.uid()), ("gid", user.gid())];
+    let ids = ids
+        .into_iter()
+        .chain(groups.map(|gid| ("additionalGids", *gid)));
+    for (name, id) in ids {
+        if id == u32::MAX {
+            let what = format!("process.user.{name} {id}");
+            return Err(refuse(what, "this number is no id: it changes nothing"));
+        }
     }
     Ok(())
 }
@@ -253,6 +272,32 @@ mod tests {
             ),
         ] {
             assert_eq!(refused(&json).as_deref(), Some(what));
+        }
+    }
+
+    #[test]
+    fn id_that_changes_nothing_is_refused() {
+        let last = u32::MAX - 1;
+        for (user, what) in [
+            (
+                serde_json::json!({ "uid": u32::MAX, "gid": 0 }),
+                Some("process.user.uid 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": 0, "gid": u32::MAX }),
+                Some("process.user.gid 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": 0, "gid": 0, "additionalGids": [1, u32::MAX] }),
+                Some("process.user.additionalGids 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": last, "gid": last, "additionalGids": [last] }),
+                None,
+            ),
+        ] {
+            let json = serde_json::json!({ "process": { "user": user } });
+            assert_eq!(refused(&json).as_deref(), what);
         }
     }
 
