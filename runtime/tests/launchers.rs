@@ -103,6 +103,7 @@ macro_rules! launcher_suite {
                     shared_init_ends_on_sigterm,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
+                    lack_of_memory_in_a_child_keeps_the_exit_code,
                 }
                 mounts {
                     detached_mounts_are_sources,
