@@ -5,6 +5,8 @@
 //! process may do, is refused here by its name in the runtime spec. What fails
 //! loudly in libcontainer itself is not listed.
 
+use std::path::{Component, Path};
+
 use libcontainer::oci_spec::runtime::{
     Hook, Linux, LinuxNamespaceType, Mount, Process, Spec, User,
 };
@@ -33,6 +35,7 @@ pub(crate) fn check(spec: &Spec, given: impl Fn(usize) -> bool) -> Result<(), La
         check_linux(linux)?;
     }
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_dev(mount, given(index))?;
         check_mount(index, mount, given(index))?;
     }
     check_hooks(spec)
@@ -119,6 +122,29 @@ fn check_linux(linux: &Linux) -> Result<(), LaunchError> {
         ));
     }
     Ok(())
+}
+
+/// The nodes and links of /dev are made in what is mounted there: in a volume
+/// that would be a directory of the host.
+fn check_dev(mount: &Mount, given: bool) -> Result<(), LaunchError> {
+    if (given || is_bind(mount)) && is_dev(mount.destination()) {
+        let message = "its devices would be made in the host's directory";
+        return Err(refuse("a volume on /dev", message));
+    }
+    Ok(())
+}
+
+/// Whether a path in the container is /dev, however it is written.
+fn is_dev(destination: &Path) -> bool {
+    let mut parts = Vec::new();
+    for part in destination.components() {
+        match part {
+            Component::Normal(name) => parts.push(name),
+            Component::ParentDir => drop(parts.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    parts == ["dev"]
 }
 
 fn check_mount(index: usize, mount: &Mount, given: bool) -> Result<(), LaunchError> {
@@ -299,6 +325,30 @@ mod tests {
             let json = serde_json::json!({ "process": { "user": user } });
             assert_eq!(refused(&json).as_deref(), what);
         }
+    }
+
+    #[test]
+    fn volume_on_dev_is_refused_and_what_lies_in_it_is_not() {
+        let on = |destination: &str, kind: &str, options: &[&str]| {
+            let mount = serde_json::json!({
+                "destination": destination, "type": kind, "source": "/y", "options": options
+            });
+            let given = serde_json::json!({ "destination": "/g", "type": "bind", "source": "/g" });
+            refused(&serde_json::json!({ "mounts": [given, mount] }))
+        };
+        for destination in ["/dev", "/dev/", "//dev/.", "dev", "/dev/x/..", "/../dev"] {
+            let what = on(destination, "bind", &["rbind"]);
+            assert_eq!(what.as_deref(), Some("a volume on /dev"), "{destination}");
+        }
+        let what = on("/dev", "none", &["rbind"]);
+        assert_eq!(what.as_deref(), Some("a volume on /dev"));
+        for destination in ["/dev/shm", "/dev/termination-log", "/device", "/x/dev"] {
+            assert_eq!(on(destination, "bind", &["rbind"]), None, "{destination}");
+        }
+        assert_eq!(on("/dev", "tmpfs", &["nosuid"]), None);
+        let given = serde_json::json!({ "destination": "/dev", "type": "tmpfs", "source": "y" });
+        let what = refused(&serde_json::json!({ "mounts": [given] }));
+        assert_eq!(what.as_deref(), Some("a volume on /dev"));
     }
 
     #[test]
