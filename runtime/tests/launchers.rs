@@ -91,6 +91,7 @@ macro_rules! launcher_suite {
                     full_disk_never_blocks_the_container,
                     output_without_a_log_is_dropped,
                     log_that_cannot_be_opened_is_named,
+                    log_that_is_no_file_is_named,
                     input_is_empty_or_open,
                     terminal_is_logged,
                     grandchild_keeps_no_exit_waiting,
