@@ -48,6 +48,7 @@ macro_rules! launcher_suite {
                     killed_before_its_start_is_an_exit,
                     requests_out_of_order_are_refused,
                     engine_that_returns_finds_everything,
+                    frozen_monitor_keeps_nobody_waiting,
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
