@@ -29,7 +29,7 @@ pub struct ExitRecord {
     pub exit_code: i32,
     /// The signal, if one ended it.
     pub signal: Option<i32>,
-    /// Whether the kernel killed something in it for lack of memory.
+    /// Whether that was the kernel, for lack of memory.
     pub oom_killed: bool,
     /// When it began, nanoseconds since 1970; 0: it never ran.
     pub started_at: i64,

@@ -48,6 +48,7 @@ macro_rules! launcher_suite {
                     killed_before_its_start_is_an_exit,
                     requests_out_of_order_are_refused,
                     engine_that_returns_finds_everything,
+                    frozen_monitor_keeps_nobody_waiting,
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
@@ -92,6 +93,7 @@ macro_rules! launcher_suite {
                     full_disk_never_blocks_the_container,
                     output_without_a_log_is_dropped,
                     log_that_cannot_be_opened_is_named,
+                    log_that_is_no_file_is_named,
                     input_is_empty_or_open,
                     terminal_is_logged,
                     grandchild_keeps_no_exit_waiting,
@@ -104,6 +106,7 @@ macro_rules! launcher_suite {
                     shared_init_ends_on_sigterm,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
+                    lack_of_memory_in_a_child_keeps_the_exit_code,
                 }
                 mounts {
                     detached_mounts_are_sources,

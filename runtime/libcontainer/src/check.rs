@@ -5,7 +5,11 @@
 //! process may do, is refused here by its name in the runtime spec. What fails
 //! loudly in libcontainer itself is not listed.
 
-use libcontainer::oci_spec::runtime::{Hook, Linux, LinuxNamespaceType, Mount, Process, Spec};
+use std::path::{Component, Path};
+
+use libcontainer::oci_spec::runtime::{
+    Hook, Linux, LinuxNamespaceType, Mount, Process, Spec, User,
+};
 use libcontainer::syscall::linux::{MountOption, MountRecursive};
 use runtime::launcher::LaunchError;
 
@@ -31,6 +35,7 @@ pub(crate) fn check(spec: &Spec, given: impl Fn(usize) -> bool) -> Result<(), La
         check_linux(linux)?;
     }
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        check_dev(mount, given(index))?;
         check_mount(index, mount, given(index))?;
     }
     check_hooks(spec)
@@ -54,6 +59,7 @@ fn refuse(what: impl Into<String>, message: &str) -> LaunchError {
 }
 
 fn check_process(process: &Process) -> Result<(), LaunchError> {
+    check_user(process.user())?;
     if process
         .selinux_label()
         .as_ref()
@@ -63,6 +69,22 @@ fn check_process(process: &Process) -> Result<(), LaunchError> {
             "process.selinuxLabel",
             "libcontainer sets no SELinux labels",
         ));
+    }
+    Ok(())
+}
+
+/// The kernel takes -1 as "leave as it is": that would keep root.
+fn check_user(user: &User) -> Result<(), LaunchError> {
+    let groups = user.additional_gids().iter().flatten();
+    let ids = [("uid", user.uid()), ("gid", user.gid())];
+    let ids = ids
+        .into_iter()
+        .chain(groups.map(|gid| ("additionalGids", *gid)));
+    for (name, id) in ids {
+        if id == u32::MAX {
+            let what = format!("process.user.{name} {id}");
+            return Err(refuse(what, "this number is no id: it changes nothing"));
+        }
     }
     Ok(())
 }
@@ -100,6 +122,29 @@ fn check_linux(linux: &Linux) -> Result<(), LaunchError> {
         ));
     }
     Ok(())
+}
+
+/// The nodes and links of /dev are made in what is mounted there: in a volume
+/// that would be a directory of the host.
+fn check_dev(mount: &Mount, given: bool) -> Result<(), LaunchError> {
+    if (given || is_bind(mount)) && is_dev(mount.destination()) {
+        let message = "its devices would be made in the host's directory";
+        return Err(refuse("a volume on /dev", message));
+    }
+    Ok(())
+}
+
+/// Whether a path in the container is /dev, however it is written.
+fn is_dev(destination: &Path) -> bool {
+    let mut parts = Vec::new();
+    for part in destination.components() {
+        match part {
+            Component::Normal(name) => parts.push(name),
+            Component::ParentDir => drop(parts.pop()),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    parts == ["dev"]
 }
 
 fn check_mount(index: usize, mount: &Mount, given: bool) -> Result<(), LaunchError> {
@@ -254,6 +299,56 @@ mod tests {
         ] {
             assert_eq!(refused(&json).as_deref(), Some(what));
         }
+    }
+
+    #[test]
+    fn id_that_changes_nothing_is_refused() {
+        let last = u32::MAX - 1;
+        for (user, what) in [
+            (
+                serde_json::json!({ "uid": u32::MAX, "gid": 0 }),
+                Some("process.user.uid 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": 0, "gid": u32::MAX }),
+                Some("process.user.gid 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": 0, "gid": 0, "additionalGids": [1, u32::MAX] }),
+                Some("process.user.additionalGids 4294967295"),
+            ),
+            (
+                serde_json::json!({ "uid": last, "gid": last, "additionalGids": [last] }),
+                None,
+            ),
+        ] {
+            let json = serde_json::json!({ "process": { "user": user } });
+            assert_eq!(refused(&json).as_deref(), what);
+        }
+    }
+
+    #[test]
+    fn volume_on_dev_is_refused_and_what_lies_in_it_is_not() {
+        let on = |destination: &str, kind: &str, options: &[&str]| {
+            let mount = serde_json::json!({
+                "destination": destination, "type": kind, "source": "/y", "options": options
+            });
+            let given = serde_json::json!({ "destination": "/g", "type": "bind", "source": "/g" });
+            refused(&serde_json::json!({ "mounts": [given, mount] }))
+        };
+        for destination in ["/dev", "/dev/", "//dev/.", "dev", "/dev/x/..", "/../dev"] {
+            let what = on(destination, "bind", &["rbind"]);
+            assert_eq!(what.as_deref(), Some("a volume on /dev"), "{destination}");
+        }
+        let what = on("/dev", "none", &["rbind"]);
+        assert_eq!(what.as_deref(), Some("a volume on /dev"));
+        for destination in ["/dev/shm", "/dev/termination-log", "/device", "/x/dev"] {
+            assert_eq!(on(destination, "bind", &["rbind"]), None, "{destination}");
+        }
+        assert_eq!(on("/dev", "tmpfs", &["nosuid"]), None);
+        let given = serde_json::json!({ "destination": "/dev", "type": "tmpfs", "source": "y" });
+        let what = refused(&serde_json::json!({ "mounts": [given] }));
+        assert_eq!(what.as_deref(), Some("a volume on /dev"));
     }
 
     #[test]

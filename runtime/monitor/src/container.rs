@@ -303,12 +303,13 @@ impl Container {
         }
     }
 
-    /// Whether the kernel killed something in it for lack of memory.
-    pub(crate) fn was_oom_killed(&self) -> bool {
+    /// Whether the kernel killed its first process for lack of memory, which
+    /// ended by this signal.
+    pub(crate) fn was_oom_killed(&self, signal: Option<i32>) -> bool {
         let Some(file) = &self.cgroups.oom else {
             return false;
         };
-        std::fs::read_to_string(path(file)).is_ok_and(|text| oom_kills(&text) > 0)
+        std::fs::read_to_string(path(file)).is_ok_and(|text| ended_for_memory(signal, &text))
     }
 }
 
@@ -318,6 +319,12 @@ pub(crate) fn send_signal(pid: Pid, signal: i32) -> Result<(), Errno> {
         Err(Errno::SRCH) => Ok(()),
         other => other,
     }
+}
+
+/// A kill of another process is that one's matter: the first one went on, and
+/// its own end tells how the container ended.
+fn ended_for_memory(signal: Option<i32>, counters: &str) -> bool {
+    signal == Some(KILL) && oom_kills(counters) > 0
 }
 
 /// The counter of OOM kills in a v1 or v2 file.
@@ -359,5 +366,13 @@ mod tests {
         );
         assert_eq!(oom_kills("oom_kill_disable 1\nunder_oom 0\n"), 0);
         assert_eq!(oom_kills(""), 0);
+    }
+
+    #[test]
+    fn only_the_first_process_that_was_killed_ended_for_memory() {
+        assert!(ended_for_memory(Some(9), "oom_kill 1\n"));
+        assert!(!ended_for_memory(Some(9), "oom_kill 0\n"));
+        assert!(!ended_for_memory(Some(15), "oom_kill 1\n"));
+        assert!(!ended_for_memory(None, "oom_kill 1\n"));
     }
 }

@@ -195,7 +195,7 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
-        let oom_killed = container.was_oom_killed();
+        let oom_killed = container.was_oom_killed(signal);
         if !container.own_pid_namespace {
             container.kill_group();
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use runtime::launcher::ContainerStdio;
-use runtime::log::{LineSplitter, LogFile, Stamp, Stream};
+use runtime::log::{LineSplitter, LogError, LogFile, Stamp, Stream};
 use runtime::protocol::{Create, Failure, FailureKind};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
@@ -75,8 +75,14 @@ impl Output {
         let log = create.log_path.as_deref().map(|path| {
             let path =
                 Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
-            LogFile::open(path)
-                .map_err(|errno| failed(&format!("open log {}", path.display()), errno))
+            LogFile::open(path).map_err(|error| {
+                let message = match &error {
+                    LogError::Open { source, .. } => source.to_string(),
+                    LogError::NotRegular { .. } => "not a regular file".to_owned(),
+                };
+                let step = format!("open log {}", path.display());
+                Failure::new(FailureKind::Launch, &step, message)
+            })
         });
         let mut output = Self {
             log: log.transpose()?,

@@ -89,8 +89,7 @@ impl Monitor {
             .get_mut(&key)
             .and_then(|container| container.output.log_mut());
         let log = log.ok_or_else(|| wrong("it has no log".to_owned()))?;
-        log.reopen()
-            .map_err(|errno| wrong(format!("open its log: {errno}")))
+        log.reopen().map_err(|error| wrong(error.to_string()))
     }
 
     fn create(&mut self, create: Create, fds: Fds, mut reply: ReplyTo) {

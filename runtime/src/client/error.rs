@@ -91,6 +91,15 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Whether no monitor lives there: no socket, or nobody who listens. After
+    /// any other failure one may still live, with its containers.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent { .. })
+    }
+}
+
 /// A monitor could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
@@ -140,8 +149,8 @@ pub enum MonitorError {
         /// Why not.
         message: String,
     },
-    /// The launcher did not answer in time.
-    #[error("{0}: the launcher did not answer in time")]
+    /// The monitor, or its launcher, did not answer in time.
+    #[error("{0}: no answer in time")]
     Timeout(String),
     /// The two do not understand each other.
     #[error("monitor's protocol: {0}")]

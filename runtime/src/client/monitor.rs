@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -22,6 +23,15 @@ use super::types::{
 };
 use crate::launcher::socket_path;
 use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, ProtocolError, Signal};
+
+/// How long a monitor that lives may take to say hello.
+const HELLO: Duration = Duration::from_secs(3);
+
+/// How long one may take to tell of its containers.
+const LIST: Duration = Duration::from_secs(5);
+
+/// How long one may take to kill what is left.
+const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// A monitor: one pod's, or an idle one.
 #[derive(Debug, Clone)]
@@ -42,13 +52,13 @@ impl Monitor {
     /// state directory.
     ///
     /// # Errors
-    /// Nobody lives there, or it does not answer well.
+    /// Nobody lives there, or it does not answer well, or not within 3 s.
     pub async fn connect(
         pod_state_dir: &Path,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ConnectError> {
         let path = || pod_state_dir.to_owned();
         let socket = connect_socket(pod_state_dir).map_err(|errno| match errno {
-            Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR => ConnectError::Absent {
+            Errno::NOENT | Errno::CONNREFUSED => ConnectError::Absent {
                 path: path(),
                 source: errno.into(),
             },
@@ -81,7 +91,7 @@ impl Monitor {
         let hello = Hello {
             engine: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let answer = connection.ask(Body::Hello(hello), &[]).await?;
+        let answer = within(HELLO, "hello", connection.ask(Body::Hello(hello), &[])).await?;
         let Some(Body::Welcome(welcome)) = answer.envelope.body else {
             return Err(unexpected("hello"));
         };
@@ -239,9 +249,9 @@ impl Monitor {
     /// All containers of the pod, in order of creation.
     ///
     /// # Errors
-    /// The monitor is gone.
+    /// The monitor is gone, or does not answer within 5 s.
     pub async fn list(&self) -> Result<Vec<ContainerReport>, MonitorError> {
-        let answer = self.ask(Body::List(Empty {})).await?;
+        let answer = within(LIST, "list", self.ask(Body::List(Empty {}))).await?;
         let Some(Body::Containers(list)) = answer.envelope.body else {
             return Err(unexpected("list"));
         };
@@ -251,10 +261,11 @@ impl Monitor {
     /// Kills what is left and ends the monitor. One that is gone is fine.
     ///
     /// # Errors
-    /// The request could not be sent.
+    /// The request could not be sent, or is not done within 10 s.
     pub async fn shutdown(&self) -> Result<(), MonitorError> {
         self.inner.connection.expect_close();
-        match self.order(Body::Shutdown(Empty {}), "shut down").await {
+        let order = self.order(Body::Shutdown(Empty {}), "shut down");
+        match within(SHUTDOWN, "shut down", order).await {
             Err(MonitorError::Gone) => Ok(()),
             other => other,
         }
@@ -279,6 +290,17 @@ impl Monitor {
             .unwrap_or_else(PoisonError::into_inner)
             .take()
     }
+}
+
+/// A monitor that is frozen keeps its socket open and says nothing.
+async fn within<T>(
+    limit: Duration,
+    what: &str,
+    answer: impl Future<Output = Result<T, MonitorError>>,
+) -> Result<T, MonitorError> {
+    tokio::time::timeout(limit, answer)
+        .await
+        .unwrap_or_else(|_elapsed| Err(MonitorError::Timeout(what.to_owned())))
 }
 
 fn name(container: &str) -> ContainerName {
@@ -311,5 +333,43 @@ fn connect_socket(state_dir: &Path) -> Result<OwnedFd, Errno> {
 impl From<ProtocolError> for MonitorError {
     fn from(error: ProtocolError) -> Self {
         Self::Message(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_missing_or_refusing_socket_is_no_monitor() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = Monitor::connect(&dir.path().join("none"))
+            .await
+            .unwrap_err();
+        assert!(missing.is_absent());
+        assert!(Monitor::connect(dir.path()).await.unwrap_err().is_absent());
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        let address = SocketAddrUnix::new(dir.path().join("monitor.sock")).unwrap();
+        rustix::net::bind(&socket, &address).unwrap();
+        assert!(Monitor::connect(dir.path()).await.unwrap_err().is_absent());
+        // Somebody listens and never answers.
+        rustix::net::listen(&socket, 1).unwrap();
+        let begun = std::time::Instant::now();
+        let silent = Monitor::connect(dir.path()).await.unwrap_err();
+        assert!(!silent.is_absent());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(matches!(
+            silent,
+            ConnectError::Hello {
+                source: MonitorError::Timeout(_),
+                ..
+            }
+        ));
     }
 }

@@ -1,14 +1,34 @@
 //! A container's log file.
 //!
 //! Owns the open file. Writes whole records only, so that readers never see
-//! half of one: what a full disk cut off is taken back. A crash may leave half
-//! a record at the end.
+//! half of one: what a full disk cut off is taken back. Never follows a link
+//! to the log and never writes to anything but a regular file. A crash may
+//! leave half a record at the end.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+
+/// A log cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The kernel refuses: a symbolic link is `ELOOP`.
+    #[error("open log {}: {source}", path.display())]
+    Open {
+        /// The log.
+        path: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+    /// Something else is in the place of the log.
+    #[error("log {} is not a regular file", path.display())]
+    NotRegular {
+        /// The log.
+        path: PathBuf,
+    },
+}
 
 /// An append-only log.
 #[derive(Debug)]
@@ -22,8 +42,8 @@ impl LogFile {
     /// Opens the log, made if it is not there.
     ///
     /// # Errors
-    /// The kernel's answer.
-    pub fn open(path: &Path) -> Result<Self, Errno> {
+    /// It cannot be opened, or is a link, a device, a pipe.
+    pub fn open(path: &Path) -> Result<Self, LogError> {
         Ok(Self {
             path: path.to_owned(),
             file: open(path)?,
@@ -35,8 +55,8 @@ impl LogFile {
     /// file stays in use.
     ///
     /// # Errors
-    /// The kernel's answer.
-    pub fn reopen(&mut self) -> Result<(), Errno> {
+    /// As for [`open`](Self::open).
+    pub fn reopen(&mut self) -> Result<(), LogError> {
         self.file = open(&self.path)?;
         Ok(())
     }
@@ -84,15 +104,27 @@ impl LogFile {
     }
 }
 
-fn open(path: &Path) -> Result<OwnedFd, Errno> {
+fn open(path: &Path) -> Result<OwnedFd, LogError> {
+    let failed = |source| LogError::Open {
+        path: path.to_owned(),
+        source,
+    };
     // A pipe in the place of a file would keep the monitor waiting for ever.
     let flags = OFlags::NONBLOCK
+        | OFlags::NOFOLLOW
         | OFlags::WRONLY
         | OFlags::APPEND
         | OFlags::CREATE
         | OFlags::CLOEXEC
         | OFlags::NOCTTY;
-    rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR | Mode::RGRP)
+    let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+    let file = rustix::fs::open(path, flags, mode).map_err(failed)?;
+    let stat = rustix::fs::fstat(&file).map_err(failed)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        let path = path.to_owned();
+        return Err(LogError::NotRegular { path });
+    }
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -123,7 +155,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("logs")).unwrap();
         let mut log = LogFile::open(&path).unwrap();
         std::fs::rename(dir.path().join("logs"), dir.path().join("moved")).unwrap();
-        assert_eq!(log.reopen(), Err(Errno::NOENT));
+        let error = log.reopen().unwrap_err();
+        assert!(matches!(error, LogError::Open { source, .. } if source == Errno::NOENT));
         log.append(b"one\n");
         assert_eq!(
             std::fs::read(dir.path().join("moved/0.log")).unwrap(),
@@ -136,13 +169,44 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
         let mode = Mode::RUSR | Mode::WUSR;
-        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-        assert!(matches!(LogFile::open(&path), Err(Errno::NXIO)));
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, mode, 0).unwrap();
+        let error = LogFile::open(&path).unwrap_err();
+        assert!(matches!(error, LogError::Open { source, .. } if source == Errno::NXIO));
+        let _reader = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK, mode).unwrap();
+        let error = LogFile::open(&path).unwrap_err();
+        assert!(matches!(error, LogError::NotRegular { .. }), "{error}");
+    }
+
+    #[test]
+    fn link_or_device_in_the_place_of_a_log_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("0.log"), dir.path().join("other"));
+        let mut log = LogFile::open(&path).unwrap();
+        std::fs::rename(&path, dir.path().join("0.log.1")).unwrap();
+        std::fs::write(&other, "").unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        for error in [LogFile::open(&path).unwrap_err(), log.reopen().unwrap_err()] {
+            assert!(
+                error.to_string().contains(path.to_str().unwrap()),
+                "{error}"
+            );
+            assert!(matches!(error, LogError::Open { source, .. } if source == Errno::LOOP));
+        }
+        log.append(b"one\n");
+        assert_eq!(std::fs::read(&other).unwrap(), b"");
+        assert_eq!(std::fs::read(dir.path().join("0.log.1")).unwrap(), b"one\n");
+        let error = LogFile::open(Path::new("/dev/null")).unwrap_err();
+        assert_eq!(error.to_string(), "log /dev/null is not a regular file");
     }
 
     #[test]
     fn what_a_full_disk_refuses_is_counted() {
-        let mut log = LogFile::open(Path::new("/dev/full")).unwrap();
+        let full = rustix::fs::open("/dev/full", OFlags::WRONLY, Mode::empty()).unwrap();
+        let mut log = LogFile {
+            path: PathBuf::new(),
+            file: full,
+            lost: 0,
+        };
         log.append(b"one\ntwo\n");
         assert_eq!(log.lost(), 8);
     }

@@ -9,6 +9,6 @@ mod file;
 mod splitter;
 mod stamp;
 
-pub use file::LogFile;
+pub use file::{LogError, LogFile};
 pub use splitter::{LineSplitter, MAX_LINE, Stream};
 pub use stamp::Stamp;

@@ -166,6 +166,36 @@ pub(crate) async fn engine_that_returns_finds_everything(launcher: LauncherKind)
     pod.end().await;
 }
 
+/// A monitor that is frozen keeps nobody waiting, and is not taken for dead.
+pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: LauncherKind) {
+    let pod = Pod::new(launcher).await;
+    let process = Pid::from_raw(pod.monitor.pid()).unwrap();
+    rustix::process::kill_process(process, Signal::STOP).unwrap();
+    let state_dir = pod.state_dir();
+    let begun = std::time::Instant::now();
+    let (connect, list, shutdown) = tokio::join!(
+        async { (Monitor::connect(&state_dir).await, begun.elapsed()) },
+        async {
+            (
+                pod.monitor.list().await.unwrap_err(),
+                begun.elapsed().as_secs(),
+            )
+        },
+        async {
+            (
+                pod.monitor.shutdown().await.unwrap_err(),
+                begun.elapsed().as_secs(),
+            )
+        },
+    );
+    rustix::process::kill_process(process, Signal::CONT).unwrap();
+    assert!(!connect.0.unwrap_err().is_absent());
+    assert!(connect.1.as_secs() < 5, "{:?}", connect.1);
+    assert!(matches!(list, (MonitorError::Timeout(_), 5..8)));
+    assert!(matches!(shutdown, (MonitorError::Timeout(_), 10..13)));
+    pod.end().await;
+}
+
 /// A monitor that dies is reported, and who waits for it learns that.
 pub(crate) async fn dead_monitor_is_reported(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;

@@ -236,3 +236,25 @@ pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
     assert_eq!((record.exit_code, record.oom_killed), (137, false));
     pod.end().await;
 }
+
+/// A first process that goes on after another was killed for lack of memory
+/// ends as it says.
+pub(crate) async fn lack_of_memory_in_a_child_keeps_the_exit_code(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let hog = "(x=a; while :; do x=$x$x; done); echo child $?; exit 0";
+    let container = pod.create(&TestSpec::shell(hog)).await;
+    let limit = container
+        .cgroup
+        .file("memory.max")
+        .or_else(|| container.cgroup.file("memory.limit_in_bytes"))
+        .unwrap();
+    std::fs::write(limit, "32M").unwrap();
+    pod.start(&container).await;
+    let record = pod.exit(&container).await;
+    assert!(container.log().contains(&"stdout F child 137".to_owned()));
+    assert_eq!(
+        (record.exit_code, record.signal, record.oom_killed),
+        (0, None, false)
+    );
+    pod.end().await;
+}

@@ -1,6 +1,10 @@
 //! What containers read and write.
 
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
 use runtime::client::{LauncherKind, MonitorError};
+use runtime::mount::{TmpfsFlags, tmpfs};
 
 use crate::support::{Pod, TestSpec, wait_until};
 
@@ -71,8 +75,14 @@ pub(crate) async fn reopened_log_loses_nothing(launcher: LauncherKind) {
 pub(crate) async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("seq 1 100000");
+    // Mounted nowhere: nothing of it is left.
+    let disk = tmpfs(&[("size", "4096")], TmpfsFlags::default()).unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
+    let path = PathBuf::from(path);
+    let filled = std::fs::write(path.join("filler"), [0; 8192]).unwrap_err();
+    assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
     let container = pod
-        .create_with(&spec, |request| request.log_path = Some("/dev/full".into()))
+        .create_with(&spec, |request| request.log_path = Some(path.join("0.log")))
         .await
         .unwrap();
     pod.start(&container).await;
@@ -110,6 +120,20 @@ pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
         (step.as_str(), not_found),
         ("open log /nothing/0.log", false)
     );
+    pod.end().await;
+}
+
+/// A link or a device in the place of a log fails the creation by its name.
+pub(crate) async fn log_that_is_no_file_is_named(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let result = pod
+        .create_with(&TestSpec::shell("true"), |request| {
+            request.log_path = Some("/dev/null".into());
+        })
+        .await;
+    let (step, message, _) = super::launch_error(result);
+    assert_eq!(step, "open log /dev/null");
+    assert_eq!(message, "not a regular file");
     pod.end().await;
 }
 

@@ -187,7 +187,7 @@ pub struct Exited {
     /// The signal, if one ended it.
     #[prost(int32, optional, tag = "3")]
     pub signal: Option<i32>,
-    /// Whether the kernel killed something in it for lack of memory.
+    /// Whether that was the kernel, for lack of memory.
     #[prost(bool, tag = "4")]
     pub oom_killed: bool,
     /// When it began, wall clock nanoseconds; 0: never.
