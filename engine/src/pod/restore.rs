@@ -202,7 +202,7 @@ async fn reach(state: &Path) -> Option<Reached> {
         };
         match tokio::time::timeout(REACH_PATIENCE, reaching).await {
             Ok(Ok(reached)) => return Some(reached),
-            Ok(Err(Unreached::Connect(ConnectError::Absent { .. }))) => return None,
+            Ok(Err(Unreached::Connect(error))) if error.is_absent() => return None,
             Ok(Err(error)) => {
                 tracing::warn!(state = %state.display(), ?error, "a monitor is not reached yet");
             }

@@ -21,11 +21,7 @@ pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
         _ => "Error",
     };
     Exit {
-        code: if record.oom_killed {
-            137
-        } else {
-            record.exit_code
-        },
+        code: record.exit_code,
         reason: reason.to_owned(),
         message: String::new(),
         started_at: record.started_at,
