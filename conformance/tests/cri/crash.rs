@@ -93,14 +93,7 @@ fn a_dead_monitor_leaves_no_process_and_a_pod_that_is_not_ready() {
         let status = rig.exited(&id).await;
         assert_eq!(status.exit_code, 137);
         assert!(status.message.contains("monitor"), "{status:?}");
-        let status = rig
-            .client
-            .pod(&pod)
-            .await
-            .expect("status")
-            .status
-            .expect("there");
-        assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
+        rig.assert_not_ready(&pod).await;
         rig.client.stop_pod(&pod).await.expect("stop");
     });
 }
@@ -150,14 +143,7 @@ fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
             std::fs::write(&entry, record.to_string()).expect("write");
         }
         rig.client = rig.engine.start().await.expect("an engine");
-        let status = rig
-            .client
-            .pod(&pod)
-            .await
-            .expect("status")
-            .status
-            .expect("there");
-        assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
+        rig.assert_not_ready(&pod).await;
         let status = rig.client.container(&id).await.expect("status");
         assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
         let leases = rig.engine.path("ipam/host-local/scratch");

@@ -13,14 +13,7 @@ fn stopping_and_removing_twice_is_quiet() {
         for _ in 0..2 {
             rig.client.stop_pod(&pod).await.expect("stop");
         }
-        let status = rig
-            .client
-            .pod(&pod)
-            .await
-            .expect("status")
-            .status
-            .expect("there");
-        assert_eq!(status.state, v1::PodSandboxState::SandboxNotready as i32);
+        rig.assert_not_ready(&pod).await;
         for _ in 0..2 {
             rig.client.remove_pod(&pod).await.expect("remove");
         }

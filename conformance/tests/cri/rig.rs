@@ -230,6 +230,13 @@ impl Rig {
         (pod, id)
     }
 
+    /// Asserts what a sandbox's status says of its state.
+    pub(crate) async fn assert_not_ready(&mut self, pod: &str) {
+        let status = self.client.pod(pod).await.expect("PodSandboxStatus");
+        let state = status.status.expect("there").state;
+        assert_eq!(state, v1::PodSandboxState::SandboxNotready as i32);
+    }
+
     /// Waits until a container has ended.
     pub(crate) async fn exited(&mut self, id: &str) -> v1::ContainerStatus {
         let mut client = self.client.clone();

@@ -194,8 +194,8 @@ async fn client_with_a_deadline_of_a_millisecond_gets_nothing_and_leaves_nothing
             .await
             .is_err()
     );
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(store.list().is_empty() && left_over(dir.path()).is_empty());
+    eventually("nothing of it is left", || left_over(dir.path()).is_empty()).await;
+    assert!(store.list().is_empty());
     store.pull(&name, None).await.unwrap();
 }
 

@@ -185,8 +185,14 @@ pub(crate) async fn end_of_the_container_ends_its_processes(launcher: LauncherKi
     let container = sleeper(&mut pod).await;
     let monitor = pod.monitor.clone();
     let id = container.id.clone();
+    let procs = container.cgroup.file("cgroup.procs").unwrap();
+    let before = container.cgroup.pids().len();
     let ending = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let both = || {
+            let text = std::fs::read_to_string(&procs).unwrap_or_default();
+            text.lines().count() > before
+        };
+        assert!(wait_until(both), "the command runs");
         monitor.signal(&id, 9).await.unwrap();
     });
     let ended = pod

@@ -4,7 +4,7 @@ use runtime::client::{LauncherKind, MonitorError};
 use serde_json::json;
 
 use super::stdout;
-use crate::support::{Pod, PodOptions, TestSpec, wait_until};
+use crate::support::{Pod, PodOptions, TestContainer, TestSpec, wait_until};
 
 /// The monitor is in the pod's cgroups and namespaces, which its entries in
 /// /proc name; containers share ipc, uts and net.
@@ -216,17 +216,22 @@ pub(crate) async fn host_pid_processes_end_with_their_container(launcher: Launch
     pod.end().await;
 }
 
-/// The kernel's kill for lack of memory is told from any other.
-pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
-    let mut pod = Pod::new(launcher).await;
-    let hog = "x=a; while :; do x=$x$x; done";
-    let container = pod.create(&TestSpec::shell(hog)).await;
+/// Gives a container less memory than a hog wants.
+fn limit_memory(container: &TestContainer) {
     let limit = container
         .cgroup
         .file("memory.max")
         .or_else(|| container.cgroup.file("memory.limit_in_bytes"))
         .unwrap();
     std::fs::write(limit, "32M").unwrap();
+}
+
+/// The kernel's kill for lack of memory is told from any other.
+pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
+    let mut pod = Pod::new(launcher).await;
+    let hog = "x=a; while :; do x=$x$x; done";
+    let container = pod.create(&TestSpec::shell(hog)).await;
+    limit_memory(&container);
     pod.start(&container).await;
     let record = pod.exit(&container).await;
     assert_eq!((record.exit_code, record.oom_killed), (137, true));
@@ -243,12 +248,7 @@ pub(crate) async fn lack_of_memory_in_a_child_keeps_the_exit_code(launcher: Laun
     let mut pod = Pod::new(launcher).await;
     let hog = "(x=a; while :; do x=$x$x; done); echo child $?; exit 0";
     let container = pod.create(&TestSpec::shell(hog)).await;
-    let limit = container
-        .cgroup
-        .file("memory.max")
-        .or_else(|| container.cgroup.file("memory.limit_in_bytes"))
-        .unwrap();
-    std::fs::write(limit, "32M").unwrap();
+    limit_memory(&container);
     pod.start(&container).await;
     let record = pod.exit(&container).await;
     assert!(container.log().contains(&"stdout F child 137".to_owned()));
