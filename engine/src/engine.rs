@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use image_store::ImageStore;
 use runtime::cgroup::{Cgroup, Hierarchies, Version};
 use runtime::client::MonitorPool;
+use runtime::netns::NetNsPool;
 use runtime::seccomp;
 
 use crate::config::Config;
@@ -28,6 +29,7 @@ pub(crate) struct Engine {
     pub(crate) images: ImageStore,
     pub(crate) cgroups: Hierarchies,
     pub(crate) monitors: MonitorPool,
+    pub(crate) namespaces: NetNsPool,
     pub(crate) network: Network,
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
