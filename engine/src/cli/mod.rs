@@ -1,10 +1,12 @@
 //! The command line.
 
+mod bench;
 mod check;
 mod image;
 mod log;
 mod serve;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,6 +32,13 @@ enum Command {
     Image {
         #[command(subcommand)]
         command: ImageCommand,
+    },
+    /// Measure this and other CRI engines side by side; --help tells how.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What `slipway-bench` understands.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
     },
     /// Print or check configuration.
     Config {
@@ -144,6 +153,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => return check::run(args),
         Command::Image { command } => image::run(command),
+        Command::Bench { args } => Err(bench::run(&args)),
         Command::Config { command } => run_config(command),
     };
     match result {

@@ -1,0 +1,105 @@
+//! Letters for the pictures made of pixels, and their file.
+
+use std::path::Path;
+
+use anyhow::Context;
+use plotters::backend::{BitMapBackend, DrawingBackend};
+use plotters_backend::{
+    BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingErrorKind,
+};
+use spleen_font::{FONT_8X16, PSF2Font};
+
+const GLYPH: (u32, u32) = (8, 16);
+
+type Error<'a> = <BitMapBackend<'a> as DrawingBackend>::ErrorType;
+type Drawn<'a> = Result<(), DrawingErrorKind<Error<'a>>>;
+
+/// A bitmap that can be written on: plotters' own needs fonts of the system or
+/// a font file.
+pub(super) struct WithLetters<'a>(pub(super) BitMapBackend<'a>);
+
+impl<'a> DrawingBackend for WithLetters<'a> {
+    type ErrorType = Error<'a>;
+
+    fn get_size(&self) -> (u32, u32) {
+        self.0.get_size()
+    }
+
+    fn ensure_prepared(&mut self) -> Drawn<'a> {
+        self.0.ensure_prepared()
+    }
+
+    fn present(&mut self) -> Drawn<'a> {
+        self.0.present()
+    }
+
+    fn draw_pixel(&mut self, point: BackendCoord, color: BackendColor) -> Drawn<'a> {
+        self.0.draw_pixel(point, color)
+    }
+
+    fn draw_line<S: BackendStyle>(
+        &mut self,
+        from: BackendCoord,
+        to: BackendCoord,
+        style: &S,
+    ) -> Drawn<'a> {
+        self.0.draw_line(from, to, style)
+    }
+
+    fn draw_rect<S: BackendStyle>(
+        &mut self,
+        upper_left: BackendCoord,
+        bottom_right: BackendCoord,
+        style: &S,
+        fill: bool,
+    ) -> Drawn<'a> {
+        self.0.draw_rect(upper_left, bottom_right, style, fill)
+    }
+
+    fn draw_text<S: BackendTextStyle>(
+        &mut self,
+        text: &str,
+        style: &S,
+        (left, top): BackendCoord,
+    ) -> Drawn<'a> {
+        let Ok(mut font) = PSF2Font::new(FONT_8X16) else {
+            return Ok(());
+        };
+        let mut left = left;
+        for letter in text.chars() {
+            let mut bytes = [0; 4];
+            if let Some(glyph) = font.glyph_for_utf8(letter.encode_utf8(&mut bytes).as_bytes()) {
+                for (y, row) in (top..).zip(glyph) {
+                    for (x, on) in (left..).zip(row) {
+                        if on {
+                            self.0.draw_pixel((x, y - 2), style.color())?;
+                        }
+                    }
+                }
+            }
+            left += 8;
+        }
+        Ok(())
+    }
+
+    fn estimate_text_size<S: BackendTextStyle>(
+        &self,
+        text: &str,
+        _style: &S,
+    ) -> Result<(u32, u32), DrawingErrorKind<Self::ErrorType>> {
+        let letters = u32::try_from(text.chars().count()).unwrap_or(u32::MAX / GLYPH.0);
+        Ok((letters * GLYPH.0, GLYPH.1))
+    }
+}
+
+/// Writes pixels of three bytes each.
+pub(super) fn write_png(path: &Path, pixels: &[u8], size: (u32, u32)) -> anyhow::Result<()> {
+    let named = || format!("write {}", path.display());
+    let file = std::fs::File::create(path).with_context(named)?;
+    let mut encoder = png::Encoder::new(std::io::BufWriter::new(file), size.0, size.1);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.set_depth(png::BitDepth::Eight);
+    let mut writer = encoder.write_header().with_context(named)?;
+    writer.write_image_data(pixels).with_context(named)?;
+    writer.finish().with_context(named)
+}
