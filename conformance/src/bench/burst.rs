@@ -124,8 +124,8 @@ pub async fn measure(
             Row::new(named("pods"), Unit::PerSecond, rate),
             Row::new(named("the three calls"), Unit::Milliseconds, times),
             Row::new(named("all processors for a pod"), Unit::Milliseconds, busy),
-            Row::new(named("of which this client"), Unit::Milliseconds, own),
-            Row::new(named("pods removed by 8"), Unit::PerSecond, removal),
+            Row::new(named("of which this client"), Unit::Milliseconds, own).only_listed(),
+            Row::new(named("pods removed by 8"), Unit::PerSecond, removal).only_listed(),
         ]);
     }
     Ok(Section {

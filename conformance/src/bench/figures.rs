@@ -86,6 +86,8 @@ pub struct Row {
     pub unit: Unit,
     /// One for each contestant, in their order.
     pub samples: Vec<Samples>,
+    /// Whether it is drawn too, and not only listed.
+    pub drawn: bool,
 }
 
 impl Row {
@@ -97,7 +99,15 @@ impl Row {
             name,
             unit,
             samples,
+            drawn: true,
         }
+    }
+
+    /// The row, only listed.
+    #[must_use]
+    pub fn only_listed(mut self) -> Self {
+        self.drawn = false;
+        self
     }
 
     /// How many times better the first contestant is than this one; `None` where

@@ -94,11 +94,14 @@ pub async fn measure(
     });
     let mut rows: Vec<Row> = rows.collect();
     let own = client.iter().map(|times| Samples::milliseconds(times));
-    rows.push(Row::new(
-        "processor time of this client for a pod",
-        Unit::Milliseconds,
-        own.collect(),
-    ));
+    rows.push(
+        Row::new(
+            "processor time of this client for a pod",
+            Unit::Milliseconds,
+            own.collect(),
+        )
+        .only_listed(),
+    );
     let section = Section {
         mode,
         what: describe(rhythm),

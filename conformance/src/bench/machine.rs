@@ -1,13 +1,13 @@
 //! What the machine tells: what it is, what processes cost. Reads /proc only.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
 
 /// A line of `/proc/...` of the form `Key: value unit`, as a number.
-fn field(path: &str, key: &str) -> Option<u64> {
+fn field(path: &str, key: &str) -> Option<i64> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
     let value = line.get(key.len()..)?.trim_start_matches(':').trim();
@@ -47,19 +47,19 @@ fn cgroups() -> &'static str {
 
 /// Memory that could be had without swapping, in KiB.
 #[must_use]
-pub fn available_memory() -> u64 {
+pub fn available_memory() -> i64 {
     field("/proc/meminfo", "MemAvailable").unwrap_or(0)
 }
 
 /// A process's resident memory, in KiB.
 #[must_use]
-pub fn resident(pid: i32) -> Option<u64> {
+pub fn resident(pid: i32) -> Option<i64> {
     field(&format!("/proc/{pid}/status"), "VmRSS")
 }
 
 /// A process's share of the memory that it uses, in KiB.
 #[must_use]
-pub fn proportional(pid: i32) -> Option<u64> {
+pub fn proportional(pid: i32) -> Option<i64> {
     field(&format!("/proc/{pid}/smaps_rollup"), "Pss")
 }
 
@@ -131,9 +131,7 @@ pub fn processes() -> HashSet<i32> {
 #[derive(Debug, Clone, Default)]
 pub struct Born {
     /// Memory by the process's name: how many, and their PSS in KiB.
-    pub by_name: BTreeMap<String, (usize, u64)>,
-    /// All of them.
-    pub pids: Vec<i32>,
+    pub by_name: BTreeMap<String, (usize, i64)>,
 }
 
 impl Born {
@@ -149,26 +147,33 @@ impl Born {
             let entry = born.by_name.entry(name).or_default();
             entry.0 += 1;
             entry.1 += memory;
-            born.pids.push(pid);
         }
         born
     }
 
     /// Their PSS together, in KiB.
     #[must_use]
-    pub fn memory(&self) -> u64 {
+    pub fn memory(&self) -> i64 {
         self.by_name.values().map(|(_, memory)| memory).sum()
     }
 
-    /// What those that still live have used of the processors.
+    /// Their names, without those of the containers' programs.
     #[must_use]
-    pub fn processor_time(&self, without: &str) -> Duration {
-        let counted = self
-            .pids
-            .iter()
-            .filter(|pid| name(**pid).is_none_or(|name| name != without));
-        counted.filter_map(|pid| processor_time(*pid)).sum()
+    pub fn names(&self, programs: &[&str]) -> BTreeSet<String> {
+        let names = self.by_name.keys();
+        let names = names.filter(|name| !programs.contains(&name.as_str()));
+        names.cloned().collect()
     }
+}
+
+/// What all processes of these names, and one more, have used of the processors.
+/// Helpers may have waited in a pool since before they were anyone's.
+#[must_use]
+pub fn time_of(names: &BTreeSet<String>, more: Option<i32>) -> Duration {
+    let counted =
+        |pid: &i32| more == Some(*pid) || name(*pid).is_some_and(|name| names.contains(&name));
+    let pids = processes().into_iter().filter(counted);
+    pids.filter_map(processor_time).sum()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use proto::v1;
 
 use super::contestant::{Contestant, Pod};
 use super::figures::{Row, Samples, Section, Unit};
-use super::machine::{Born, available_memory, processes, processor_time, resident};
+use super::machine::{Born, available_memory, processes, processor_time, resident, time_of};
 use super::{Progress, burst};
 use crate::client::Client;
 use crate::engine::Engine;
@@ -98,6 +98,7 @@ async fn of(
     wanted: Wanted,
     table: &mut Table,
 ) -> anyhow::Result<()> {
+    one.look_again().await;
     // What the first pod leaves behind for good is no pod's.
     let first = one.sleeping_pod(false).await?;
     one.remove(&first.id).await?;
@@ -107,7 +108,7 @@ async fn of(
     settle().await;
     let born = Born::since(&known);
     if wanted.memory {
-        let used = available.saturating_sub(available_memory());
+        let used = available - available_memory();
         memory(at, wanted.pods, used, &born, table);
     }
     if let Some(daemon) = one.daemon.and_then(resident) {
@@ -122,7 +123,7 @@ async fn of(
     if wanted.restart
         && let Some(engine) = engine
     {
-        let times = restart(one, engine, filled.pods.len()).await?;
+        let times = restart(engine, filled.pods.len()).await?;
         let name = "restart to the first complete list";
         let samples = Samples::milliseconds(&times);
         table.add(at, name, Unit::Milliseconds, samples);
@@ -136,16 +137,13 @@ async fn settle() {
     tokio::time::sleep(Duration::from_secs(2)).await;
 }
 
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "figures far below the 52 bits that an f64 keeps"
-)]
-fn number(value: u64) -> Samples {
-    Samples::one(value as f64)
+fn number(kib: i64) -> Samples {
+    // More than 2 TiB are none of the figures here.
+    Samples::one(i32::try_from(kib).map_or(f64::NAN, f64::from))
 }
 
-fn memory(at: usize, pods: usize, used: u64, born: &Born, table: &mut Table) {
-    let each = |kib: u64| number(kib / u64::try_from(pods.max(1)).unwrap_or(1));
+fn memory(at: usize, pods: usize, used: i64, born: &Born, table: &mut Table) {
+    let each = |kib: i64| number(kib / i64::try_from(pods.max(1)).unwrap_or(1));
     let kib = Unit::Kibibytes;
     table.add(at, "a pod: MemAvailable", kib, each(used));
     table.add(
@@ -157,7 +155,7 @@ fn memory(at: usize, pods: usize, used: u64, born: &Born, table: &mut Table) {
     for (name, (count, memory)) in &born.by_name {
         // What is born once in a while is no part of every pod.
         if *count * 2 >= pods {
-            let count = u64::try_from(*count).unwrap_or(1).max(1);
+            let count = i64::try_from(*count).unwrap_or(1).max(1);
             let row = format!("of which one `{name}`");
             table.add(at, &row, kib, number(memory / count));
         }
@@ -173,8 +171,9 @@ async fn idle(
     table: &mut Table,
 ) -> anyhow::Result<()> {
     let mut client = one.client.clone();
+    let helpers = born.names(&["sleep"]);
     let daemon = || one.daemon.and_then(processor_time).unwrap_or_default();
-    let (daemon_before, born_before) = (daemon(), born.processor_time("sleep"));
+    let (daemon_before, before) = (daemon(), time_of(&helpers, None));
     let began = Instant::now();
     let mut ticks = tokio::time::interval(Duration::from_secs(1));
     for tick in 0.. {
@@ -203,7 +202,7 @@ async fn idle(
     let used = percent(daemon().saturating_sub(daemon_before));
     table.add(at, name, unit, Samples::one(used));
     let name = "its helpers meanwhile";
-    let used = percent(born.processor_time("sleep").saturating_sub(born_before));
+    let used = percent(time_of(&helpers, None).saturating_sub(before));
     table.add(at, name, unit, Samples::one(used));
     Ok(())
 }
@@ -254,11 +253,7 @@ async fn lists(
 }
 
 /// From the start of the process to a list with all pods.
-async fn restart(
-    one: &mut Contestant,
-    engine: &mut Engine,
-    pods: usize,
-) -> anyhow::Result<Vec<Duration>> {
+async fn restart(engine: &mut Engine, pods: usize) -> anyhow::Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..RESTARTS {
         engine.terminate()?;
@@ -271,7 +266,6 @@ async fn restart(
         }
         times.push(began.elapsed());
     }
-    one.look_again().await;
     Ok(times)
 }
 

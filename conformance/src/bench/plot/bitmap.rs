@@ -7,9 +7,20 @@ use plotters::backend::{BitMapBackend, DrawingBackend};
 use plotters_backend::{
     BackendColor, BackendCoord, BackendStyle, BackendTextStyle, DrawingErrorKind,
 };
-use spleen_font::{FONT_8X16, PSF2Font};
+use spleen_font::FONT_8X16;
 
+/// Width and height of every letter.
 const GLYPH: (u32, u32) = (8, 16);
+/// What stands before the first letter in a font of this format, PSF1. The crate's
+/// own reader takes the third byte for the height, which is the fourth.
+const HEADER: usize = 4;
+
+/// The rows of an ASCII letter, one bit a pixel; of anything else, a question mark.
+fn rows(letter: char) -> &'static [u8] {
+    let code = if letter.is_ascii() { letter } else { '?' };
+    let start = HEADER + usize::from(u8::try_from(code).unwrap_or(b'?')) * 16;
+    FONT_8X16.get(start..start + 16).unwrap_or_default()
+}
 
 type Error<'a> = <BitMapBackend<'a> as DrawingBackend>::ErrorType;
 type Drawn<'a> = Result<(), DrawingErrorKind<Error<'a>>>;
@@ -62,18 +73,12 @@ impl<'a> DrawingBackend for WithLetters<'a> {
         style: &S,
         (left, top): BackendCoord,
     ) -> Drawn<'a> {
-        let Ok(mut font) = PSF2Font::new(FONT_8X16) else {
-            return Ok(());
-        };
         let mut left = left;
         for letter in text.chars() {
-            let mut bytes = [0; 4];
-            if let Some(glyph) = font.glyph_for_utf8(letter.encode_utf8(&mut bytes).as_bytes()) {
-                for (y, row) in (top..).zip(glyph) {
-                    for (x, on) in (left..).zip(row) {
-                        if on {
-                            self.0.draw_pixel((x, y - 2), style.color())?;
-                        }
+            for (y, row) in (top..).zip(rows(letter)) {
+                for (x, bit) in (left..).zip((0..8).rev()) {
+                    if row >> bit & 1 == 1 {
+                        self.0.draw_pixel((x, y), style.color())?;
                     }
                 }
             }

@@ -61,7 +61,8 @@ pub fn write(dir: &Path, head: &Head, sections: &[Section]) -> anyhow::Result<[P
 
 fn height(head: &Head, sections: &[Section]) -> anyhow::Result<u32> {
     let bars = i32::try_from(head.contestants.len())? * BAR + 8;
-    let rows: usize = sections.iter().map(|one| one.rows.len()).sum();
+    let rows = sections.iter().flat_map(|one| &one.rows);
+    let rows = rows.filter(|row| row.drawn).count();
     let fixed = 2 * MARGIN + LINE * (2 + i32::try_from(head.contestants.len())?);
     let sections = i32::try_from(sections.len())? * (2 * LINE);
     let all = fixed + sections + i32::try_from(rows)? * bars;
@@ -154,7 +155,7 @@ fn draw<B: DrawingBackend>(
         pen.y += LINE / 2;
         pen.text(&section.mode.to_uppercase(), (MARGIN, pen.y), 16)?;
         pen.y += LINE + LINE / 2;
-        for row in &section.rows {
+        for row in section.rows.iter().filter(|row| row.drawn) {
             pen.row(row)?;
         }
     }
