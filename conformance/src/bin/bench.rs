@@ -1,6 +1,7 @@
 //! `make bench`, `slipway bench`: what a pod costs on a scratch engine or on one
 //! that runs, beside any other engine by its socket, in one run.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use conformance::bench::{latency, plot, report};
 use conformance::engine::{Engine, remove_cgroups};
 use conformance::image::{self, Extras};
 use conformance::isolation;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Measures CRI engines side by side.
 ///
@@ -277,9 +279,11 @@ async fn measure(
     let names: Vec<&str> = contestants.iter().map(|one| one.name.as_str()).collect();
     let names = Head::distinct(&names);
     let (plan, progress) = (args.much.plan(), Progress::new());
+    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let result = tokio::select! {
         result = plan.run(&mut contestants, engine.take(), &progress) => result,
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
     };
     for one in &contestants {
         if let Err(error) = one.clean_up().await {
@@ -319,26 +323,16 @@ fn show(args: &Args, head: &Head, results: &Results) -> anyhow::Result<()> {
     if let Some(dir) = &args.plot {
         plot::write(dir, head, sections)?;
     }
-    match if args.json { Format::Json } else { args.format } {
-        Format::Table => print!("{}", report::markdown(head, sections)),
-        Format::Json => {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&report::json(head, sections))?
-            );
+    let format = if args.json { Format::Json } else { args.format };
+    let text = match (format, results.lives.as_slice()) {
+        (Format::Table, _) => report::markdown(head, sections),
+        (Format::Json, _) => serde_json::to_string_pretty(&report::json(head, sections))?,
+        (Format::Critest, [lives]) => serde_json::to_string_pretty(&latency::critest(lives))?,
+        (Format::Critest, _) => {
+            anyhow::bail!("critest's file is of one engine's latency; --output writes one of each")
         }
-        Format::Critest => {
-            let [lives] = results.lives.as_slice() else {
-                anyhow::bail!(
-                    "critest's file is of one engine's latency; use --output for several"
-                );
-            };
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&latency::critest(lives))?
-            );
-        }
-    }
+    };
+    writeln!(std::io::stdout(), "{}", text.trim_end()).context("print the results")?;
     ensure!(!sections.is_empty(), "nothing was measured");
     Ok(())
 }

@@ -18,8 +18,8 @@ use super::figures::{Row, Section, digits};
 use super::report::Head;
 use bitmap::WithLetters;
 
-const WIDTH: u32 = 1000;
-const LEFT: i32 = 330;
+const WIDTH: u32 = 1060;
+const LEFT: i32 = 390;
 const RIGHT: i32 = 130;
 const MARGIN: i32 = 20;
 const BAR: i32 = 16;
@@ -124,7 +124,7 @@ impl<B: DrawingBackend> Pen<'_, B> {
     reason = "a share of `room`, which is an i32"
 )]
 fn length(value: f64, longest: f64, room: i32) -> i32 {
-    (value / longest * f64::from(room)).round() as i32
+    (value.max(0.0) / longest * f64::from(room)).round() as i32
 }
 
 fn failed(error: &dyn std::error::Error) -> anyhow::Error {
@@ -139,7 +139,7 @@ fn draw<B: DrawingBackend>(
     let white = RGBColor(255, 255, 255);
     area.fill(&white).map_err(|error| failed(&error))?;
     let mut pen = Pen { area, y: MARGIN };
-    let machine: String = head.machine.chars().take(115).collect();
+    let machine: String = head.machine.chars().take(125).collect();
     pen.text(&machine, (MARGIN, pen.y), 14)?;
     pen.y += LINE;
     let note = "bar: median; line: to the 99th percentile; every row has a scale of its own";
