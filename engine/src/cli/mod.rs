@@ -5,6 +5,7 @@ mod check;
 mod image;
 mod log;
 mod serve;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Show where the time of a pod's last calls went.
+    Trace(trace::TraceArgs),
     /// Print or check configuration.
     Config {
         #[command(subcommand)]
@@ -153,6 +156,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => return check::run(args),
         Command::Image { command } => image::run(command),
+        Command::Trace(args) => trace::run(args),
         Command::Bench { args } => Err(bench::run(&args)),
         Command::Config { command } => run_config(command),
     };
@@ -163,6 +167,14 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints; that nobody reads on is an error and no panic.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.trim_end())?;
+    Ok(out.flush()?)
 }
 
 fn run_config(command: ConfigCommand) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use image_store::Image;
+use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError};
 
 use super::error::PodError;
@@ -100,15 +101,19 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let step = mark("writable layer");
     let snapshot = engine
         .images
         .create_snapshot(record.id.as_str(), &image.id)
         .await?;
+    drop(step);
     failpoint::hit("create-snapshot");
     let prepared = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
+            let step = mark("mount");
             let rootfs = snapshot.mount(false)?;
+            drop(step);
             prepare(engine, &host, &record, &image, rootfs)
         })
         .await?
@@ -145,6 +150,7 @@ fn prepare(
     rootfs: OwnedFd,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
+    let step = mark("spec");
     let inputs = inputs(engine, host, record, image, &rootfs);
     let Built {
         spec,
@@ -153,6 +159,8 @@ fn prepare(
         user,
         filter,
     } = spec::build(&inputs)?;
+    drop(step);
+    let _step = mark("cgroup");
     if let Some(log) = &record.log_path {
         make_log_dir(log)?;
     }

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use runtime::client::steps::mark;
 use runtime::client::{Event, Monitor, PodSetup};
 use tokio::sync::mpsc;
 
@@ -41,6 +42,7 @@ pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Lau
 async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {
     if let Some(netns) = record.netns.clone() {
         blocking_with(engine, move |_| {
+            let _step = mark("network namespace");
             runtime::netns::NetNs::create_pinned(&netns).map_err(|error| {
                 PodError::runtime(format!("network namespace {}", netns.display()), error)
             })
@@ -63,6 +65,7 @@ async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, Pod
     let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) else {
         return Ok(Vec::new());
     };
+    let _step = mark("network");
     let ips = engine.network.attach(&record.id, netns, attachment).await?;
     failpoint::hit("run-network");
     Ok(ips)
@@ -76,6 +79,7 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
         blocking_with(engine, move |engine| prepare(engine, &record))
     };
     let taken = async {
+        let _step = mark("take a monitor");
         engine
             .monitors
             .take()
@@ -109,10 +113,13 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
     let state = engine.pod_state(&record.id);
     std::fs::create_dir_all(&state)
         .map_err(|error| PodError::runtime(format!("create {}", state.display()), error))?;
+    let step = mark("files");
     files::write(&dir.files(), config)?;
     if config.ipc == IpcMode::Pod {
         files::mount_shm(&engine.shm(&record.id))?;
     }
+    drop(step);
+    let _step = mark("cgroup");
     let cgroup = engine
         .cgroups
         .create(&record.cgroup)

@@ -53,7 +53,7 @@ impl Monitor {
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
             Ok((plan, running)) => {
-                reply.step("cloned");
+                reply.step("clone");
                 let Running {
                     pid,
                     pidfd: _,
@@ -140,7 +140,7 @@ impl Monitor {
         let Some(mut exec) = self.execs.remove(&raw(pid)) else {
             return;
         };
-        exec.reply.step("ended");
+        exec.reply.step("run");
         let result = match Problem::read(exec.report.as_fd()) {
             Some(problem) if !exec.timed_out && is_end_of_container(problem) => Err(Failure::new(
                 FailureKind::NotRunning,
