@@ -10,6 +10,7 @@ use image_store::ImageStore;
 use runtime::cgroup::{Cgroup, Hierarchies, Version};
 use runtime::client::MonitorPool;
 use runtime::client::steps::Steps;
+use runtime::netns::NetNsPool;
 use runtime::seccomp;
 
 use crate::config::Config;
@@ -30,6 +31,7 @@ pub(crate) struct Engine {
     pub(crate) images: ImageStore,
     pub(crate) cgroups: Hierarchies,
     pub(crate) monitors: MonitorPool,
+    pub(crate) namespaces: NetNsPool,
     pub(crate) network: Network,
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,

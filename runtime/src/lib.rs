@@ -19,6 +19,8 @@ pub mod log;
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
+#[cfg(feature = "engine")]
+mod pool;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;

@@ -11,6 +11,7 @@ use image_store::{ImageStore, StoreOptions};
 use nix::fcntl::{Flock, FlockArg};
 use runtime::cgroup::Hierarchies;
 use runtime::client::{MonitorBinaries, MonitorPool};
+use runtime::netns::NetNsPool;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -24,8 +25,9 @@ use crate::server;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
-/// Idle monitors that wait for a pod.
-const IDLE_MONITORS: usize = 2;
+/// How many monitors, and how many network namespaces, are kept ready: as many as
+/// were needed at once lately, within these bounds (0.3 MiB for one of each).
+const IDLE: std::ops::RangeInclusive<usize> = 2..=16;
 /// How often the folder of network configurations is looked at for Status, and
 /// the cgroups of pods that are gone.
 const CHORES_PERIOD: Duration = Duration::from_secs(2);
@@ -129,7 +131,8 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         .context("read the kernel's boot_id")?;
     Ok(Engine {
         network: Network::new(config.cni.clone(), config.cni_cache_dir()),
-        monitors: MonitorPool::new(Arc::new(binaries), IDLE_MONITORS),
+        monitors: MonitorPool::new(Arc::new(binaries), IDLE),
+        namespaces: NetNsPool::new(IDLE),
         images,
         cgroups,
         index: Index::default(),
@@ -155,6 +158,7 @@ async fn chores_of(engine: Arc<Engine>) {
         ticks.tick().await;
         let engine = Arc::clone(&engine);
         engine.monitors.refill();
+        engine.namespaces.refill();
         let chores = move || {
             engine.network.refresh();
             engine.orphans.sweep(&engine.cgroups);

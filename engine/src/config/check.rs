@@ -176,16 +176,16 @@ fn check_runtime(
         handlers,
     } = runtime;
     let mut checked = BTreeMap::new();
-    checked.insert(
-        "libcontainer".to_owned(),
-        Handler {
-            launcher: Launcher::Libcontainer,
-        },
-    );
+    for (name, launcher) in [
+        ("native", Launcher::Native),
+        ("libcontainer", Launcher::Libcontainer),
+    ] {
+        checked.insert(name.to_owned(), Handler { launcher });
+    }
     for (name, handler) in handlers {
         checked.insert(name.clone(), check_handler(&name, handler)?);
     }
-    let default = default_handler.unwrap_or_else(|| "libcontainer".to_owned());
+    let default = default_handler.unwrap_or_else(|| "native".to_owned());
     if !checked.contains_key(&default) {
         let reason = format!("no handler {default:?} under runtime.handlers");
         return Err(wrong("runtime.default_handler", reason));

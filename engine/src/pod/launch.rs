@@ -40,19 +40,23 @@ pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Lau
 }
 
 async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {
-    if let Some(netns) = record.netns.clone() {
-        blocking_with(engine, move |_| {
-            let _step = mark("network namespace");
-            runtime::netns::NetNs::create_pinned(&netns).map_err(|error| {
-                PodError::runtime(format!("network namespace {}", netns.display()), error)
-            })
-        })
-        .await?;
+    if let Some(netns) = &record.netns {
+        let _step = mark("network namespace");
+        engine.namespaces.pin(netns).await.map_err(|error| {
+            PodError::runtime(format!("network namespace {}", netns.display()), error)
+        })?;
         failpoint::hit("run-netns");
     }
-    let (ips, process) = tokio::join!(network(engine, record), process(engine, record));
+    let files = {
+        let record = record.clone();
+        blocking_with(engine, move |engine| write_files(engine, &record))
+    };
+    // All of them, whatever becomes of one: what is made has to be known.
+    let (ips, process, files) =
+        tokio::join!(network(engine, record), process(engine, record), files);
     let ips = ips?;
     let (monitor, events, init_pid) = process?;
+    files?;
     Ok(Launched {
         monitor,
         events,
@@ -106,19 +110,24 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
     }
 }
 
-/// Cgroup, folders and files; then the order for the monitor.
+/// The files that its containers share.
+fn write_files(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    let _step = mark("files");
+    files::write(&engine.pod_dir(&record.id).files(), &record.config)?;
+    if record.config.ipc == IpcMode::Pod {
+        files::mount_shm(&engine.shm(&record.id))?;
+    }
+    Ok(())
+}
+
+/// Cgroup and folder; then the order for the monitor, which may wait long for the
+/// kernel when it joins the cgroup.
 fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
     let config = &record.config;
     let dir = engine.pod_dir(&record.id);
     let state = engine.pod_state(&record.id);
     std::fs::create_dir_all(&state)
         .map_err(|error| PodError::runtime(format!("create {}", state.display()), error))?;
-    let step = mark("files");
-    files::write(&dir.files(), config)?;
-    if config.ipc == IpcMode::Pod {
-        files::mount_shm(&engine.shm(&record.id))?;
-    }
-    drop(step);
     let _step = mark("cgroup");
     let cgroup = engine
         .cgroups

@@ -11,11 +11,13 @@
 //! network.
 
 mod netlink;
+mod pool;
 #[cfg(test)]
 mod tests;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +26,7 @@ use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
 pub use netlink::InterfaceStats;
+pub use pool::NetNsPool;
 
 /// The namespace of the thread that reads this.
 const OWN_NETNS: &str = "/proc/thread-self/ns/net";
@@ -56,7 +59,15 @@ pub enum NetNsError {
         /// The path.
         path: PathBuf,
     },
-    /// A namespace could not be made or pinned.
+    /// A namespace could not be made.
+    #[error("make a network namespace: {step}")]
+    Create {
+        /// What was tried.
+        step: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A namespace could not be pinned.
     #[error("pin a network namespace at {}: {step}", path.display())]
     Pin {
         /// The pin.
@@ -95,18 +106,30 @@ pub struct NetNs;
 impl NetNs {
     /// Makes a network namespace with its loopback up and pins it at `path`.
     /// The pin outlives this process. Blocks for about half a millisecond.
+    ///
+    /// # Errors
+    /// Something is there already, or the kernel's answer.
     pub fn create_pinned(path: &Path) -> Result<(), NetNsError> {
-        let dir = path.parent().unwrap_or(Path::new("/"));
-        prepare_dir(dir)?;
+        prepare_dir(parent(path))?;
+        // Before the slow part.
         if Self::is_pinned(path) {
             return Err(NetNsError::Exists { path: path.into() });
         }
-        on_thread("netns-create", || {
-            unshare(CloneFlags::CLONE_NEWNET).map_err(|e| pin_error(path, "unshare", e.into()))?;
-            netlink::loopback_up().map_err(|e| pin_error(path, "bring lo up", e))?;
-            pin_own(dir, path)
+        Self::pin(&create()?, path)
+    }
+
+    /// Pins a namespace at `path`, in a directory that is prepared.
+    fn pin(namespace: &OwnedFd, path: &Path) -> Result<(), NetNsError> {
+        let lock = lock_dir(parent(path));
+        let _lock = lock.map_err(|e| pin_error(path, "lock the directory", e))?;
+        reserve(path)?;
+        let own = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        mount_bind(own, path).map_err(|e| {
+            // Nothing is mounted, so only the reserved file is left, and it is
+            // ours as long as the lock is held.
+            let _left_for_the_next = fs::remove_file(path);
+            pin_error(path, "bind mount", e.into())
         })
-        .unwrap_or_else(|source| Err(pin_error(path, "start a thread", source)))
     }
 
     /// Removes the pin; the kernel drops the namespace when nothing else
@@ -198,17 +221,21 @@ fn on_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> io::Result
     })
 }
 
-/// Pins the namespace of this thread. Only this is under the lock: the slow
-/// part, making namespaces, goes side by side.
-fn pin_own(dir: &Path, path: &Path) -> Result<(), NetNsError> {
-    let _lock = lock_dir(dir).map_err(|e| pin_error(path, "lock the directory", e))?;
-    reserve(path)?;
-    mount_bind(OWN_NETNS, path).map_err(|e| {
-        // Nothing is mounted, so only the reserved file is left, and it is
-        // ours as long as the lock is held.
-        let _left_for_the_next = fs::remove_file(path);
-        pin_error(path, "bind mount", e.into())
+/// A new namespace with its loopback up; it ends with the descriptor.
+fn create() -> Result<OwnedFd, NetNsError> {
+    let failed = |step, source| NetNsError::Create { step, source };
+    on_thread("netns-create", || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| failed("unshare", e.into()))?;
+        netlink::loopback_up().map_err(|e| failed("bring lo up", e))?;
+        let namespace = File::open(OWN_NETNS).map_err(|e| failed("open it", e))?;
+        Ok(namespace.into())
     })
+    .unwrap_or_else(|source| Err(failed("start a thread", source)))
+}
+
+/// The directory that a pin is in.
+fn parent(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
 }
 
 fn pin_error(path: &Path, step: &'static str, source: io::Error) -> NetNsError {

@@ -11,18 +11,18 @@ use tempfile::TempDir;
 use super::*;
 
 /// A directory for pins; what is left in it goes with it.
-struct Pins(TempDir);
+pub(super) struct Pins(TempDir);
 
 impl Pins {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir().join(name)
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(super) fn dir(&self) -> PathBuf {
         self.0.path().join("pins")
     }
 }

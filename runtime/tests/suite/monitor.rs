@@ -343,7 +343,7 @@ async fn answers_carry_step_times() {
 /// neither processes nor zombies.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pool_is_filled_and_leaves_nothing() {
-    let pool = MonitorPool::new(monitor_binaries(), 2);
+    let pool = MonitorPool::new(monitor_binaries(), 2..=2);
     let first = pool.take().await.unwrap();
     let second = pool.take().await.unwrap();
     assert_ne!(first.pid(), second.pid());

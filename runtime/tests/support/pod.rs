@@ -117,7 +117,7 @@ impl Pod {
             std::fs::create_dir_all(made).unwrap();
         }
         let cgroup = TestCgroup::new();
-        let pool = MonitorPool::new(binaries::monitor_binaries(), 0);
+        let pool = MonitorPool::new(binaries::monitor_binaries(), 0..=0);
         let monitor = pool.take().await.unwrap();
         let setup = PodSetup {
             pod_id: "a".repeat(64),
