@@ -17,7 +17,7 @@ export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH := $(LIBDIR)
 export SLIPWAY_MONITOR_DIR := $(CURDIR)/$(RELEASE)
 
-.PHONY: build demo test check bench tools test-tools fmt clippy doc arrows licences unit suite critest clean
+.PHONY: build demo test check bench bench-peers bench-short tools test-tools fmt clippy doc arrows licences unit suite critest clean
 
 build: tools
 	$(CARGO) build --locked --release -p engine -p conformance
@@ -40,8 +40,9 @@ demo: build
 	@conformance/scripts/install demo
 	$(RELEASE)/slipway-demo --slipway $(RELEASE)/slipway $(ARGS)
 
-# Unit, property and launcher tests; then the own CRI suite; then the field's.
-test: build test-tools unit suite critest
+# Unit, property and launcher tests; then the own CRI suite; then the field's;
+# then a glance at the times.
+test: build test-tools unit suite critest bench-short
 
 unit:
 	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p engine
@@ -75,7 +76,17 @@ licences:
 
 bench: build
 	@conformance/scripts/install demo
-	$(RELEASE)/slipway-bench --slipway $(RELEASE)/slipway $(ARGS)
+	$(RELEASE)/slipway bench $(ARGS)
+
+# Slipway beside Debian's containerd and runc, in one run.
+bench-peers: build
+	@conformance/scripts/install demo
+	conformance/scripts/peers $(RELEASE)/slipway-bench $(ARGS)
+
+# A short form of it, of which only that it works counts: no time is asserted.
+bench-short: build
+	@conformance/scripts/install demo
+	conformance/scripts/peers $(RELEASE)/slipway-bench --mode latency --pods 5
 
 clean:
 	$(CARGO) clean

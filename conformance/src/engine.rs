@@ -25,6 +25,7 @@ pub struct Engine {
     environment: Vec<(String, String)>,
     /// Another socket than the folder's own.
     listen: Option<PathBuf>,
+    log_level: &'static str,
 }
 
 /// The `slipway` to test: `SLIPWAY`, or the one beside the test's own folder.
@@ -65,6 +66,7 @@ impl Engine {
             cgroup: format!("/{unique}"),
             environment: Vec::new(),
             listen: None,
+            log_level: "info,engine=debug",
             dir,
         };
         isolation::write_bridge_network(&engine.path("net.d"), &engine.path("ipam"))?;
@@ -119,6 +121,37 @@ impl Engine {
     /// Removes a variable.
     pub fn unset(&mut self, name: &str) {
         self.environment.retain(|(known, _)| known != name);
+    }
+
+    /// Lets engines that are started from now on log as they would on a node.
+    pub fn quiet(&mut self) {
+        self.log_level = "info";
+    }
+
+    /// Configures a handler for each name: that of a launcher which is part of
+    /// Slipway, or of an OCI runtime in `PATH`, with or without `oci:` before it.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn add_handlers(&self, names: &[String]) -> anyhow::Result<()> {
+        let mut config = String::new();
+        for name in names {
+            let launcher = match name.as_str() {
+                own @ ("native" | "libcontainer") => format!("launcher = {own:?}\n"),
+                other => {
+                    let program = other.strip_prefix("oci:").unwrap_or(other);
+                    let dirs = std::env::var_os("PATH").unwrap_or_default();
+                    let found = std::env::split_paths(&dirs)
+                        .map(|dir| dir.join(program))
+                        .find(|path| path.is_file());
+                    let path = found.with_context(|| format!("no {program} in PATH"))?;
+                    format!("launcher = \"oci\"\npath = {path:?}\n")
+                }
+            };
+            config.push_str(&format!("[runtime.handlers.{name:?}]\n{launcher}"));
+        }
+        let path = self.path("config/30-handlers.toml");
+        std::fs::write(&path, config).with_context(|| format!("write {}", path.display()))
     }
 
     /// Brings an archive in while no engine runs; answers the id.
@@ -192,7 +225,7 @@ impl Engine {
         let mut command = self.command("serve");
         command
             .args(self.places())
-            .args(["--log-level", "info,engine=debug"]);
+            .args(["--log-level", self.log_level]);
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -4,7 +4,7 @@
 //! - `engine`: starts an engine in a scratch folder and ends it.
 //! - `isolation`: a network and a mount namespace for engine and plugins.
 //! - `image`: a tiny image, built here.
-//! - `bench`: the latency of each call, for several engines in turn.
+//! - `bench`: latency, throughput and cost of engines, side by side.
 //! - `client`: both CRI services, and requests with sensible values.
 //! - `host`: what a node looks like, compared before and after.
 //! - `walk`: a pod's whole life, with the time of each step.

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use image_store::ImageStore;
 use runtime::cgroup::{Cgroup, Hierarchies, Version};
 use runtime::client::MonitorPool;
+use runtime::client::steps::Steps;
 use runtime::netns::NetNsPool;
 use runtime::seccomp;
 
@@ -19,6 +20,7 @@ use crate::pod::error::PodError;
 use crate::pod::index::Index;
 use crate::pod::record::PodDir;
 use crate::stats::Samples;
+use crate::steps::Traces;
 
 /// Where pods go whose request names no cgroup.
 const DEFAULT_CGROUP: &str = "/slipway";
@@ -35,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) seccomp: seccomp::Cache,
     pub(crate) samples: Samples,
     pub(crate) said: Said,
+    pub(crate) traces: Traces,
     pub(crate) orphans: Orphans,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
@@ -166,6 +169,8 @@ pub(crate) fn now() -> i64 {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PodError> + Send + 'static,
 ) -> Result<T, PodError> {
+    let steps = Steps::current();
+    let work = move || Steps::follow_sync(steps, work);
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(PodError::Defect(error.to_string())),

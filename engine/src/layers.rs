@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,22 +16,36 @@ use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
+use crate::engine::Engine;
+use crate::steps::Call;
+
 /// Makes a [`CallService`] of a service.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct CallLayer;
+#[derive(Clone)]
+pub(crate) struct CallLayer {
+    engine: Arc<Engine>,
+}
+
+impl CallLayer {
+    /// For the calls of this engine.
+    pub(crate) fn new(engine: Arc<Engine>) -> Self {
+        Self { engine }
+    }
+}
 
 impl<S> Layer<S> for CallLayer {
     type Service = CallService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        CallService { inner }
+        let engine = Arc::clone(&self.engine);
+        CallService { inner, engine }
     }
 }
 
 /// Wraps every call.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct CallService<S> {
     inner: S,
+    engine: Arc<Engine>,
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -65,9 +80,12 @@ where
         let empty = tracing::field::Empty;
         let span = tracing::info_span!("rpc", rpc, pod = empty, container = empty, image = empty);
         let deadline = timeout_of(&request);
+        let traced = Call::begin(&rpc);
+        let engine = Arc::clone(&self.engine);
         let work = async move {
             let began = Instant::now();
-            let call = AssertUnwindSafe(inner.call(request)).catch_unwind();
+            let call =
+                AssertUnwindSafe(Call::follow(traced.clone(), inner.call(request))).catch_unwind();
             let answer = match deadline {
                 Some(limit) => match tokio::time::timeout(limit, call).await {
                     Ok(answer) => answer,
@@ -85,11 +103,33 @@ where
                     Status::internal(format!("{rpc} panicked; this is a defect")).into_http()
                 }
             };
-            report(&response, began.elapsed());
+            let elapsed = began.elapsed();
+            report(&response, elapsed);
+            if let Some(call) = traced {
+                keep(&engine, &call, code_of(&response), elapsed);
+            }
             Ok(response)
         };
         Box::pin(work.instrument(span))
     }
+}
+
+/// Remembers a call of a pod that there still is.
+fn keep(engine: &Engine, call: &Call, code: i32, elapsed: Duration) {
+    let trace = call.end(code, elapsed);
+    let pod = call.pod();
+    let view = pod.and_then(|pod| engine.index.pod(&pod).found());
+    if let Some(view) = view {
+        engine.traces.keep(view.id.as_str(), trace);
+    }
+}
+
+/// gRPC's number for how a call ended; a call that went well says it later, behind
+/// its answer.
+fn code_of(response: &Response<Body>) -> i32 {
+    let code = response.headers().get("grpc-status");
+    let code = code.and_then(|code| code.to_str().ok()?.parse().ok());
+    code.unwrap_or(0)
 }
 
 fn report(response: &Response<Body>, elapsed: Duration) {

@@ -18,6 +18,7 @@ mod server;
 mod spec;
 mod stats;
 mod status;
+mod steps;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proto::v1::image_service_server::ImageServiceServer;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
+use crate::engine::Engine;
 use crate::layers::CallLayer;
 use crate::rpc::Services;
 
@@ -95,10 +97,11 @@ pub(crate) async fn bind(path: &Path) -> Result<UnixListener, ServerError> {
 pub(crate) async fn serve(
     listener: UnixListener,
     path: &Path,
-    services: Services,
+    engine: &Arc<Engine>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
     let limit = proto::MAX_MESSAGE_BYTES;
+    let services = Services::new(Arc::clone(engine));
     let runtime = RuntimeServiceServer::new(services.clone())
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
@@ -107,7 +110,7 @@ pub(crate) async fn serve(
         .max_encoding_message_size(limit);
     let mut stopping = stop.clone();
     let serving = Server::builder()
-        .layer(CallLayer)
+        .layer(CallLayer::new(Arc::clone(engine)))
         .add_service(runtime)
         .add_service(images)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {

@@ -1,10 +1,13 @@
 //! The command line.
 
+mod bench;
 mod check;
 mod image;
 mod log;
 mod serve;
+mod trace;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -31,6 +34,15 @@ enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Measure this and other CRI engines side by side; --help tells how.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// What `slipway-bench` understands.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Show where the time of a pod's last calls went.
+    Trace(trace::TraceArgs),
     /// Print or check configuration.
     Config {
         #[command(subcommand)]
@@ -144,6 +156,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Check(args) => return check::run(args),
         Command::Image { command } => image::run(command),
+        Command::Trace(args) => trace::run(args),
+        Command::Bench { args } => Err(bench::run(&args)),
         Command::Config { command } => run_config(command),
     };
     match result {
@@ -153,6 +167,14 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints; that nobody reads on is an error and no panic.
+fn print(text: &str) -> anyhow::Result<()> {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{}", text.trim_end())?;
+    Ok(out.flush()?)
 }
 
 fn run_config(command: ConfigCommand) -> anyhow::Result<()> {

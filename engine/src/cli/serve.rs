@@ -21,9 +21,9 @@ use crate::engine::{Engine, Orphans, Said};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::restore;
-use crate::rpc::Services;
 use crate::server;
 use crate::stats::Samples;
+use crate::steps::Traces;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
 /// were needed at once lately, within these bounds (0.3 MiB for one of each).
@@ -63,12 +63,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
-    let serving = server::serve(
-        listener,
-        &listen,
-        Services::new(Arc::clone(&engine)),
-        stopped,
-    );
+    let serving = server::serve(listener, &listen, &engine, stopped);
     tokio::pin!(serving);
     // Only a service manager that set NOTIFY_SOCKET hears of it.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
@@ -144,6 +139,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         seccomp: runtime::seccomp::Cache::new(),
         samples: Samples::default(),
         said: Said::default(),
+        traces: Traces::default(),
         orphans: Orphans::default(),
         boot_id: boot_id.trim().to_owned(),
         config,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use image_store::Image;
 use runtime::cgroup::Cgroup;
+use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError};
 
 use super::error::PodError;
@@ -101,14 +102,20 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
-    let snapshot = engine.images.create_snapshot(record.id.as_str(), &image.id);
+    let snapshot = async {
+        let _step = mark("writable layer");
+        let id = record.id.as_str();
+        engine.images.create_snapshot(id, &image.id).await
+    };
     let (snapshot, cgroup) = tokio::join!(snapshot, enter_cgroup(engine, host, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
     let prepared = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
+            let step = mark("mount");
             let rootfs = snapshot.mount(false)?;
+            drop(step);
             prepare(engine, &host, &record, &image, (rootfs, &cgroup))
         })
         .await?
@@ -140,9 +147,9 @@ async fn enter_cgroup(
 ) -> Result<Cgroup, PodError> {
     let path = record.cgroup.clone();
     let cgroup = blocking_with(engine, move |engine| {
-        let step = || format!("create cgroup {path}");
+        let _step = mark("cgroup");
         let made = engine.cgroups.create(&path);
-        made.map_err(|error| PodError::runtime(step(), error))
+        made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
     })
     .await?;
     // On v2 it is born there, for nothing.
@@ -167,6 +174,7 @@ fn prepare(
     (rootfs, cgroup): (OwnedFd, &Cgroup),
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
+    let step = mark("spec");
     let inputs = inputs(engine, host, record, image, &rootfs);
     let Built {
         spec,
@@ -175,6 +183,8 @@ fn prepare(
         user,
         filter,
     } = spec::build(&inputs)?;
+    drop(step);
+    let _step = mark("limits");
     if let Some(log) = &record.log_path {
         make_log_dir(log)?;
     }

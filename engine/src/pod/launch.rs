@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use runtime::client::steps::mark;
 use runtime::client::{Event, Monitor, PodSetup};
 use tokio::sync::mpsc;
 
@@ -40,6 +41,7 @@ pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Lau
 
 async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {
     if let Some(netns) = &record.netns {
+        let _step = mark("network namespace");
         engine.namespaces.pin(netns).await.map_err(|error| {
             PodError::runtime(format!("network namespace {}", netns.display()), error)
         })?;
@@ -67,6 +69,7 @@ async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, Pod
     let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) else {
         return Ok(Vec::new());
     };
+    let _step = mark("network");
     let ips = engine.network.attach(&record.id, netns, attachment).await?;
     failpoint::hit("run-network");
     Ok(ips)
@@ -80,6 +83,7 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
         blocking_with(engine, move |engine| prepare(engine, &record))
     };
     let taken = async {
+        let _step = mark("take a monitor");
         engine
             .monitors
             .take()
@@ -108,6 +112,7 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
 
 /// The files that its containers share.
 fn write_files(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    let _step = mark("files");
     files::write(&engine.pod_dir(&record.id).files(), &record.config)?;
     if record.config.ipc == IpcMode::Pod {
         files::mount_shm(&engine.shm(&record.id))?;
@@ -123,6 +128,7 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
     let state = engine.pod_state(&record.id);
     std::fs::create_dir_all(&state)
         .map_err(|error| PodError::runtime(format!("create {}", state.display()), error))?;
+    let _step = mark("cgroup");
     let cgroup = engine
         .cgroups
         .create(&record.cgroup)

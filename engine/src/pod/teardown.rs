@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::client::Monitor;
+use runtime::client::steps::mark;
 
 use super::error::PodError;
 use super::files;
@@ -37,6 +38,7 @@ pub(crate) async fn pod(
     blocking_with(engine, move |engine| processes(engine, &own)).await?;
     failpoint::hit("stop-processes");
     if let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) {
+        let _step = mark("network");
         engine.network.detach(&record.id, netns, attachment).await?;
     }
     failpoint::hit("stop-network");
@@ -78,6 +80,7 @@ async fn try_undo(engine: &Arc<Engine>, record: &PodRecord, monitor: Option<&Mon
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    let _step = mark("pod's processes and cgroup");
     engine.orphans.note(&record.cgroup);
     kill_and_remove(engine, &record.cgroup)
 }
@@ -94,6 +97,7 @@ fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
 }
 
 fn remains(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    let _step = mark("remains");
     if let Some(netns) = &record.netns {
         runtime::netns::NetNs::unpin(netns).map_err(|error| {
             PodError::runtime(
@@ -119,6 +123,7 @@ pub(crate) async fn container_processes(
     engine: &Arc<Engine>,
     record: &ContainerRecord,
 ) -> Result<(), PodError> {
+    let _step = mark("container's processes and cgroup");
     let cgroup = record.cgroup.clone();
     blocking_with(engine, move |engine| kill_and_remove(engine, &cgroup)).await
 }
@@ -138,7 +143,9 @@ pub(crate) async fn container(
     failpoint::hit("remove-monitor");
     container_processes(engine, record).await?;
     failpoint::hit("remove-cgroup");
+    let step = mark("writable layer");
     engine.images.remove_snapshot(record.id.as_str()).await?;
+    drop(step);
     failpoint::hit("remove-snapshot");
     engine.images.release(record.id.as_str());
     engine.samples.forget(record.id.as_str());

@@ -25,6 +25,7 @@ pub(crate) async fn handle(
     let unknown = PodError::NoContainer(container_id.clone());
     let found = engine.index.container(&container_id);
     let (pod, container) = must_find(found, "container_id", &container_id, &unknown)?;
+    super::about("pod_sandbox_id", pod.id.as_str());
     if cmd.is_empty() {
         return Err(status::bad_request(&missing("cmd")));
     }

@@ -54,7 +54,6 @@ use std::sync::Arc;
 use proto::v1;
 use proto::v1::image_service_server::ImageService;
 use proto::v1::runtime_service_server::RuntimeService;
-use tokio::sync::oneshot;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -88,6 +87,7 @@ fn about(field: &'static str, id: &str) {
         other => other,
     };
     tracing::Span::current().record(field, id);
+    crate::steps::about(field, id);
 }
 
 /// A prefix that more than one id has is a mistake worth telling.
@@ -122,7 +122,7 @@ async fn ask<T>(
     inbox: &Inbox,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<Option<T>, Status> {
-    let (reply, answer) = oneshot::channel();
+    let (reply, answer) = Reply::channel();
     if inbox.send(command(reply)).is_err() {
         return Ok(None);
     }
@@ -137,7 +137,10 @@ async fn ask<T>(
 fn container_inbox(engine: &Engine, id: &str) -> Lookup<(Inbox, crate::ids::ContainerId)> {
     match engine.index.container(id) {
         Lookup::Found((pod, container)) => match engine.index.inbox(pod.id.as_str()) {
-            Lookup::Found(inbox) => Lookup::Found((inbox, container.id.clone())),
+            Lookup::Found(inbox) => {
+                about("pod_sandbox_id", pod.id.as_str());
+                Lookup::Found((inbox, container.id.clone()))
+            }
             Lookup::Unknown => Lookup::Unknown,
             Lookup::Ambiguous => Lookup::Ambiguous,
         },

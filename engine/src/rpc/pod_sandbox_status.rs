@@ -27,13 +27,17 @@ pub(crate) async fn handle(
     let view = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown)?;
     Ok(v1::PodSandboxStatusResponse {
         status: Some(pod(&view)),
-        info: if verbose { info(&view) } else { HashMap::new() },
+        info: if verbose {
+            info(engine, &view)
+        } else {
+            HashMap::new()
+        },
         containers_statuses: view.containers.iter().map(|one| container(one)).collect(),
         timestamp: now(),
     })
 }
 
-fn info(view: &PodView) -> HashMap<String, String> {
+fn info(engine: &Engine, view: &PodView) -> HashMap<String, String> {
     let text = json!({
         "cgroup": view.cgroup,
         "netns": view.netns,
@@ -42,5 +46,11 @@ fn info(view: &PodView) -> HashMap<String, String> {
         "reason": view.reason,
         "config": *view.config,
     });
-    HashMap::from([("info".to_owned(), text.to_string())])
+    HashMap::from([
+        ("info".to_owned(), text.to_string()),
+        (
+            "steps".to_owned(),
+            engine.traces.json(view.id.as_str()).to_string(),
+        ),
+    ])
 }

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use proto::v1;
-use tokio::sync::oneshot;
 use tonic::Status;
 
 use crate::convert::{missing, sandbox};
 use crate::engine::Engine;
 use crate::pod::error::PodError;
-use crate::pod::task::run_or_join;
+use crate::pod::task::{Reply, run_or_join};
 use crate::status;
 
 /// Starts the sandbox, or joins the call that is starting it.
@@ -26,7 +25,7 @@ pub(crate) async fn handle(
     if engine.config.handler(&runtime_handler).is_none() {
         return Err(status::pod(&PodError::NoHandler(runtime_handler)));
     }
-    let (reply, answer) = oneshot::channel();
+    let (reply, answer) = Reply::channel();
     run_or_join(engine, config, runtime_handler, reply).map_err(|error| status::pod(&error))?;
     match answer.await {
         Ok(Ok(id)) => {

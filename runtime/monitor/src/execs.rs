@@ -100,7 +100,7 @@ impl Monitor {
         let key = self.new_key();
         match self.ask_parked(key, request, &stdio) {
             Some((report, token)) => {
-                wish.reply.step("asked");
+                wish.reply.step("ask");
                 let unborn = Unborn {
                     wish,
                     stdio,
@@ -159,7 +159,7 @@ impl Monitor {
                 pidfd: _,
                 report,
             }) => {
-                wish.reply.step("cloned");
+                wish.reply.step("clone");
                 self.execs.insert(raw(pid), Exec { wish, report });
             }
             Err(failure) => self.reply(wish.reply, Err(failure)),
@@ -211,7 +211,7 @@ impl Monitor {
         self.reactor.unwatch(report.as_fd(), token);
         match birth {
             Birth::Born(pid) => {
-                wish.reply.step("cloned");
+                wish.reply.step("clone");
                 if wish.timed_out {
                     kill_session(pid, wish.procs.first());
                 }
@@ -266,7 +266,7 @@ impl Monitor {
         let Some(Exec { mut wish, report }) = self.execs.remove(&raw(pid)) else {
             return;
         };
-        wish.reply.step("ended");
+        wish.reply.step("run");
         let timed_out = wish.timed_out;
         let result = match Problem::read(report.as_fd()) {
             Some(problem) if !timed_out => Err(wish.failure(problem)),

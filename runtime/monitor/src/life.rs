@@ -97,7 +97,7 @@ impl Monitor {
         {
             self.reactor.unwatch(launch.descriptor(), token);
             if let Some(mut reply) = reply {
-                reply.step("launched");
+                reply.step("launch");
                 self.reply(
                     reply,
                     Ok(Body::Created(Created {

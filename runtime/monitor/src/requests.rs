@@ -17,13 +17,13 @@ const DONE: Body = Body::Done(Empty {});
 
 impl Monitor {
     /// Does what was asked for, or begins it.
-    pub(crate) fn request(&mut self, body: Body, fds: Fds, reply: ReplyTo) {
+    pub(crate) fn request(&mut self, body: Body, fds: Fds, mut reply: ReplyTo) {
         let result = match body {
             Body::Hello(_) => Ok(Body::Welcome(self.welcome())),
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(name) => self.reopen_log(&name.id).map(|()| DONE),
-            Body::Setup(setup) => self.setup(&setup, fds),
+            Body::Setup(setup) => self.setup(&setup, fds, &mut reply),
             Body::Park(park) => self.park(&park).map(|()| DONE),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
@@ -57,7 +57,7 @@ impl Monitor {
         }
     }
 
-    fn setup(&mut self, setup: &Setup, fds: Fds) -> Result<Body, Failure> {
+    fn setup(&mut self, setup: &Setup, fds: Fds, reply: &mut ReplyTo) -> Result<Body, Failure> {
         if self.setup_tried {
             return Err(Failure::new(
                 FailureKind::Exists,
@@ -66,7 +66,7 @@ impl Monitor {
             ));
         }
         self.setup_tried = true;
-        let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor)?;
+        let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor, reply)?;
         self.pod = Some(pod);
         Ok(Body::PodReady(ready))
     }
@@ -108,7 +108,7 @@ impl Monitor {
     fn create(&mut self, create: Create, fds: Fds, mut reply: ReplyTo) {
         match self.begin_create(create, fds) {
             Ok(key) => {
-                reply.step("helper");
+                reply.step("begin the launch");
                 if let Some(container) = self.containers.get_mut(&key) {
                     container.expect_launch(reply);
                 }

@@ -21,6 +21,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Pid;
 use rustix::thread::LinkNameSpaceType;
 
+use crate::connection::ReplyTo;
 use crate::monitor::{Pod, SocketFile};
 use crate::reactor::{Reactor, Source};
 use crate::{init, sysctl};
@@ -35,6 +36,7 @@ pub(crate) fn set_up(
     setup: &Setup,
     mut fds: Fds,
     reactor: &mut Reactor,
+    clock: &mut ReplyTo,
 ) -> Result<(Pod, PodReady), Failure> {
     let launcher = take_launcher(setup, &mut fds)?;
     let mut warnings = Vec::new();
@@ -43,11 +45,14 @@ pub(crate) fn set_up(
         write(path, b"0")
             .map_err(|errno| failed("join cgroup", format!("{}: {errno}", path.display())))?;
     }
+    clock.step("join cgroups");
     set_oom_score(setup.oom_score_adj, &mut warnings)?;
     enter_namespaces(setup)?;
+    clock.step("enter namespaces");
     for sysctl in &setup.sysctls {
         set_sysctl(sysctl)?;
     }
+    clock.step("set sysctls");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| failed("become the pod's reaper", errno))?;
     let init = if setup.shared_pid {
@@ -67,6 +72,7 @@ pub(crate) fn set_up(
             let _gone = crate::container::send_signal(init, crate::container::KILL);
         }
     })?;
+    clock.step("listen");
     let pod = Pod {
         id: setup.pod.clone(),
         exit_dir: path(&setup.exit_dir).to_owned(),

@@ -14,6 +14,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::MonitorError;
+use super::steps;
 use super::types::Event;
 use crate::protocol::{self, Body, Envelope, Incoming, ProtocolError, Received, monotonic_now};
 
@@ -77,6 +78,8 @@ impl Connection {
             .insert(request, answer);
         let pending = Pending {
             answered,
+            name: step_name(&body),
+            sent_at: monotonic_now(),
             _forget: Forget {
                 shared: &self.shared,
                 request,
@@ -85,7 +88,7 @@ impl Connection {
         let envelope = Envelope {
             version: protocol::VERSION,
             request,
-            sent_at: monotonic_now(),
+            sent_at: pending.sent_at,
             body: Some(body),
             ..Envelope::default()
         };
@@ -164,6 +167,9 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Pending<'a> {
     answered: oneshot::Receiver<Incoming>,
+    /// What the step clock calls it.
+    name: &'static str,
+    sent_at: u64,
     _forget: Forget<'a>,
 }
 
@@ -171,6 +177,7 @@ impl Pending<'_> {
     /// Waits for the answer.
     pub(super) async fn answer(self) -> Result<Incoming, MonitorError> {
         let mut incoming = self.answered.await.map_err(|_closed| MonitorError::Gone)?;
+        steps::answered(self.name, self.sent_at, monotonic_now(), &incoming.envelope);
         let failure = incoming
             .envelope
             .body
@@ -194,6 +201,21 @@ impl Drop for Forget<'_> {
         if let Some(waiting) = self.shared.waiting().0.as_mut() {
             waiting.remove(&self.request);
         }
+    }
+}
+
+fn step_name(request: &Body) -> &'static str {
+    match request {
+        Body::Hello(_) => "monitor: hello",
+        Body::Setup(_) => "monitor: setup",
+        Body::Create(_) => "monitor: create",
+        Body::Start(_) => "monitor: start",
+        Body::Signal(_) => "monitor: signal",
+        Body::Exec(_) => "monitor: exec",
+        Body::Delete(_) => "monitor: delete",
+        Body::List(_) => "monitor: list",
+        Body::Shutdown(_) => "monitor: shutdown",
+        _ => "monitor: request",
     }
 }
 

@@ -13,6 +13,7 @@ mod monitor;
 mod mount_plan;
 mod plan;
 mod pool;
+pub mod steps;
 mod types;
 
 pub use crate::exit::ExitRecord;

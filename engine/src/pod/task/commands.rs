@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::client::steps::Steps;
+
 use super::super::container::{self, Host};
 use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
@@ -11,6 +13,23 @@ use crate::convert::resources;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PidMode, Resources};
 
+impl Command {
+    /// The steps of the call that waits for the answer.
+    fn steps(&self) -> Option<Steps> {
+        match self {
+            Self::Join(reply) => reply.steps.clone(),
+            Self::Create(_, reply) => reply.steps.clone(),
+            Self::Start(_, reply)
+            | Self::Stop(_, _, reply)
+            | Self::RemoveContainer(_, reply)
+            | Self::Update(_, _, reply)
+            | Self::ReopenLog(_, reply)
+            | Self::StopPod(reply)
+            | Self::RemovePod(reply) => reply.steps.clone(),
+        }
+    }
+}
+
 impl Task {
     /// Handles one command; until the sandbox is started, most of them wait.
     pub(super) fn command(&mut self, command: Command) {
@@ -18,6 +37,7 @@ impl Task {
             self.deferred.push(command);
             return;
         }
+        self.steps = command.steps();
         match command {
             Command::Join(reply) => self.join(reply),
             Command::Create(config, reply) => self.create(*config, reply),
@@ -71,6 +91,7 @@ impl Task {
             PidMode::Pod | PidMode::Container | PidMode::Node => None,
         };
         let id = ContainerId::random();
+        let intent = self.mark("intent");
         let record = match container::intend(&self.engine, &self.record, id.clone(), config) {
             Ok(record) => record,
             Err(error) => return respond(reply, Err(error)),
@@ -78,6 +99,7 @@ impl Task {
         if let Err(error) = self.dir.write_container(&record) {
             return respond(reply, Err(error.into()));
         }
+        drop(intent);
         crate::failpoint::hit("create-intent");
         self.keys.insert(record.config.key.clone(), id.clone());
         let mut slot = Slot::new(record.clone(), None);

@@ -23,6 +23,7 @@ impl Task {
             return;
         }
         slot.removal_runs = true;
+        self.steps = super::steps_of(&slot.removing);
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
         let (record, monitor, own) = (slot.record.clone(), self.monitor.clone(), id.clone());
         let work =
@@ -110,6 +111,7 @@ impl Task {
             return;
         }
         self.teardown_runs = true;
+        self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
         let monitor = self.monitor.clone();
         let work = async move { teardown::pod(&engine, &record, monitor.as_ref()).await };
@@ -170,6 +172,7 @@ impl Task {
             return;
         }
         self.removal_runs = true;
+        self.steps = super::steps_of(&self.removing);
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
         let records: Vec<_> = self
             .slots
@@ -191,6 +194,7 @@ impl Task {
             Ok(()) => {
                 self.engine.index.forget(&self.record.id);
                 self.engine.samples.forget(self.record.id.as_str());
+                self.engine.traces.forget(self.record.id.as_str());
                 tracing::info!(pod = %self.record.id, "sandbox removed");
                 for slot in self.slots.values_mut() {
                     answer(&mut slot.removing, &Ok(()));

@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use runtime::client::steps::{self, Mark, Steps};
 use runtime::client::{Event, Monitor};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -34,7 +35,33 @@ use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
 
 /// Where an answer goes. That nobody listens any more is no error.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T, SharedError>>;
+pub(crate) struct Reply<T> {
+    sender: oneshot::Sender<Result<T, SharedError>>,
+    /// The steps of the call that waits for it.
+    steps: Option<Steps>,
+}
+
+/// Where an answer arrives.
+pub(crate) type Answer<T> = oneshot::Receiver<Result<T, SharedError>>;
+
+impl<T> Reply<T> {
+    /// For the call whose work this is.
+    pub(crate) fn channel() -> (Self, Answer<T>) {
+        let (sender, answer) = oneshot::channel();
+        let steps = Steps::current();
+        (Self { sender, steps }, answer)
+    }
+
+    fn send(self, result: Result<T, SharedError>) {
+        // Who does not listen any more has gone away.
+        drop(self.sender.send(result));
+    }
+}
+
+/// The steps of the first call that waits.
+fn steps_of<T>(waiting: &[Reply<T>]) -> Option<Steps> {
+    waiting.iter().find_map(|reply| reply.steps.clone())
+}
 
 /// What a pod's task can be asked.
 pub(crate) enum Command {
@@ -132,6 +159,8 @@ pub(crate) struct Task {
     removal_runs: bool,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
+    /// Of the call that the work of this moment is for.
+    steps: Option<Steps>,
 }
 
 /// What a restart found of a pod.
@@ -148,6 +177,7 @@ pub(crate) fn start(
     inbox: mpsc::UnboundedReceiver<Command>,
 ) {
     let mut task = Task::new(engine, record, inbox);
+    task.steps = Steps::current();
     let launch = super::launch::launch(Arc::clone(&task.engine), task.record.clone());
     task.job(async move { launch.await.map(Box::new) }, Done::Launched);
     tokio::spawn(task.run());
@@ -228,6 +258,7 @@ impl Task {
             teardown_runs: false,
             removal_runs: false,
             finished: false,
+            steps: None,
         }
     }
 
@@ -240,8 +271,13 @@ impl Task {
                     None => return,
                 },
                 Some(event) = next(&mut self.events) => self.event(event),
-                Some(done) = self.jobs.join_next() => self.done(done.unwrap_or(Done::Quiet)),
+                Some(done) = self.jobs.join_next() => {
+                    let done = done.unwrap_or(Done::Quiet);
+                    self.steps = self.waiting_for(&done);
+                    self.done(done);
+                }
             }
+            self.steps = None;
         }
     }
 
@@ -251,14 +287,22 @@ impl Task {
         work: impl Future<Output = Result<T, PodError>> + Send + 'static,
         wrap: impl FnOnce(Result<T, PodError>) -> Done + Send + 'static,
     ) {
+        let steps = self.steps.clone();
         self.jobs.spawn(async move {
-            let result = AssertUnwindSafe(work).catch_unwind().await;
+            let work = AssertUnwindSafe(Steps::follow(steps, work));
+            let result = work.catch_unwind().await;
             wrap(result.unwrap_or_else(|panic| Err(PodError::Defect(panic_text(&*panic)))))
         });
     }
 
+    /// A step of the call that the work of this moment is for.
+    fn mark(&self, name: &'static str) -> Option<Mark> {
+        self.steps.as_ref().map(|steps| steps.mark(name))
+    }
+
     /// Writes the sandbox's record with the number of this transition.
     fn write_pod(&mut self) -> Result<(), PodError> {
+        let _step = self.mark("record");
         self.record.transition = self.engine.index.next_transition();
         Ok(self.dir.write_pod(&self.record)?)
     }
@@ -272,6 +316,7 @@ impl Task {
 
     /// Writes a container's record and renews its view.
     fn keep(&mut self, id: &ContainerId) {
+        let _step = self.mark("record");
         let transition = self.engine.index.next_transition();
         if let Some(slot) = self.slots.get_mut(id) {
             slot.record.transition = transition;
@@ -280,6 +325,26 @@ impl Task {
             }
         }
         self.refresh(id);
+    }
+
+    /// The steps of the call that waits for what a job came to.
+    fn waiting_for(&self, done: &Done) -> Option<Steps> {
+        let slot = |id: &ContainerId| self.slots.get(id);
+        match done {
+            Done::Launched(_) => steps_of(&self.joining),
+            Done::Created(id, _) => steps_of(&slot(id)?.creating),
+            Done::Started(id, _) => steps_of(&slot(id)?.starting),
+            Done::ContainerRemoved(id, _) => steps_of(&slot(id)?.removing),
+            Done::Updated(_, _, _, reply) => reply.steps.clone(),
+            Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
+            Done::GraceOver(_) | Done::Quiet | Done::Orphaned(_) => None,
+            Done::Retry | Done::RetryOrphans => None,
+        }
+    }
+
+    /// The steps of the call that waits for the end of the sandbox.
+    fn of_the_ending(&self) -> Option<Steps> {
+        steps_of(&self.stopping).or_else(|| steps_of(&self.removing))
     }
 
     /// Renews what lists say of a container; one that is being made is not listed.
@@ -357,14 +422,13 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 /// Answers everyone who waits for the same thing.
 fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, SharedError>) {
     for reply in waiting.drain(..) {
-        // Who does not listen any more has gone away.
-        drop(reply.send(result.clone()));
+        reply.send(result.clone());
     }
 }
 
 /// Answers one.
 fn respond<T>(reply: Reply<T>, result: Result<T, PodError>) {
-    drop(reply.send(result.map_err(Arc::new)));
+    reply.send(result.map_err(Arc::new));
 }
 
 /// Enters a new sandbox, or joins the one that has this identity already.
@@ -406,6 +470,7 @@ fn intend(
     config: SandboxConfig,
     handler: String,
 ) -> Result<PodRecord, PodError> {
+    let _step = steps::mark("intent");
     let own_network = config.network == crate::model::NetworkMode::Pod;
     let attachment = if own_network {
         engine.network.plan(id, &config)?

@@ -129,7 +129,7 @@ impl Task {
         self.replay();
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                super::Command::Join(reply) => drop(reply.send(Err(Arc::clone(&error)))),
+                super::Command::Join(reply) => reply.send(Err(Arc::clone(&error))),
                 other => self.command(other),
             }
         }
