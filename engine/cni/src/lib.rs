@@ -12,9 +12,11 @@ mod builtin;
 mod config;
 mod error;
 mod masquerade;
+mod namespace;
 pub mod netlink;
 mod nft;
 mod result;
+mod rtnl;
 mod sysctl;
 #[cfg(test)]
 mod testing;
