@@ -11,6 +11,7 @@ mod address;
 mod builtin;
 mod config;
 mod error;
+mod guest;
 mod masquerade;
 mod namespace;
 pub mod netlink;
@@ -20,6 +21,7 @@ mod rtnl;
 mod sysctl;
 #[cfg(test)]
 mod testing;
+mod veth;
 
 use std::path::Path;
 
