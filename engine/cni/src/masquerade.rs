@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 
-use rustix::io::Errno;
 use sha2::{Digest, Sha512};
 
 use crate::Error;
@@ -29,8 +28,6 @@ const POSTROUTING: &str = "postrouting";
 const SOURCE_NAT: i32 = 100;
 /// The longest comment of the plugins.
 const COMMENT: usize = 128;
-/// Another call may take the same rules away between reading and deleting.
-const TRIES: usize = 8;
 
 /// Whose traffic is masqueraded: rules are named after these.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +60,7 @@ pub(crate) fn add(owner: Owner<'_>, addresses: &[Prefix]) -> Result<(), Error> {
         }
         Ok(transaction)
     };
-    change(build).map_err(|source| Error::because("set up ipMasq", source))
+    nft::change(build).map_err(|source| Error::because("set up ipMasq", source))
 }
 
 /// Takes the rules of an attachment away; none is no error.
@@ -75,7 +72,7 @@ pub(crate) fn remove(owner: Owner<'_>) -> Result<(), Error> {
         }
         Ok(transaction)
     };
-    change(build).map_err(|source| Error::because("tear down ipMasq", source))
+    nft::change(build).map_err(|source| Error::because("tear down ipMasq", source))
 }
 
 /// Takes the rules of a network's attachments away, except of these
@@ -99,21 +96,7 @@ pub(crate) fn collect<'a>(
         }
         Ok(transaction)
     };
-    change(build).map_err(|source| Error::because("collect ipMasq", source))
-}
-
-/// Reads, then changes; once more where what was read is gone meanwhile.
-fn change(
-    build: impl Fn(&mut Socket) -> Result<Transaction, NetlinkError>,
-) -> Result<(), NetlinkError> {
-    let mut socket = nft::open()?;
-    for _ in 1..TRIES {
-        match build(&mut socket)?.run(&mut socket) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => {}
-            done => return done,
-        }
-    }
-    build(&mut socket)?.run(&mut socket)
+    nft::change(build).map_err(|source| Error::because("collect ipMasq", source))
 }
 
 /// The table with its chains; the rules of the base chain are made anew, as by
@@ -151,7 +134,7 @@ fn rule(address: &Prefix) -> Vec<Expr> {
 
 /// Rules whose comment begins like this.
 fn find(socket: &mut Socket, prefix: &str) -> Result<Vec<nft::Rule>, NetlinkError> {
-    let mut rules = nft::rules(socket, TABLE, CHECKS)?;
+    let mut rules = nft::rules(socket, TABLE, Some(CHECKS))?;
     rules.retain(|rule| {
         let comment = rule.comment.as_deref().unwrap_or_default();
         comment.starts_with(prefix)
@@ -210,7 +193,7 @@ mod tests {
 
     fn count() -> usize {
         let mut socket = nft::open().unwrap();
-        nft::rules(&mut socket, TABLE, CHECKS).unwrap().len()
+        nft::rules(&mut socket, TABLE, Some(CHECKS)).unwrap().len()
     }
 
     fn addresses() -> [Prefix; 2] {

@@ -12,6 +12,8 @@ pub(crate) use expr::{
     Base, Expr, Meta, Side, Verdict, address, family, interface, network, port, to_this_machine,
 };
 
+use rustix::io::Errno;
+
 use crate::netlink::{self, Message, NetlinkError, Reply, Socket, attributes, flag};
 
 const SUBSYSTEM: u16 = 10 << 8;
@@ -21,6 +23,8 @@ const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
+/// Another call may take the same rules away between reading and deleting.
+const TRIES: usize = 8;
 /// `struct nfgenmsg` before the attributes.
 const FIXED: usize = 4;
 
@@ -73,6 +77,8 @@ pub(crate) enum Point {
 /// A rule that is there.
 #[derive(Debug, Clone)]
 pub(crate) struct Rule {
+    /// The chain it is in.
+    pub(crate) chain: String,
     /// The kernel's number of it.
     pub(crate) handle: u64,
     /// Its comment.
@@ -196,22 +202,40 @@ pub(crate) fn open() -> Result<Socket, NetlinkError> {
     Socket::open(netlink::Family::Netfilter)
 }
 
-/// The rules of a chain in their order; none where there is no such chain.
+/// The rules of a chain, or of all chains, in their order; none where there is no
+/// such table or chain.
 pub(crate) fn rules(
     socket: &mut Socket,
     table: Table,
-    chain: &str,
+    chain: Option<&str>,
 ) -> Result<Vec<Rule>, NetlinkError> {
     let mut message = start("list nftables rules", GET_RULE, 0, table.family);
-    message.text(1, table.name).text(2, chain);
+    message.text(1, table.name);
+    if let Some(chain) = chain {
+        message.text(2, chain);
+    }
     let replies = match socket.dump(&message) {
-        Err(error) if error.errno() == Some(rustix::io::Errno::NOENT) => return Ok(Vec::new()),
+        Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(Vec::new()),
         replies => replies?,
     };
-    Ok(replies
-        .iter()
-        .filter_map(|reply| rule(reply, chain))
-        .collect())
+    let mut rules: Vec<Rule> = replies.iter().filter_map(rule).collect();
+    rules.retain(|rule| chain.is_none_or(|chain| rule.chain == chain));
+    Ok(rules)
+}
+
+/// Reads, then changes what `build` says; once more where what was read has been
+/// taken away meanwhile.
+pub(crate) fn change(
+    build: impl Fn(&mut Socket) -> Result<Transaction, NetlinkError>,
+) -> Result<(), NetlinkError> {
+    let mut socket = open()?;
+    for _ in 1..TRIES {
+        match build(&mut socket)?.run(&mut socket) {
+            Err(error) if error.errno() == Some(Errno::NOENT) => {}
+            done => return done,
+        }
+    }
+    build(&mut socket)?.run(&mut socket)
 }
 
 /// Whether a chain is there.
@@ -225,16 +249,16 @@ pub(crate) fn has_chain(
     Ok(socket.get(message)?.is_some())
 }
 
-fn rule(reply: &Reply, wanted: &str) -> Option<Rule> {
+fn rule(reply: &Reply) -> Option<Rule> {
     let mut rule = Rule {
+        chain: String::new(),
         handle: 0,
         comment: None,
         expressions: Vec::new(),
     };
     for attribute in attributes(reply.body.get(FIXED..)?) {
         match attribute.kind {
-            // Kernels before 4.18 list the rules of all chains.
-            2 if attribute.text() != Some(wanted) => return None,
+            2 => rule.chain = attribute.text()?.to_owned(),
             3 => rule.handle = attribute.be64()?,
             4 => rule.expressions = attribute.nested().map(|one| Expr::read(&one)).collect(),
             7 => rule.comment = comment(attribute.value),
