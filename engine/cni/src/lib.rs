@@ -10,6 +10,7 @@
 mod address;
 mod builtin;
 mod config;
+mod conntrack;
 mod error;
 mod guest;
 mod masquerade;

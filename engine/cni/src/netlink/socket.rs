@@ -29,6 +29,8 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const HEADER: usize = 16;
 /// Larger than any datagram of a dump (the kernel caps them at 32 KiB).
 const BUFFER: usize = 64 * 1024;
+/// What a socket takes in one send without being asked to take more.
+const SEND_BUFFER: usize = 64 * 1024;
 /// A dump that always changes under the reader is given up after so many tries.
 const DUMP_TRIES: usize = 16;
 
@@ -317,6 +319,10 @@ impl Socket {
 
     fn send(&mut self, bytes: &[u8]) -> Result<(), NetlinkError> {
         let kernel = SocketAddrNetlink::new(0, 0);
+        if bytes.len() > SEND_BUFFER {
+            // Without the right to do so, the kernel's own limit stays.
+            setsockopt(&self.fd, sockopt::SndBufForce, &(2 * bytes.len())).ok();
+        }
         sendto(&self.fd, bytes, SendFlags::empty(), &kernel)
             .map(drop)
             .map_err(|error| NetlinkError::Socket {
