@@ -142,13 +142,13 @@ fn enable_ipv6(name: &str) -> Result<(), Error> {
     })
 }
 
-/// Has the host forward what these addresses' families send.
-pub(crate) fn forward(addresses: impl Iterator<Item = IpAddr> + Clone) -> Result<(), Error> {
+/// Has the host forward what these addresses send.
+pub(crate) fn forward(ips: &[Ip]) -> Result<(), Error> {
     for (v6, parameter) in [
         (false, "net/ipv4/ip_forward"),
         (true, "net/ipv6/conf/all/forwarding"),
     ] {
-        if addresses.clone().any(|address| address.is_ipv6() == v6) {
+        if ips.iter().any(|ip| ip.address.address.is_ipv6() == v6) {
             sysctl::ensure(parameter, "1")
                 .map_err(|error| Error::because("failed to enable forwarding", error))?;
         }

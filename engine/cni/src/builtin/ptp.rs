@@ -79,7 +79,7 @@ fn attach(call: &Invocation<'_>, config: &Config, outcome: &mut Outcome) -> Resu
         let msg = "IPAM plugin returned missing IP config";
         return Err(Error::internal(msg));
     }
-    guest::forward(outcome.ips.iter().map(|ip| ip.address.address))?;
+    guest::forward(&outcome.ips)?;
     let pod = namespace::open(call)?;
     let mut socket = guest::socket()?;
     let wanted = Wanted {

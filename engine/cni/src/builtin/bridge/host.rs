@@ -65,8 +65,8 @@ fn missing(name: &str) -> Result<Link, Error> {
     Err(Error::internal(format!("could not lookup {name:?}")))
 }
 
-/// Gives the bridge, or its interface of a VLAN, the gateways' addresses, and
-/// has the host forward. Answers the VLAN's interface where there is one.
+/// Gives the bridge, or its interface of a VLAN, the gateways' addresses.
+/// Answers the VLAN's interface where there is one.
 pub(super) fn be_gateway(
     socket: &mut Socket,
     bridge: &Link,
@@ -84,7 +84,6 @@ pub(super) fn be_gateway(
         let holder = vlan.as_ref().unwrap_or(bridge);
         ensure_address(socket, holder, gateway, config.force_address)?;
     }
-    guest::forward(gateways.iter().map(|gateway| gateway.address))?;
     Ok(vlan)
 }
 

@@ -95,6 +95,9 @@ fn attach(
     }
     let gateways = gateways(outcome, config);
     let vlan = host::be_gateway(socket, bridge, config, &gateways)?;
+    if config.is_gateway {
+        guest::forward(&outcome.ips)?;
+    }
     let port = host::add_port(
         socket,
         bridge,
