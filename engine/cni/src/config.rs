@@ -59,7 +59,11 @@ pub(crate) fn check_call(call: &Invocation<'_>) -> Result<(), Error> {
         let msg = format!("config version does not allow {}", call.command.name());
         return Err(Error::new(code::INCOMPATIBLE_VERSION, msg));
     }
-    check_environment(call)
+    check_environment(call)?;
+    if matches!(call.command, Command::Add | Command::Del) {
+        crate::namespace::check_foreign(call)?;
+    }
+    Ok(())
 }
 
 /// Refuses calls without what their command needs.

@@ -13,9 +13,11 @@ mod config;
 mod conntrack;
 mod error;
 mod masquerade;
+mod namespace;
 pub mod netlink;
 mod nft;
 mod result;
+mod rtnl;
 mod sysctl;
 #[cfg(test)]
 mod testing;

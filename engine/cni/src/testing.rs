@@ -37,3 +37,20 @@ impl Pin {
         &self.path
     }
 }
+
+/// A call about the container "c" in a namespace.
+pub(crate) fn call<'a>(
+    command: crate::Command,
+    pin: &'a Pin,
+    config: &'a serde_json::Value,
+) -> crate::Invocation<'a> {
+    crate::Invocation {
+        command,
+        container_id: "c",
+        netns: Some(pin.path()),
+        interface: "eth0",
+        args: "",
+        config,
+        netns_will_go: false,
+    }
+}

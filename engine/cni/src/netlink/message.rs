@@ -125,7 +125,7 @@ impl Message {
     }
 
     /// Adds flags.
-    pub(super) fn add_flags(&mut self, flags: u16) {
+    pub fn flags(&mut self, flags: u16) {
         let now = u16::from_ne_bytes([self.bytes[6], self.bytes[7]]) | flags;
         self.bytes[6..8].copy_from_slice(&now.to_ne_bytes());
     }

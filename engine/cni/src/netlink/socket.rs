@@ -277,7 +277,7 @@ impl Socket {
     /// `None` where the list changed under the reader.
     fn dump_once(&mut self, mut message: Message) -> Result<Option<Vec<Reply>>, NetlinkError> {
         let (what, sequence) = (message.what(), self.sequence);
-        message.add_flags(flag::DUMP);
+        message.flags(flag::DUMP);
         let mut bytes = Vec::new();
         self.append(&mut bytes, message)?;
         self.send(&bytes)?;
@@ -313,7 +313,7 @@ impl Socket {
         let count = messages.len();
         for (index, mut message) in messages.into_iter().enumerate() {
             if index + 1 == count {
-                message.add_flags(flag::ACK);
+                message.flags(flag::ACK);
             }
             self.append(bytes, message)?;
         }
