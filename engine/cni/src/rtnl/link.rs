@@ -218,6 +218,23 @@ pub(crate) fn add_bridge(name: &str, mtu: u32, vlan_filtering: bool) -> Message 
     message
 }
 
+/// Makes a link whose incoming packets are those that others redirect to it. It has
+/// no queue of its own (its length is 0), and is set up in the same go.
+pub(crate) fn add_ifb(name: &str, mtu: u32) -> Message {
+    let flags = flag::CREATE | flag::EXCL;
+    let up = fixed(0, 0, IFF_UP, IFF_UP);
+    let mut message = request("add an ifb", RTM_NEWLINK, flags, up);
+    message.text(IFLA_IFNAME, name);
+    if mtu > 0 {
+        message.u32(IFLA_MTU, mtu);
+    }
+    message.u32(IFLA_TXQLEN, 0);
+    message.nested(IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_KIND, "ifb");
+    });
+    message
+}
+
 /// Both ends of a new veth.
 pub(crate) struct Veth<'a> {
     /// The end here.

@@ -165,6 +165,54 @@ fn no_port_mappings() {
     equal(&Chain::new([bridge(&json!({})), portmap(&none)]).given(1));
 }
 
+fn bandwidth(limits: &Value) -> Value {
+    json!({"type": "bandwidth", "runtimeConfig": {"bandwidth": limits}})
+}
+
+#[test]
+fn bandwidth_in_both_directions() {
+    let limits = json!({
+        "ingressRate": 1_000_000, "ingressBurst": 80_000,
+        "egressRate": 2_000_000, "egressBurst": 160_000,
+    });
+    equal(&Chain::new([bridge(&json!({"mtu": 1400})), bandwidth(&limits)]).given(1));
+}
+
+#[test]
+fn bandwidth_in_one_direction() {
+    let ingress = json!({"ingressRate": 1_000_000, "ingressBurst": 80_000});
+    let egress = json!({"egressRate": 1_000_000, "egressBurst": 80_000});
+    for limits in [ingress, egress] {
+        equal(
+            &Chain::new([ptp(&json!({})), bandwidth(&limits)])
+                .given(1)
+                .version("0.3.1"),
+        );
+    }
+}
+
+/// The kubelet's peers send the largest burst there is with any rate.
+#[test]
+fn bandwidth_where_the_plugins_arithmetic_overflows() {
+    for rate in [100_000_u64, 10_000_000, 40_000_000_000] {
+        let burst = u32::MAX;
+        let limits = json!({
+            "ingressRate": rate, "ingressBurst": burst,
+            "egressRate": rate, "egressBurst": burst,
+        });
+        equal(
+            &Chain::new([bridge(&json!({})), bandwidth(&limits)])
+                .given(1)
+                .version("1.1.0"),
+        );
+    }
+}
+
+#[test]
+fn no_bandwidth() {
+    equal(&Chain::new([bridge(&json!({})), bandwidth(&json!({}))]).given(1));
+}
+
 fn firewall(extra: &Value) -> Value {
     let mut firewall = json!({"type": "firewall"});
     merge(&mut firewall, extra);
