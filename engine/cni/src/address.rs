@@ -11,11 +11,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An address and the length of its network's prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Prefix {
+pub(crate) struct Prefix {
     /// The address.
-    pub address: IpAddr,
+    pub(crate) address: IpAddr,
     /// Bits of the network.
-    pub length: u8,
+    pub(crate) length: u8,
 }
 
 impl Prefix {
@@ -114,7 +114,7 @@ pub(crate) fn from_octets(bytes: &[u8]) -> Option<IpAddr> {
 /// Why a text is no address with a prefix.
 #[derive(Debug, thiserror::Error)]
 #[error("invalid CIDR address: {0}")]
-pub struct PrefixError(String);
+pub(crate) struct PrefixError(String);
 
 impl FromStr for Prefix {
     type Err = PrefixError;

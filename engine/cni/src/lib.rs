@@ -12,6 +12,7 @@ mod builtin;
 mod config;
 mod conntrack;
 mod error;
+mod guest;
 mod masquerade;
 mod namespace;
 pub mod netlink;
@@ -21,6 +22,7 @@ mod rtnl;
 mod sysctl;
 #[cfg(test)]
 mod testing;
+mod veth;
 
 use std::path::Path;
 

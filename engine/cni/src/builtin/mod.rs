@@ -6,9 +6,11 @@ mod bandwidth;
 mod bridge;
 mod firewall;
 mod host_local;
+mod ipam;
 mod loopback;
 mod portmap;
 mod ptp;
+mod statically;
 mod tuning;
 
 use serde_json::Value;
@@ -59,6 +61,11 @@ const PLUGINS: &[Plugin] = &[
         kind: "ptp",
         accepts: ptp::accepts,
         run: ptp::run,
+    },
+    Plugin {
+        kind: "static",
+        accepts: statically::accepts,
+        run: statically::run,
     },
     Plugin {
         kind: "tuning",

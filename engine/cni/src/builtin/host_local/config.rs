@@ -127,7 +127,7 @@ impl Config {
             .chain(ipam.ranges.unwrap_or_default());
         let mut sets = Vec::new();
         for (number, ranges) in raw_sets.enumerate() {
-            let set = RangeSet::new(ranges)
+            let set = RangeSet::new(&ranges)
                 .map_err(|problem| invalid(format!("invalid range set {number}: {problem}")))?;
             sets.push(set);
         }
@@ -253,7 +253,7 @@ impl fmt::Display for Range {
 }
 
 impl RangeSet {
-    fn new(raw: Vec<RawRange>) -> Result<Self, String> {
+    fn new(raw: &[RawRange]) -> Result<Self, String> {
         let ranges: Vec<Range> = raw.iter().map(Range::new).collect::<Result<_, _>>()?;
         let Some(first) = ranges.first() else {
             return Err("empty range set".into());
