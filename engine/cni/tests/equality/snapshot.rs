@@ -100,7 +100,10 @@ impl Snapshot {
             let plain = text.lines().filter(|line| !line.starts_with(['#', ':']));
             let plain: Vec<_> = plain.map(|line| names.apply(line)).collect();
             // Again, tables have no order.
-            let mut tables: Vec<_> = plain.split_inclusive(|line| line == "}").collect();
+            let mut tables: Vec<_> = plain
+                .split_inclusive(|line| line == "}" || line == "COMMIT")
+                .collect();
+            tables.retain(|table| table.len() > 2);
             tables.sort();
             tables.concat()
         };
@@ -224,8 +227,40 @@ impl Names {
         for (from, to) in &self.0 {
             text = text.replace(from, to);
         }
-        text
+        without_counts(&without_earlier(&text))
     }
+}
+
+/// A bridge that takes the address of its first port may have made one of IPv6 from
+/// the address it had before; it is of no link any more.
+fn without_earlier(line: &str) -> String {
+    let mut text = String::new();
+    let mut rest = line;
+    while let Some(at) = rest.find("fe80::") {
+        let (before, from) = rest.split_at(at);
+        let ends = |letter: char| !letter.is_ascii_hexdigit() && letter != ':';
+        let (address, after) = from.split_at(from.find(ends).unwrap_or(from.len()));
+        let made = address.contains("ff:fe");
+        text.push_str(before);
+        text.push_str(if made {
+            "<an earlier link-local>"
+        } else {
+            address
+        });
+        rest = after;
+    }
+    text + rest
+}
+
+/// How much went through a rule is not part of it.
+fn without_counts(line: &str) -> String {
+    let words: Vec<_> = line.split(' ').collect();
+    let counts = |at: usize| {
+        let is = |back: usize, what: &str| at >= back && words[at - back] == what;
+        is(1, "packets") || is(1, "bytes") && is(3, "packets")
+    };
+    let kept = (0..words.len()).map(|at| if counts(at) { "<n>" } else { words[at] });
+    kept.collect::<Vec<_>>().join(" ")
 }
 
 /// The address of IPv6 that a link has by its hardware address.
@@ -267,6 +302,19 @@ fn json_lines(text: &str, names: &Names) -> Vec<String> {
         reduce(&mut rules);
         let mut rules = rules.as_array().cloned().unwrap_or_default();
         // Only the tables have no order: a plugin makes them in a random one.
+        let chains = |table: &Value| {
+            let mut chains = rules.iter().map(|item| &item["chain"]);
+            chains
+                .any(|chain| chain["family"] == table["family"] && chain["table"] == table["name"])
+        };
+        let empty: Vec<_> = rules
+            .iter()
+            .map(|item| &item["table"])
+            .filter(|table| !chains(table))
+            .cloned()
+            .collect();
+        // The plugins look for rules of iptables, and looking makes a table.
+        rules.retain(|item| item["table"].is_null() || !empty.contains(&item["table"]));
         let table = |item: &Value| -> Option<(String, String)> {
             let (kind, item) = item.as_object()?.iter().next()?;
             let name = if kind == "table" { "name" } else { "table" };
