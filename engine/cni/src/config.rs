@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -36,6 +37,24 @@ pub(crate) fn network(config: &Value) -> &str {
 /// A plugin's own view of its configuration.
 pub(crate) fn decode<T: DeserializeOwned>(config: &Value) -> Result<T, Error> {
     T::deserialize(config).map_err(|source| Error::because("failed to load netconf", source))
+}
+
+/// An attachment that is not garbage.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Valid {
+    /// The container.
+    #[serde(rename = "containerID")]
+    pub(crate) container: String,
+    /// The interface in it.
+    #[serde(rename = "ifname")]
+    pub(crate) interface: String,
+}
+
+/// The attachments that GC must leave alone. Without a list nothing can be
+/// told to be garbage.
+pub(crate) fn valid_attachments(config: &Value) -> Result<Option<Vec<Valid>>, Error> {
+    const KEY: &str = "cni.dev/valid-attachments";
+    Option::deserialize(&config[KEY]).map_err(|source| Error::because(KEY, source))
 }
 
 /// Checks of a call what every plugin's frame checks.

@@ -68,8 +68,6 @@ pub(super) struct Config {
     pub(super) force_address: bool,
     /// What leaves the network is masqueraded.
     pub(super) masquerade: bool,
-    /// With what.
-    pub(super) masquerade_backend: Option<String>,
     /// Of the bridge and of both ends; 0 = the kernel's choice.
     pub(super) mtu: u32,
     /// Mode of the port.
@@ -165,7 +163,6 @@ impl Config {
             is_default_gateway: raw.is_default_gateway,
             force_address: raw.force_address,
             masquerade: raw.ip_masq,
-            masquerade_backend: raw.ip_masq_backend,
             mtu: u32::try_from(raw.mtu).unwrap_or_default(),
             port: PortMode {
                 hairpin: raw.hairpin_mode,

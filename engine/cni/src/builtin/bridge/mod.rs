@@ -39,7 +39,7 @@ pub(super) fn run(call: &Invocation<'_>) -> Result<Value, Error> {
         Command::Del => del(call).map(|()| Value::Null),
         Command::Check => check::run(call).map(|()| Value::Null),
         Command::Status => ipam::status(call).map(|()| Value::Null),
-        Command::Gc => ipam::gc(call).map(|()| Value::Null),
+        Command::Gc => gc(call).map(|()| Value::Null),
     }
 }
 
@@ -216,4 +216,21 @@ pub(super) fn delete_link(call: &Invocation<'_>) -> Result<(), Error> {
             _ => deleted.complete().map(drop).map_err(failed),
         }
     })
+}
+
+/// Addresses and rules of what is no valid attachment. Links are the
+/// namespaces', and end with them.
+fn gc(call: &Invocation<'_>) -> Result<(), Error> {
+    let Some(valid) = crate::config::valid_attachments(call.config)? else {
+        return Ok(());
+    };
+    ipam::gc(call)?;
+    if !Config::load(call)?.masquerade {
+        return Ok(());
+    }
+    let network = crate::config::network(call.config);
+    let valid = valid
+        .iter()
+        .map(|one| (one.container.as_str(), one.interface.as_str()));
+    masquerade::collect(network, valid)
 }

@@ -20,8 +20,11 @@ impl Net {
         let dir = tempfile::tempdir().unwrap();
         let mut config = json!({"cniVersion": "1.1.0", "name": "net", "type": "bridge",
             "bridge": "br0"});
-        for (key, value) in keys.as_object().unwrap() {
-            config[key] = value.clone();
+        let Value::Object(keys) = keys else {
+            panic!("{keys}");
+        };
+        for (key, value) in keys {
+            config[&key] = value;
         }
         if !ipam.is_null() {
             config["ipam"] = ipam;

@@ -13,13 +13,13 @@ mod tests;
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use config::{Config, RangeSet};
 use store::{Held, Owner, Store, StoreError};
 
 use crate::address::Prefix;
+use crate::config::valid_attachments;
 use crate::result::{Ip, Outcome};
 use crate::{Command, Error, Invocation, code};
 
@@ -180,33 +180,20 @@ pub(super) fn status(call: &Invocation<'_>) -> Result<(), Error> {
     Config::load(call).map(drop).map_err(not_available)
 }
 
-#[derive(Deserialize)]
-struct Attached {
-    #[serde(rename = "containerID")]
-    container: String,
-    ifname: String,
-}
-
 /// Gives back every address whose attachment is not in the list of valid ones.
 pub(super) fn gc(call: &Invocation<'_>) -> Result<(), Error> {
-    let valid = &call.config["cni.dev/valid-attachments"];
-    // Without a list nothing can be told to be garbage.
-    if valid.is_null() {
+    let Some(valid) = valid_attachments(call.config)? else {
         return Ok(());
-    }
-    let valid = Vec::<Attached>::deserialize(valid)
-        .map_err(|error| Error::because("cni.dev/valid-attachments", error))?;
-    let valid: HashSet<Owner<'_>> = valid
-        .iter()
-        .map(|attached| Owner {
-            container: attached.container.trim(),
-            interface: &attached.ifname,
-        })
-        .collect();
+    };
+    let owners = valid.iter().map(|valid| Owner {
+        container: valid.container.trim(),
+        interface: &valid.interface,
+    });
+    let owners: HashSet<Owner<'_>> = owners.collect();
     let config = Config::load(call)?;
     let store = Store::open(&config.folder).map_err(failed)?;
     let mut locked = store.lock().map_err(failed)?;
-    locked.release_others(&valid).map_err(failed)
+    locked.release_others(&owners).map_err(failed)
 }
 
 impl config::Range {
