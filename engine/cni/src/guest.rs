@@ -211,7 +211,10 @@ pub(crate) fn check_addresses(socket: &mut Socket, name: &str, ips: &[Ip]) -> Re
             return Err(Error::internal(msg));
         }
         let network = ip.address.network();
-        if !routes.iter().any(|found| found.dst == network) {
+        if !routes
+            .iter()
+            .any(|found| found.is_main() && found.dst == network)
+        {
             let msg = format!("interface {name} has no route to its network {network}");
             return Err(Error::internal(msg));
         }
@@ -219,7 +222,7 @@ pub(crate) fn check_addresses(socket: &mut Socket, name: &str, ips: &[Ip]) -> Re
     Ok(())
 }
 
-/// Whether the main table has the routes of a result.
+/// Whether there are the routes of a result, each in its table.
 pub(crate) fn check_routes(socket: &mut Socket, wanted: &[Route]) -> Result<(), Error> {
     let failed = |error| Error::because("failed to look at the container's routes", error);
     let mut routes = route::list(socket, false).map_err(failed)?;
@@ -228,7 +231,10 @@ pub(crate) fn check_routes(socket: &mut Socket, wanted: &[Route]) -> Result<(), 
         let any_gateway =
             route.gw.is_none() || route.dst == Prefix::any(route.dst.address.is_ipv6());
         let same = |found: &&route::Found| {
-            found.dst == route.dst && (any_gateway || found.gateway == route.gw)
+            let table = route
+                .table
+                .map_or(found.is_main(), |table| table == found.table);
+            table && found.dst == route.dst && (any_gateway || found.gateway == route.gw)
         };
         if routes.iter().find(same).is_none() {
             let msg = format!("there is no route to {} any more", route.dst);

@@ -24,6 +24,7 @@ const NLM_F_CAPPED: u16 = 0x100;
 const NLM_F_ACK_TLVS: u16 = 0x200;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_BATCH_GENID: u16 = 1;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const HEADER: usize = 16;
@@ -220,6 +221,16 @@ impl Socket {
 
     /// Carries out messages of nftables as one transaction: all or nothing.
     pub fn batch(&mut self, messages: Vec<Message>) -> Result<Vec<Reply>, NetlinkError> {
+        self.batch_on(None, messages)
+    }
+
+    /// The same, refused with `ERESTART` where the rules are not of this generation
+    /// any more.
+    pub fn batch_on(
+        &mut self,
+        generation: Option<u32>,
+        messages: Vec<Message>,
+    ) -> Result<Vec<Reply>, NetlinkError> {
         let first = self.sequence;
         let mut names = vec!["begin a transaction"];
         names.extend(messages.iter().map(Message::what));
@@ -233,10 +244,11 @@ impl Socket {
         };
         let mut bytes = Vec::new();
         let count = messages.len();
-        self.append(
-            &mut bytes,
-            edge("begin a transaction", NFNL_MSG_BATCH_BEGIN),
-        )?;
+        let mut begin = edge("begin a transaction", NFNL_MSG_BATCH_BEGIN);
+        if let Some(generation) = generation {
+            begin.be32(NFNL_BATCH_GENID, generation);
+        }
+        self.append(&mut bytes, begin)?;
         self.pack(&mut bytes, messages)?;
         self.append(&mut bytes, edge("end a transaction", NFNL_MSG_BATCH_END))?;
         self.send(&bytes)?;

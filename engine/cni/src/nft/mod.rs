@@ -18,13 +18,16 @@ use crate::netlink::{self, Message, NetlinkError, Reply, Socket, attributes, fla
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
+const GET_TABLE: u16 = SUBSYSTEM | 1;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
-const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
+const GET_GENERATION: u16 = SUBSYSTEM | 16;
 const DELETE_RULE: u16 = SUBSYSTEM | 8;
 /// Another call may take the same rules away between reading and deleting.
 const TRIES: usize = 8;
+/// Any transaction on the node gets in the way of an exact one.
+const EXACT_TRIES: usize = 100;
 /// `struct nfgenmsg` before the attributes.
 const FIXED: usize = 4;
 
@@ -32,6 +35,8 @@ const FIXED: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Family {
+    /// No table is meant.
+    Any = 0,
     /// IPv4 and IPv6.
     Inet = 1,
     /// IPv4.
@@ -238,14 +243,47 @@ pub(crate) fn change(
     build(&mut socket)?.run(&mut socket)
 }
 
-/// Whether a chain is there.
-pub(crate) fn has_chain(
-    socket: &mut Socket,
-    table: Table,
-    chain: &str,
-) -> Result<bool, NetlinkError> {
-    let mut message = start("look up an nftables chain", GET_CHAIN, 0, table.family);
-    message.text(1, table.name).text(3, chain);
+/// The same for changes that are only right if nothing at all has changed since
+/// reading, such as a rule that must be there once.
+pub(crate) fn change_exactly(
+    build: impl Fn(&mut Socket) -> Result<Transaction, NetlinkError>,
+) -> Result<(), NetlinkError> {
+    let mut socket = open()?;
+    let mut tries = 1;
+    loop {
+        let generation = generation(&mut socket)?;
+        let transaction = build(&mut socket)?;
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        match socket.batch_on(Some(generation), transaction.0) {
+            Err(error) if error.errno() == Some(Errno::RESTART) && tries < EXACT_TRIES => {
+                tries += 1;
+            }
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// A number that every transaction of anyone changes.
+fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
+    let message = start(
+        "look up the generation of nftables",
+        GET_GENERATION,
+        0,
+        Family::Any,
+    );
+    let reply = socket.get(message)?;
+    let body = reply.as_ref().and_then(|reply| reply.body.get(FIXED..));
+    let mut fields = attributes(body.unwrap_or_default());
+    let number = fields.find(|one| one.kind == 1).and_then(|one| one.be32());
+    number.ok_or(NetlinkError::NoAnswer("look up the generation of nftables"))
+}
+
+/// Whether a table is there.
+pub(crate) fn has_table(socket: &mut Socket, table: Table) -> Result<bool, NetlinkError> {
+    let mut message = start("look up an nftables table", GET_TABLE, 0, table.family);
+    message.text(1, table.name);
     Ok(socket.get(message)?.is_some())
 }
 

@@ -92,14 +92,14 @@ fn what_is_not_there_has_no_rules() {
     in_new_namespace(|| {
         let mut socket = open().unwrap();
         assert!(rules(&mut socket, TABLE, Some("chain")).unwrap().is_empty());
-        assert!(!has_chain(&mut socket, TABLE, "chain").unwrap());
+        assert!(!has_table(&mut socket, TABLE).unwrap());
         made(&mut socket, &[]);
         assert!(
             rules(&mut socket, TABLE, Some("nothing"))
                 .unwrap()
                 .is_empty()
         );
-        assert!(has_chain(&mut socket, TABLE, "chain").unwrap());
+        assert!(has_table(&mut socket, TABLE).unwrap());
     });
 }
 

@@ -54,6 +54,16 @@ pub(crate) const IFF_ALLMULTI: u32 = 0x200;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Mac(pub(crate) [u8; 6]);
 
+impl Mac {
+    /// An address of this machine's own making, from random bytes.
+    pub(crate) fn local(mut bytes: [u8; 6]) -> Self {
+        const GROUP: u8 = 1;
+        const LOCAL: u8 = 2;
+        bytes[0] = (bytes[0] & !GROUP) | LOCAL;
+        Self(bytes)
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -199,11 +209,28 @@ pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Netl
     reply.map(parse).transpose()
 }
 
+/// A new bridge.
+pub(crate) struct Bridge<'a> {
+    /// Its name.
+    pub(crate) name: &'a str,
+    /// Its MTU; 0 = the kernel's choice.
+    pub(crate) mtu: u32,
+    /// Whether it looks at VLANs.
+    pub(crate) vlan_filtering: bool,
+    /// An address that it keeps, and that it has among bridges from the start;
+    /// `None` = the lowest of its ports'.
+    pub(crate) mac: Option<Mac>,
+}
+
 /// Makes a bridge.
-pub(crate) fn add_bridge(name: &str, mtu: u32, vlan_filtering: bool) -> Message {
+pub(crate) fn add_bridge(bridge: &Bridge<'_>) -> Message {
     let flags = flag::CREATE | flag::EXCL;
     let mut message = request("add a bridge", RTM_NEWLINK, flags, fixed(0, 0, 0, 0));
-    message.text(IFLA_IFNAME, name);
+    let (mtu, vlan_filtering) = (bridge.mtu, bridge.vlan_filtering);
+    message.text(IFLA_IFNAME, bridge.name);
+    if let Some(mac) = bridge.mac {
+        message.attribute(IFLA_ADDRESS, &mac.0);
+    }
     if mtu > 0 {
         message.u32(IFLA_MTU, mtu);
     }
@@ -214,6 +241,23 @@ pub(crate) fn add_bridge(name: &str, mtu: u32, vlan_filtering: bool) -> Message 
                 data.u8(IFLA_BR_VLAN_FILTERING, 1);
             });
         }
+    });
+    message
+}
+
+/// Makes a link whose incoming packets are those that others redirect to it. It has
+/// no queue of its own (its length is 0), and is set up in the same go.
+pub(crate) fn add_ifb(name: &str, mtu: u32) -> Message {
+    let flags = flag::CREATE | flag::EXCL;
+    let up = fixed(0, 0, IFF_UP, IFF_UP);
+    let mut message = request("add an ifb", RTM_NEWLINK, flags, up);
+    message.text(IFLA_IFNAME, name);
+    if mtu > 0 {
+        message.u32(IFLA_MTU, mtu);
+    }
+    message.u32(IFLA_TXQLEN, 0);
+    message.nested(IFLA_LINKINFO, |info| {
+        info.text(IFLA_INFO_KIND, "ifb");
     });
     message
 }
@@ -248,6 +292,8 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
     if veth.master > 0 {
         message.u32(IFLA_MASTER, veth.master);
     }
+    // As the plugins have it at the host's end, by the way they make a veth.
+    message.u32(IFLA_TXQLEN, 0);
     message.nested(IFLA_LINKINFO, |info| {
         info.text(IFLA_INFO_KIND, "veth");
         info.nested(IFLA_INFO_DATA, |data| {

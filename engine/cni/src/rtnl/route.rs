@@ -124,9 +124,18 @@ pub(crate) struct Found {
     pub(crate) dst: Prefix,
     /// Through whom.
     pub(crate) gateway: Option<IpAddr>,
+    /// In which table.
+    pub(crate) table: u32,
 }
 
-/// The routes of the main table in one family.
+impl Found {
+    /// Whether it is where a route without a table of its own is.
+    pub(crate) fn is_main(&self) -> bool {
+        self.table == u32::from(RT_TABLE_MAIN)
+    }
+}
+
+/// The routes of one family in all tables.
 pub(crate) fn list(socket: &mut Socket, v6: bool) -> Result<Vec<Found>, NetlinkError> {
     let mut message = Message::new("list routes", libc::RTM_GETROUTE, 0);
     let mut fixed = [0; FIXED];
@@ -139,7 +148,7 @@ pub(crate) fn list(socket: &mut Socket, v6: bool) -> Result<Vec<Found>, NetlinkE
 fn parse(reply: &Reply) -> Option<Found> {
     let body = &reply.body;
     let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
-    if *body.get(4)? != RT_TABLE_MAIN || flags & RTM_F_CLONED != 0 {
+    if flags & RTM_F_CLONED != 0 {
         return None;
     }
     let v6 = i32::from(*body.first()?) == libc::AF_INET6;
@@ -149,9 +158,11 @@ fn parse(reply: &Reply) -> Option<Found> {
             ..Prefix::any(v6)
         },
         gateway: None,
+        table: u32::from(*body.get(4)?),
     };
     for attribute in attributes(body.get(FIXED..)?) {
         match attribute.kind {
+            RTA_TABLE => found.table = attribute.u32()?,
             RTA_DST => found.dst.address = from_octets(attribute.value)?,
             RTA_GATEWAY => found.gateway = from_octets(attribute.value),
             _ => {}

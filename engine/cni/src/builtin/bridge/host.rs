@@ -5,13 +5,14 @@
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::config::{Config, Vlans};
 use crate::address::Prefix;
 use crate::guest;
 use crate::netlink::{NetlinkError, Socket};
 use crate::rtnl::address;
-use crate::rtnl::link::{self, IFF_PROMISC, Link, PortMode};
+use crate::rtnl::link::{self, IFF_PROMISC, Link, Mac, PortMode};
 use crate::veth::{self, Wanted};
 use crate::{Error, sysctl};
 
@@ -26,7 +27,12 @@ pub(super) fn ensure_bridge(socket: &mut Socket, config: &Config) -> Result<Link
     let bridge = match link::find(socket, name).map_err(failed)? {
         Some(bridge) => bridge,
         None => {
-            let add = link::add_bridge(name, config.mtu, config.vlans.filtering);
+            let add = link::add_bridge(&link::Bridge {
+                name,
+                mtu: config.mtu,
+                vlan_filtering: config.vlans.filtering,
+                mac: own_address(config)?,
+            });
             let answers = socket
                 .exchange(vec![add, link::by_name(name)])
                 .map_err(failed)?;
@@ -59,6 +65,18 @@ pub(super) fn ensure_bridge(socket: &mut Socket, config: &Config) -> Result<Link
     }
     socket.transact(messages).map_err(failed)?;
     Ok(bridge)
+}
+
+/// A gateway keeps its address, whatever ports come and go. It gets that address at
+/// once: given later, it would not count among bridges.
+fn own_address(config: &Config) -> Result<Option<Mac>, Error> {
+    if !config.is_gateway || config.vlans.own != 0 {
+        return Ok(None);
+    }
+    let mut bytes = [0; 6];
+    getrandom(bytes.as_mut_slice(), GetRandomFlags::empty())
+        .map_err(|error| Error::because("failed to make an address for the bridge", error))?;
+    Ok(Some(Mac::local(bytes)))
 }
 
 fn missing(name: &str) -> Result<Link, Error> {
