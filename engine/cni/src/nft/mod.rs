@@ -9,7 +9,7 @@ mod expr;
 mod tests;
 
 pub(crate) use expr::{
-    Base, Expr, Meta, Side, Verdict, address, family, interface, network, port, to_this_machine,
+    Expr, Meta, Side, Verdict, address, family, interface, network, port, to_this_machine,
 };
 
 use rustix::io::Errno;

@@ -1,6 +1,7 @@
 //! Tests against the kernel, each in a network namespace of its own. They need
 //! root.
 
+use super::expr::Base;
 use super::*;
 use crate::testing::in_new_namespace;
 

@@ -8,11 +8,15 @@
 
 #[expect(
     clippy::expect_used,
-    clippy::panic,
     reason = "a test ends at the first thing that is wrong"
 )]
 mod cases;
 mod snapshot;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod traffic;
 #[expect(
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"

@@ -58,7 +58,7 @@ impl Snapshot {
         }
         seen.0.insert("files".into(), files(world, &names));
         if let Some(result) = result {
-            let text = serde_json::to_string_pretty(result).expect("JSON");
+            let text = format!("{result:#}");
             let text = names.apply(&text);
             seen.0
                 .insert("result".into(), text.lines().map(str::to_owned).collect());
@@ -163,6 +163,16 @@ impl Snapshot {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Without what the node's links are like: a refusal comes before or after a link
+    /// has had a carrier, and only then it has an address of its own.
+    pub(crate) fn without_node_links(mut self) -> Self {
+        self.0.retain(|heading, _| {
+            let of_links = ["links", "addresses", "routes", "sysctls", "ports", "vlans"];
+            heading.starts_with("pod") || !of_links.iter().any(|one| heading.ends_with(one))
+        });
+        self
+    }
+
     /// Whether addresses are still being made.
     pub(crate) fn is_settled(&self) -> bool {
         let addresses = |heading: &&String| heading.ends_with("addresses");
@@ -199,9 +209,10 @@ impl Names {
                     names.push((name, plain.clone()));
                 }
                 let mac = link["address"].as_str().unwrap_or_default();
-                // Loopback's is all zeros; those that a case asks for stand for
-                // themselves.
-                if link["link_type"] == "ether" && !mac.starts_with("02:00:00") {
+                // All zeros is of loopback and of bridges without ports; what a case asks
+                // for begins with two and stands for itself.
+                let made_up = !mac.starts_with("02:00:00") && !mac.starts_with("00:00:00");
+                if link["link_type"] == "ether" && made_up {
                     let place = if pod { "pod" } else { "node" };
                     macs.push((mac.to_owned(), format!("<mac of {plain} in the {place}>")));
                 }

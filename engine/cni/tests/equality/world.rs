@@ -81,11 +81,35 @@ impl World {
         inside(if pod { &self.pod } else { &self.node }, work)
     }
 
+    /// Joins two nodes: 192.0.2.1 here, 192.0.2.2 there.
+    pub(crate) fn join(&self, other: &Self) {
+        let there = format!("/proc/{}/fd/{}", std::process::id(), other.node.as_raw_fd());
+        let link = [
+            "ip", "link", "add", "up0", "type", "veth", "peer", "up0", "netns",
+        ];
+        self.node_says(&[&link[..], &[there.as_str()]].concat());
+        for (node, address) in [(self, "192.0.2.1/24"), (other, "192.0.2.2/24")] {
+            node.node_says(&["ip", "address", "add", address, "dev", "up0"]);
+            node.node_says(&["ip", "link", "set", "up0", "up"]);
+        }
+    }
+
+    /// ADD of the last plugin of a chain alone.
+    pub(crate) fn add_last(
+        &self,
+        side: Side,
+        chain: &Chain,
+        previous: &Value,
+    ) -> Result<Value, String> {
+        let last = chain.plugins.len() - 1;
+        self.call((side, "ADD"), chain, last, Some(previous))
+    }
+
     /// ADD of a chain: the result of the last plugin.
     pub(crate) fn add(&self, side: Side, chain: &Chain) -> Result<Value, String> {
         let mut previous = None;
         for plugin in 0..chain.plugins.len() {
-            let result = self.call(side, "ADD", chain, plugin, previous.as_ref())?;
+            let result = self.call((side, "ADD"), chain, plugin, previous.as_ref())?;
             previous = Some(result);
         }
         Ok(previous.unwrap_or(Value::Null))
@@ -99,7 +123,7 @@ impl World {
         result: Option<&Value>,
     ) -> Result<(), String> {
         for plugin in (0..chain.plugins.len()).rev() {
-            self.call(side, "DEL", chain, plugin, result)?;
+            self.call((side, "DEL"), chain, plugin, result)?;
         }
         Ok(())
     }
@@ -107,7 +131,7 @@ impl World {
     /// CHECK of a chain.
     pub(crate) fn check(&self, side: Side, chain: &Chain, result: &Value) -> Result<(), String> {
         for plugin in 0..chain.plugins.len() {
-            self.call(side, "CHECK", chain, plugin, Some(result))?;
+            self.call((side, "CHECK"), chain, plugin, Some(result))?;
         }
         Ok(())
     }
@@ -115,8 +139,7 @@ impl World {
     /// One plugin; the error is its message.
     fn call(
         &self,
-        side: Side,
-        command: &str,
+        (side, command): (Side, &str),
         chain: &Chain,
         plugin: usize,
         previous: Option<&Value>,

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::config::{arguments, decode};
 use crate::result::Dns;
 use crate::rtnl::link::{Mac, PortMode};
-use crate::{Error, Invocation};
+use crate::{Command, Error, Invocation};
 
 /// The keys of the plugin.
 #[derive(Debug, Default, Deserialize)]
@@ -152,7 +152,8 @@ impl Config {
     pub(super) fn load(call: &Invocation<'_>) -> Result<Self, Error> {
         let raw: Raw = decode(call.config)?;
         let vlans = Vlans::new(&raw)?;
-        if raw.hairpin_mode && raw.promisc_mode {
+        // Only ADD: what could not be added can be deleted.
+        if call.command == Command::Add && raw.hairpin_mode && raw.promisc_mode {
             let msg = "cannot set hairpin mode and promiscuous mode at the same time";
             return Err(Error::internal(msg));
         }
