@@ -368,3 +368,105 @@ fn related_or_established() -> Expr {
         info,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::in_new_namespace;
+
+    fn config(number: u8, extra: &Value) -> Value {
+        let mut config = json!({
+            "cniVersion": "1.0.0", "name": "net", "type": "firewall",
+            "prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "br0"}], "ips": [
+                {"address": format!("10.0.0.{number}/24")},
+                {"address": format!("fd00::{number}/64")},
+            ]},
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+        config
+    }
+
+    fn call(command: Command, config: &Value) -> Result<Value, Error> {
+        let call = Invocation {
+            command,
+            container_id: "a",
+            netns: Some(Path::new("/proc/self/ns/net")),
+            interface: "eth0",
+            args: "",
+            config,
+            netns_will_go: false,
+        };
+        crate::run("firewall", &call)
+    }
+
+    fn count(chain: &str) -> usize {
+        let mut socket = nft::open().unwrap();
+        nft::rules(&mut socket, V4, Some(chain)).unwrap().len()
+    }
+
+    #[test]
+    fn a_rule_of_all_pods_is_there_once_however_many_come_at_once() {
+        in_new_namespace(|| {
+            let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+            std::thread::scope(|scope| {
+                for number in 2..10 {
+                    let namespace = &namespace;
+                    scope.spawn(move || {
+                        nix::sched::setns(namespace, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                        let config = config(number, &json!({"ingressPolicy": "isolated"}));
+                        call(Command::Add, &config).unwrap();
+                        call(Command::Add, &config).unwrap();
+                        call(Command::Check, &config).unwrap();
+                    });
+                }
+            });
+            assert_eq!((count(FORWARD), count(STAGE_1), count(STAGE_2)), (2, 3, 2));
+            assert_eq!(count(PODS), 1 + 8 * 2);
+            for number in 2..10 {
+                let config = config(number, &json!({}));
+                call(Command::Del, &config).unwrap();
+                call(Command::Del, &config).unwrap();
+                assert!(call(Command::Check, &config).is_err());
+            }
+            assert_eq!(count(PODS), 1);
+        });
+    }
+
+    #[test]
+    fn what_others_filter_is_left_to_the_plugin() {
+        let plain = config(2, &json!({}));
+        in_new_namespace(|| {
+            assert!(accepts(&plain));
+            for executed in [
+                json!({"backend": "iptables"}),
+                json!({"backend": "firewalld"}),
+                json!({"ingressPolicy": "closed"}),
+                json!({"cniVersion": "0.3.1"}),
+            ] {
+                assert!(!accepts(&config(2, &executed)), "{executed}");
+            }
+            let mut transaction = Transaction::default();
+            transaction.table(FIREWALLD, None);
+            transaction.run(&mut nft::open().unwrap()).unwrap();
+            assert!(!accepts(&plain));
+        });
+    }
+
+    #[test]
+    fn a_policy_without_a_bridge_changes_nothing() {
+        let mut config = config(2, &json!({"ingressPolicy": "same-bridge"}));
+        config["prevResult"]["interfaces"] = json!([]);
+        in_new_namespace(|| {
+            let error = call(Command::Add, &config).unwrap_err();
+            assert!(error.to_string().contains("chain \"firewall\""), "{error}");
+            let mut socket = nft::open().unwrap();
+            assert!(!nft::has_table(&mut socket, V4).unwrap());
+        });
+    }
+}
