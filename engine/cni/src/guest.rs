@@ -1,15 +1,16 @@
 //! The container's end of a veth: addresses, routes, up.
 //!
-//! Owns the order in which the kernel is told; all functions are for a thread
-//! in the container's network namespace.
+//! Owns the order in which the kernel is told. Functions that take a socket or
+//! a link's name act on the namespace of the socket, or of the thread.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 
 use crate::address::Prefix;
 use crate::netlink::{Family, NetlinkError, Socket};
-use crate::result::{Ip, Outcome, Route};
+use crate::result::{Interface, Ip, Outcome, Route};
 use crate::rtnl::link::{self, Link};
 use crate::rtnl::{address, route};
 use crate::{Error, sysctl};
@@ -95,7 +96,7 @@ fn apply(
         .map_err(|error| Error::because(format!("failed to configure {name:?}"), error))
 }
 
-fn path(link: &Link, wanted: &Route, gateways: [Option<std::net::IpAddr>; 2]) -> route::Path {
+fn path(link: &Link, wanted: &Route, gateways: [Option<IpAddr>; 2]) -> route::Path {
     let of_family = gateways[usize::from(wanted.dst.address.is_ipv6())];
     route::Path {
         priority: wanted.priority,
@@ -139,6 +140,20 @@ fn enable_ipv6(name: &str) -> Result<(), Error> {
             error,
         )
     })
+}
+
+/// Has the host forward what these addresses send.
+pub(crate) fn forward(ips: &[Ip]) -> Result<(), Error> {
+    for (v6, parameter) in [
+        (false, "net/ipv4/ip_forward"),
+        (true, "net/ipv6/conf/all/forwarding"),
+    ] {
+        if ips.iter().any(|ip| ip.address.address.is_ipv6() == v6) {
+            sysctl::ensure(parameter, "1")
+                .map_err(|error| Error::because("failed to enable forwarding", error))?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until no IPv6 address of a link is tentative any more. There is no
@@ -225,6 +240,21 @@ pub(crate) fn check_routes(socket: &mut Socket, wanted: &[Route]) -> Result<(), 
             let msg = format!("there is no route to {} any more", route.dst);
             return Err(Error::internal(msg));
         }
+    }
+    Ok(())
+}
+
+/// Whether a link is of a kind, with the hardware address that was told.
+pub(crate) fn expect(link: &Link, told: &Interface, kind: &str) -> Result<(), Error> {
+    let name = &link.name;
+    if link.kind != kind {
+        let msg = format!("interface {name} is not of type {kind}");
+        return Err(Error::internal(msg));
+    }
+    let mac = link.mac.to_string();
+    if !told.mac.is_empty() && told.mac != mac {
+        let msg = format!("interface {name} has the MAC {mac}, not {}", told.mac);
+        return Err(Error::internal(msg));
     }
     Ok(())
 }

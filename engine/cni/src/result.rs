@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::address::Prefix;
-use crate::{Error, config};
+use crate::{Error, Invocation, config};
 
 /// What a chain has made so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -181,6 +181,17 @@ impl Outcome {
             Value::Null => Ok(None),
             value => Self::parse(value).map(Some),
         }
+    }
+
+    /// The container's interface of a call.
+    pub(crate) fn inside(&self, call: &Invocation<'_>) -> Result<&Interface, Error> {
+        let sandbox = crate::namespace::text(call);
+        let mut interfaces = self.interfaces.iter();
+        let ours = |told: &&Interface| told.name == call.interface && told.sandbox == sandbox;
+        interfaces.find(ours).ok_or_else(|| {
+            let name = call.interface;
+            Error::internal(format!("prevResult has no interface {name} in {sandbox}"))
+        })
     }
 
     /// The result in a version of CNI.

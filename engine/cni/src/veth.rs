@@ -4,7 +4,7 @@
 
 use crate::netlink::{Namespace, NetlinkError, Socket};
 use crate::rtnl::link::{self, Link, Mac, Veth};
-use crate::{Error, sysctl};
+use crate::{Error, Invocation, guest, namespace, sysctl};
 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -68,6 +68,32 @@ pub(crate) fn add(socket: &mut Socket, wanted: &Wanted<'_>) -> Result<Link, Erro
         }
     }
     Err(Error::internal("failed to find a unique veth name"))
+}
+
+/// DEL of an attachment's veth. A namespace or an interface that is gone is no
+/// error; where the namespace goes, it takes the veth with it.
+pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Error> {
+    if call.netns_will_go {
+        return Ok(());
+    }
+    let Some(pod) = namespace::open_if_there(call)? else {
+        return Ok(());
+    };
+    let failed = |error| Error::because(format!("failed to delete {:?}", call.interface), error);
+    namespace::run(&pod, || {
+        let mut socket = guest::socket()?;
+        let Some(inside) = link::find(&mut socket, call.interface).map_err(failed)? else {
+            return Ok(());
+        };
+        let deleted = socket
+            .exchange(vec![link::delete(inside.index)])
+            .map_err(failed)?;
+        match deleted.refusal(0).map(|refusal| refusal.errno) {
+            // Somebody was faster.
+            Some(Errno::NODEV) => Ok(()),
+            _ => deleted.complete().map(drop).map_err(failed),
+        }
+    })
 }
 
 fn failed(error: NetlinkError) -> Error {

@@ -6,9 +6,9 @@
 use serde_json::Value;
 
 use super::{host_local, statically};
-use crate::config::{at_least, version};
+use crate::config::{at_least, network, valid_attachments, version};
 use crate::result::Outcome;
-use crate::{Error, Invocation};
+use crate::{Error, Invocation, masquerade};
 
 /// One kind of address management.
 struct Manager {
@@ -86,10 +86,20 @@ pub(super) fn status(call: &Invocation<'_>) -> Result<(), Error> {
     (manager(call.config)?.status)(call)
 }
 
-/// Gives back what belongs to no valid attachment.
-pub(super) fn gc(call: &Invocation<'_>) -> Result<(), Error> {
-    if kind(call.config).is_empty() {
+/// GC of a plugin that makes veths: gives back addresses and masquerading rules
+/// of what is no valid attachment. Links end with their namespaces.
+pub(super) fn collect(call: &Invocation<'_>) -> Result<(), Error> {
+    let Some(valid) = valid_attachments(call.config)? else {
+        return Ok(());
+    };
+    if !kind(call.config).is_empty() {
+        (manager(call.config)?.gc)(call)?;
+    }
+    if call.config["ipMasq"] != Value::Bool(true) {
         return Ok(());
     }
-    (manager(call.config)?.gc)(call)
+    let valid = valid
+        .iter()
+        .map(|one| (one.container.as_str(), one.interface.as_str()));
+    masquerade::collect(network(call.config), valid)
 }

@@ -18,11 +18,15 @@ const RTA_TABLE: u16 = 15;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_BOOT: u8 = 3;
 const RTN_UNICAST: u8 = 1;
+/// Of a route to remove: any scope.
+const RT_SCOPE_NOWHERE: u8 = 255;
 const RTM_F_CLONED: u32 = 0x200;
 const FIXED: usize = 12;
 
 /// Only to the network itself.
 pub(crate) const SCOPE_LINK: u8 = 253;
+/// Only to this machine.
+pub(crate) const SCOPE_HOST: u8 = 254;
 
 /// A route to make or to take away.
 #[derive(Debug, Clone, Copy)]
@@ -99,9 +103,18 @@ pub(crate) fn add_new(path: &Path) -> Message {
     request("add a route", libc::RTM_NEWROUTE, flags, path)
 }
 
-/// Takes a route away.
-pub(crate) fn remove(path: &Path) -> Message {
-    request("remove a route", libc::RTM_DELROUTE, 0, path)
+/// Takes the main table's route to a network out of a link away, whoever made it.
+pub(crate) fn remove(index: u32, dst: Prefix) -> Message {
+    let mut message = Message::new("remove a route", libc::RTM_DELROUTE, 0);
+    let mut fixed = [0; FIXED];
+    fixed[0] = family(dst.address);
+    fixed[1] = dst.length;
+    fixed[4] = RT_TABLE_MAIN;
+    fixed[6] = RT_SCOPE_NOWHERE;
+    message.raw(&fixed);
+    message.attribute(RTA_DST, &octets(dst.address));
+    message.u32(RTA_OIF, index);
+    message
 }
 
 /// A route of the main table.

@@ -6,6 +6,7 @@
 //! indexes and handles are counted by the kernel; timers run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -455,13 +456,26 @@ fn files(world: &World, names: &Names) -> Vec<String> {
     let mut folders = vec![world.dir().to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let mode = entry.metadata().map_or(0, |meta| meta.permissions().mode());
+            let name = format!("{} {mode:o}", entry.path().display());
             if entry.path().is_dir() {
                 folders.push(entry.path());
+                lines.push(names.apply(&name));
                 continue;
             }
             let content = std::fs::read(entry.path()).unwrap_or_default();
             let content = String::from_utf8_lossy(&content).into_owned();
-            let line = format!("{}: {content:?}", entry.path().display());
+            // The random address that an interface had before it was tuned.
+            let content: Vec<_> = content
+                .split('\n')
+                .map(|line| match line.trim_start().strip_prefix("\"mac\": \"") {
+                    Some(rest) => {
+                        line.replace(rest.split('"').next().unwrap_or_default(), "<before>")
+                    }
+                    None => line.to_owned(),
+                })
+                .collect();
+            let line = format!("{name}: {:?}", content.join("\n"));
             lines.push(names.apply(&line));
         }
     }

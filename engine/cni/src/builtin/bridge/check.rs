@@ -16,20 +16,11 @@ pub(super) fn run(call: &Invocation<'_>) -> Result<(), Error> {
     }
     let result = Outcome::previous(call.config)?;
     let result = result.ok_or_else(|| Error::internal("Required prevResult missing"))?;
-    let sandbox = namespace::text(call);
-    let mut interfaces = result.interfaces.iter();
-    let told = interfaces.find(|told| told.name == call.interface && told.sandbox == sandbox);
-    let told = told.ok_or_else(|| {
-        let msg = format!(
-            "prevResult has no interface {} in {sandbox}",
-            call.interface
-        );
-        Error::internal(msg)
-    })?;
+    let told = result.inside(call)?;
     let inside = namespace::run(&pod, || {
         let mut socket = guest::socket()?;
         let inside = guest::find(&mut socket, call.interface)?;
-        expect(&inside, told, "veth")?;
+        guest::expect(&inside, told, "veth")?;
         guest::check_addresses(&mut socket, call.interface, &result.ips)?;
         guest::check_routes(&mut socket, &result.routes)?;
         Ok(inside)
@@ -44,7 +35,7 @@ fn check_host(config: &Config, told: &[Interface], inside: &Link) -> Result<(), 
     let its = outside.clone().find(|told| told.name == config.bridge);
     let its =
         its.ok_or_else(|| Error::internal(format!("prevResult has no bridge {}", config.bridge)))?;
-    expect(&bridge, its, "bridge")?;
+    guest::expect(&bridge, its, "bridge")?;
     if (bridge.promiscuity != 0) != config.promiscuous {
         let msg = format!("bridge {} has another promiscuous mode", config.bridge);
         return Err(Error::internal(msg));
@@ -59,26 +50,11 @@ fn check_host(config: &Config, told: &[Interface], inside: &Link) -> Result<(), 
         };
         match found {
             Ok(link) if !ours(&link) => None,
-            found => Some(found.and_then(|link| expect(&link, told, "veth"))),
+            found => Some(found.and_then(|link| guest::expect(&link, told, "veth"))),
         }
     });
     port.unwrap_or_else(|| {
         let msg = format!("the port of bridge {} was not found", config.bridge);
         Err(Error::internal(msg))
     })
-}
-
-/// Whether a link is of a kind, with the hardware address that was told.
-pub(in crate::builtin) fn expect(link: &Link, told: &Interface, kind: &str) -> Result<(), Error> {
-    let name = &link.name;
-    if link.kind != kind {
-        let msg = format!("interface {name} is not of type {kind}");
-        return Err(Error::internal(msg));
-    }
-    let mac = link.mac.to_string();
-    if !told.mac.is_empty() && told.mac != mac {
-        let msg = format!("interface {name} has the MAC {mac}, not {}", told.mac);
-        return Err(Error::internal(msg));
-    }
-    Ok(())
 }

@@ -83,8 +83,8 @@ fn missing(name: &str) -> Result<Link, Error> {
     Err(Error::internal(format!("could not lookup {name:?}")))
 }
 
-/// Gives the bridge, or its interface of a VLAN, the gateways' addresses, and
-/// has the host forward. Answers the VLAN's interface where there is one.
+/// Gives the bridge, or its interface of a VLAN, the gateways' addresses.
+/// Answers the VLAN's interface where there is one.
 pub(super) fn be_gateway(
     socket: &mut Socket,
     bridge: &Link,
@@ -102,25 +102,7 @@ pub(super) fn be_gateway(
         let holder = vlan.as_ref().unwrap_or(bridge);
         ensure_address(socket, holder, gateway, config.force_address)?;
     }
-    forward(gateways)?;
     Ok(vlan)
-}
-
-/// Has the host forward what the gateways' families send.
-pub(in crate::builtin) fn forward(gateways: &[Prefix]) -> Result<(), Error> {
-    for (v6, parameter) in [
-        (false, "net/ipv4/ip_forward"),
-        (true, "net/ipv6/conf/all/forwarding"),
-    ] {
-        if gateways
-            .iter()
-            .any(|gateway| gateway.address.is_ipv6() == v6)
-        {
-            sysctl::ensure(parameter, "1")
-                .map_err(|error| Error::because("failed to enable forwarding", error))?;
-        }
-    }
-    Ok(())
 }
 
 fn ensure_address(

@@ -13,6 +13,7 @@ mod tests;
 use serde_json::Value;
 
 use config::Config;
+pub(super) use config::dns;
 
 use super::ipam;
 use crate::address::{self, Prefix};
@@ -21,7 +22,7 @@ use crate::masquerade::{self, Owner};
 use crate::netlink::{Namespace, Socket};
 use crate::result::{Interface, Outcome, Route};
 use crate::rtnl::link::{self, Link};
-use crate::veth::Wanted;
+use crate::veth::{self, Wanted};
 use crate::{Command, Error, Invocation, namespace};
 
 /// Place of the container's interface in the result.
@@ -39,7 +40,7 @@ pub(super) fn run(call: &Invocation<'_>) -> Result<Value, Error> {
         Command::Del => del(call).map(|()| Value::Null),
         Command::Check => check::run(call).map(|()| Value::Null),
         Command::Status => ipam::status(call).map(|()| Value::Null),
-        Command::Gc => gc(call).map(|()| Value::Null),
+        Command::Gc => ipam::collect(call).map(|()| Value::Null),
     }
 }
 
@@ -94,6 +95,9 @@ fn attach(
     }
     let gateways = gateways(outcome, config);
     let vlan = host::be_gateway(socket, bridge, config, &gateways)?;
+    if config.is_gateway {
+        guest::forward(&outcome.ips)?;
+    }
     let port = host::add_port(
         socket,
         bridge,
@@ -183,9 +187,7 @@ fn gateways(outcome: &mut Outcome, config: &Config) -> Vec<Prefix> {
 fn del(call: &Invocation<'_>) -> Result<(), Error> {
     let config = Config::load(call)?;
     let layer3 = !ipam::kind(call.config).is_empty();
-    if !call.netns_will_go {
-        delete_link(call)?;
-    }
+    veth::delete(call)?;
     if layer3 {
         ipam::del(call)?;
         if config.masquerade {
@@ -193,44 +195,4 @@ fn del(call: &Invocation<'_>) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Deletes the container's interface, and with it the port. A namespace or an
-/// interface that is gone is no error.
-pub(super) fn delete_link(call: &Invocation<'_>) -> Result<(), Error> {
-    let Some(pod) = namespace::open_if_there(call)? else {
-        return Ok(());
-    };
-    let failed = |error| Error::because(format!("failed to delete {:?}", call.interface), error);
-    namespace::run(&pod, || {
-        let mut socket = guest::socket()?;
-        let Some(inside) = link::find(&mut socket, call.interface).map_err(failed)? else {
-            return Ok(());
-        };
-        let deleted = socket
-            .exchange(vec![link::delete(inside.index)])
-            .map_err(failed)?;
-        match deleted.refusal(0).map(|refusal| refusal.errno) {
-            // Somebody was faster.
-            Some(rustix::io::Errno::NODEV) => Ok(()),
-            _ => deleted.complete().map(drop).map_err(failed),
-        }
-    })
-}
-
-/// Addresses and rules of what is no valid attachment. Links are the
-/// namespaces', and end with them.
-fn gc(call: &Invocation<'_>) -> Result<(), Error> {
-    let Some(valid) = crate::config::valid_attachments(call.config)? else {
-        return Ok(());
-    };
-    ipam::gc(call)?;
-    if !Config::load(call)?.masquerade {
-        return Ok(());
-    }
-    let network = crate::config::network(call.config);
-    let valid = valid
-        .iter()
-        .map(|one| (one.container.as_str(), one.interface.as_str()));
-    masquerade::collect(network, valid)
 }

@@ -299,7 +299,7 @@ fn wrong_vlans_are_refused() {
     ] {
         let net = Net::new(keys.clone(), Value::Null);
         let error = net
-            .call(Command::Del, "a", Path::new("/nonexistent"))
+            .call(Command::Add, "a", Path::new("/nonexistent"))
             .expect_err(&keys.to_string());
         assert!(error.msg.contains(word), "{keys}: {error}");
     }
