@@ -9,7 +9,8 @@ mod expr;
 mod tests;
 
 pub(crate) use expr::{
-    Expr, Meta, Side, Verdict, address, family, interface, network, port, to_this_machine,
+    Expr, Meta, Side, Verdict, address, family, interface, network, port, related_or_established,
+    to_this_machine,
 };
 
 use rustix::io::Errno;
@@ -175,7 +176,13 @@ impl Transaction {
     }
 
     /// A rule at the beginning of a chain.
-    pub(crate) fn insert(&mut self, table: Table, chain: &str, rule: &[Expr]) {
+    pub(crate) fn insert(
+        &mut self,
+        table: Table,
+        chain: &str,
+        rule: &[Expr],
+        comment: Option<&str>,
+    ) {
         let mut message = start(
             "insert an nftables rule",
             NEW_RULE,
@@ -183,6 +190,9 @@ impl Transaction {
             table.family,
         );
         body(&mut message, table, chain, rule);
+        if let Some(comment) = comment {
+            message.attribute(7, &user_data(comment));
+        }
         self.0.push(message);
     }
 
