@@ -1,13 +1,14 @@
 //! Netlink: messages, sockets and network namespaces.
 //!
 //! Owns the wire format for the families `NETLINK_ROUTE` and
-//! `NETLINK_NETFILTER`; knows no message of theirs. Keeps nothing: a socket is
-//! opened for a piece of work and closed after it.
+//! `NETLINK_NETFILTER`; knows no message of theirs. Keeps nothing but some open
+//! sockets of netfilter.
 
 mod attribute;
 mod message;
 mod namespace;
 mod socket;
+mod spare;
 #[cfg(test)]
 mod tests;
 
