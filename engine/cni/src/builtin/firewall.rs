@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::netlink::{NetlinkError, Socket};
+use crate::netlink::{NetlinkError, Socket, with_netfilter};
 use crate::nft::{self, Expr, Family, Hook, Meta, Point, Side, Table, Transaction, Verdict};
 use crate::result::Outcome;
 use crate::{Command, Error, Invocation, config};
@@ -111,10 +111,7 @@ fn is_filtered_by_others() -> bool {
         let names = std::fs::read_to_string(format!("/proc/thread-self/net/{names}"));
         names.is_ok_and(|names| names.lines().any(|name| name == "filter"))
     });
-    let firewalld = || {
-        let mut socket = nft::open()?;
-        nft::has_table(&mut socket, FIREWALLD)
-    };
+    let firewalld = || with_netfilter(|socket| nft::has_table(socket, FIREWALLD));
     // Where nftables cannot be asked, the plugin says best what is wrong.
     old || firewalld().unwrap_or(true)
 }
@@ -192,10 +189,17 @@ fn remove(previous: &Outcome) -> Result<(), Error> {
 }
 
 fn check(settings: &Config, previous: &Outcome) -> Result<(), Error> {
-    let failed = |source| Error::because("list firewall rules", source);
-    let mut socket = nft::open().map_err(failed)?;
-    for (table, addresses) in families(previous) {
-        let rules = nft::rules(&mut socket, table, None).map_err(failed)?;
+    let read = |socket: &mut Socket| -> Result<Vec<_>, NetlinkError> {
+        let families = families(previous);
+        let rules = families.map(|(table, addresses)| {
+            let rules = nft::rules(socket, table, None)?;
+            Ok((table, addresses, rules))
+        });
+        rules.collect()
+    };
+    let read = with_netfilter(read);
+    let read = read.map_err(|source| Error::because("list firewall rules", source))?;
+    for (table, addresses, rules) in read {
         let misses = |dialect: Dialect| {
             let mut wanted = vec![
                 (FORWARD, commented(dialect, RULES, jump(PODS))),
@@ -275,7 +279,6 @@ impl<'a> Filter<'a> {
     ) -> Result<Self, NetlinkError> {
         let rules = nft::rules(socket, table, None)?;
         let rules = rules.into_iter().map(|rule| (rule.chain, rule.expressions));
-        transaction.table(table, None);
         Ok(Self {
             table,
             dialect,
@@ -285,9 +288,15 @@ impl<'a> Filter<'a> {
     }
 
     fn let_through(&mut self, admin: &str, addresses: &[IpAddr]) {
-        self.transaction.chain(self.table, PODS, None);
-        self.transaction.chain(self.table, admin, None);
-        self.forward();
+        let leads = self.commented(&[], (RULES, jump(PODS)));
+        let overrides = self.commented(&[], (OVERRIDES, jump(admin)));
+        // Where a rule leads to a chain, it is there.
+        if !self.has(FORWARD, &leads) || !self.has(PODS, &overrides) {
+            self.transaction.table(self.table, None);
+            self.transaction.chain(self.table, PODS, None);
+            self.transaction.chain(self.table, admin, None);
+            self.forward();
+        }
         self.ensure(FORWARD, Place::First, &[], (RULES, jump(PODS)));
         self.ensure(PODS, Place::First, &[], (OVERRIDES, jump(admin)));
         let dialect = self.dialect;
@@ -305,8 +314,12 @@ impl<'a> Filter<'a> {
                 "CNI firewall plugin rules (ingressPolicy: same-bridge)"
             }
         };
-        self.transaction.chain(self.table, STAGE_1, None);
-        self.transaction.chain(self.table, STAGE_2, None);
+        let leads = self.commented(&[], (ISOLATION, jump(STAGE_1)));
+        let rest = self.commented(&[], (ISOLATION, Verdict::Return));
+        if !self.has(FORWARD, &leads) || !self.has(STAGE_2, &rest) {
+            self.transaction.chain(self.table, STAGE_1, None);
+            self.transaction.chain(self.table, STAGE_2, None);
+        }
         self.ensure(FORWARD, Place::First, &[], (ISOLATION, jump(STAGE_1)));
         let enters = nft::interface(Meta::InputName, true, bridge).to_vec();
         let leaves = |equal| nft::interface(Meta::OutputName, equal, bridge).to_vec();
@@ -338,16 +351,24 @@ impl<'a> Filter<'a> {
 
     /// A rule with a comment, unless the chain has it.
     fn ensure(&mut self, chain: &str, place: Place, which: &[Expr], end: (&str, Verdict)) {
-        let (comment, verdict) = end;
-        let mut rule = which.to_vec();
-        rule.extend(commented(self.dialect, comment, verdict));
-        let comment = (self.dialect == Dialect::Native).then_some(comment);
+        let comment = (self.dialect == Dialect::Native).then_some(end.0);
+        let rule = self.commented(which, end);
         self.ensure_rule(chain, place, rule, comment);
     }
 
+    fn commented(&self, which: &[Expr], (comment, verdict): (&str, Verdict)) -> Vec<Expr> {
+        let mut rule = which.to_vec();
+        rule.extend(commented(self.dialect, comment, verdict));
+        rule
+    }
+
+    fn has(&self, chain: &str, rule: &[Expr]) -> bool {
+        let is_it = |(of, there): &(String, Vec<Expr>)| of == chain && there == rule;
+        self.rules.iter().any(is_it)
+    }
+
     fn ensure_rule(&mut self, chain: &str, place: Place, rule: Vec<Expr>, comment: Option<&str>) {
-        let is_there = |(of, there): &(String, Vec<Expr>)| of == chain && *there == rule;
-        if self.rules.iter().any(is_there) {
+        if self.has(chain, &rule) {
             return;
         }
         match place {

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::io::Errno;
@@ -17,7 +16,6 @@ use rustix::net::{
 
 use super::attribute::attributes;
 use super::message::{Message, aligned, flag};
-use super::spare::{self, Home};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -137,10 +135,8 @@ impl Answers {
 /// A netlink socket of the network namespace it was opened in.
 #[derive(Debug)]
 pub struct Socket {
-    fd: Arc<OwnedFd>,
+    fd: OwnedFd,
     family: Family,
-    /// Where it goes when it is not needed any more; `None` = it is closed.
-    home: Option<Home>,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -167,19 +163,6 @@ impl Socket {
             step: "open a socket",
             source,
         };
-        let home = match family {
-            Family::Route => None,
-            Family::Netfilter => Home::here(),
-        };
-        if let Some((fd, sequence)) = home.and_then(spare::take) {
-            return Ok(Self {
-                fd,
-                family,
-                home,
-                sequence,
-                buffer: Vec::new(),
-            });
-        }
         let protocol = match family {
             Family::Route => None,
             Family::Netfilter => Some(netlink::NETFILTER),
@@ -197,9 +180,8 @@ impl Socket {
         // Room for the refusals of a long row; a lower limit only costs their number.
         let _smaller = setsockopt(&fd, sockopt::RcvBuf, &(1 << 20));
         Ok(Self {
-            fd: Arc::new(fd),
+            fd,
             family,
-            home,
             sequence: 1,
             buffer: Vec::new(),
         })
@@ -351,9 +333,9 @@ impl Socket {
         let kernel = SocketAddrNetlink::new(0, 0);
         if bytes.len() > SEND_BUFFER {
             // Without the right to do so, the kernel's own limit stays.
-            setsockopt(&*self.fd, sockopt::SndBufForce, &(2 * bytes.len())).ok();
+            setsockopt(&self.fd, sockopt::SndBufForce, &(2 * bytes.len())).ok();
         }
-        sendto(&*self.fd, bytes, SendFlags::empty(), &kernel)
+        sendto(&self.fd, bytes, SendFlags::empty(), &kernel)
             .map(drop)
             .map_err(|error| NetlinkError::Socket {
                 step: "send",
@@ -410,7 +392,7 @@ impl Socket {
     fn receive(&mut self, what: &'static str) -> Result<Vec<u8>, NetlinkError> {
         self.buffer.resize(BUFFER, 0);
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
-        let (_, length) = match recv(&*self.fd, self.buffer.as_mut_slice(), flags) {
+        let (_, length) = match recv(&self.fd, self.buffer.as_mut_slice(), flags) {
             Ok(received) => received,
             Err(Errno::AGAIN) => return Err(NetlinkError::NoAnswer(what)),
             Err(error) => {
@@ -420,23 +402,6 @@ impl Socket {
         };
         let whole = self.buffer.get(..length).map(<[u8]>::to_vec);
         whole.ok_or(NetlinkError::NoAnswer(what))
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        let Some(home) = self.home else {
-            return;
-        };
-        // The rest of answers that nobody waited for, and of dumps.
-        loop {
-            match self.receive("empty a socket") {
-                Ok(_) => {}
-                Err(NetlinkError::NoAnswer(_)) => break,
-                Err(_) => return,
-            }
-        }
-        spare::keep(home, Arc::clone(&self.fd), self.sequence);
     }
 }
 
