@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use crate::netlink::{Attribute, Family, Message, NetlinkError, Socket, attributes};
+use crate::netlink::{Attribute, Message, NetlinkError, Socket, attributes, with_netfilter};
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
@@ -30,19 +30,25 @@ pub(crate) fn forget_udp(v6: bool, ports: &[u16]) -> Result<(), NetlinkError> {
     if ports.is_empty() {
         return Ok(());
     }
-    let mut socket = Socket::open(Family::Netfilter)?;
-    for port in ports {
-        let flows = socket.dump(&list(v6, *port))?;
-        let deletions: Vec<Message> = flows
-            .iter()
-            .filter_map(|flow| deletion(v6, flow.body.get(FIXED..)?, *port))
-            .collect();
-        for chunk in deletions.chunks(CHUNK) {
-            let refusals = socket.exchange(chunk.to_vec())?.refusals;
-            // What ended by itself meanwhile is as good.
-            if let Some(refusal) = refusals.into_iter().find(|one| one.errno != Errno::NOENT) {
-                return Err(NetlinkError::Refused(refusal));
-            }
+    with_netfilter(|socket| {
+        for port in ports {
+            forget_port(socket, v6, *port)?;
+        }
+        Ok(())
+    })
+}
+
+fn forget_port(socket: &mut Socket, v6: bool, port: u16) -> Result<(), NetlinkError> {
+    let flows = socket.dump(&list(v6, port))?;
+    let deletions: Vec<Message> = flows
+        .iter()
+        .filter_map(|flow| deletion(v6, flow.body.get(FIXED..)?, port))
+        .collect();
+    for chunk in deletions.chunks(CHUNK) {
+        let refusals = socket.exchange(chunk.to_vec())?.refusals;
+        // What ended by itself meanwhile is as good.
+        if let Some(refusal) = refusals.into_iter().find(|one| one.errno != Errno::NOENT) {
+            return Err(NetlinkError::Refused(refusal));
         }
     }
     Ok(())
@@ -100,6 +106,7 @@ fn start(what: &'static str, kind: u16, v6: bool) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::Family;
     use crate::testing::in_new_namespace;
 
     const TCP: u8 = 6;
