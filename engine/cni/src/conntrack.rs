@@ -5,7 +5,7 @@
 
 use rustix::io::Errno;
 
-use crate::netlink::{Attribute, Message, NetlinkError, Socket, attributes, with_netfilter};
+use crate::netlink::{Attribute, Message, NetlinkError, attributes, with_netfilter};
 use crate::sysctl;
 
 const SUBSYSTEM: u16 = 1 << 8;
@@ -108,7 +108,7 @@ fn start(what: &'static str, kind: u16, v6: bool) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::Family;
+    use crate::netlink::{Family, Socket};
     use crate::testing::in_new_namespace;
 
     const TCP: u8 = 6;
