@@ -30,8 +30,17 @@ pub(crate) fn with_netfilter<T>(
     let idle = take(home);
     let mut socket = idle.map_or_else(|| Socket::open(Family::Netfilter), Ok)?;
     let done = work(&mut socket);
-    // Even after a refusal: what is still to be read has old numbers, and is skipped.
-    let surplus = keep(home, socket);
+    // After a refusal, too: what is still to be read has old numbers, and is skipped.
+    // After anything else a list may be half read, and the kernel gives no second one.
+    let sound = done
+        .as_ref()
+        .err()
+        .is_none_or(|error| error.errno().is_some());
+    let surplus = if sound {
+        keep(home, socket)
+    } else {
+        Some(socket)
+    };
     drop(surplus);
     done
 }
