@@ -331,12 +331,16 @@ fn how_long_add_and_del_take() {
         (adds, dels)
     };
     in_new_namespace(|| {
-        for masquerade in [false, true] {
-            println!("ipMasq {masquerade}");
-            let net = Net::new(
-                json!({"isDefaultGateway": true, "ipMasq": masquerade}),
-                json!({"subnet": "10.88.0.0/16"}),
-            );
+        let v4 = json!([[{"subnet": "10.88.0.0/16"}]]);
+        let both = json!([[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]]);
+        for (number, (masquerade, ranges)) in [(false, &v4), (true, &v4), (true, &both)]
+            .into_iter()
+            .enumerate()
+        {
+            println!("ipMasq {masquerade}, {ranges}");
+            let keys = json!({"isDefaultGateway": true, "ipMasq": masquerade,
+                "bridge": format!("br{number}")});
+            let net = Net::new(keys, json!({"ranges": ranges}));
             let (adds, dels) = rounds(&net, ROUNDS, true);
             show("bridge ADD", adds);
             show("bridge DEL, the namespace goes", dels);
