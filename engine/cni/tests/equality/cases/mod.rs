@@ -88,7 +88,11 @@ pub(crate) fn both_refuse(chain: &Chain) {
 }
 
 /// Waits until all worlds are alike.
-fn alike(worlds: &[(Side, Side, World)], look: impl Fn(&World, usize) -> Snapshot, after: &str) {
+pub(crate) fn alike(
+    worlds: &[(Side, Side, World)],
+    look: impl Fn(&World, usize) -> Snapshot,
+    after: &str,
+) {
     let began = Instant::now();
     loop {
         let seen: Vec<_> = worlds
