@@ -302,9 +302,9 @@ impl Chain {
         self
     }
 
-    /// The same where the plugins' CHECK fails even for what they made.
+    /// The same where the plugins' CHECK may fail even for what they made.
     pub(crate) fn unchecked(mut self, why: &str) -> Self {
-        println!("the plugins cannot CHECK what they make: {why}");
+        println!("the plugins may not CHECK what they make: {why}");
         self.is_checked = false;
         self
     }
