@@ -105,8 +105,12 @@ where
             };
             let elapsed = began.elapsed();
             report(&response, elapsed);
+            let code = code_of(&response);
+            if let Some(metrics) = &engine.metrics {
+                metrics.call(&rpc, code, elapsed);
+            }
             if let Some(call) = traced {
-                keep(&engine, &call, code_of(&response), elapsed);
+                keep(&engine, &call, code);
             }
             Ok(response)
         };
@@ -114,9 +118,12 @@ where
     }
 }
 
-/// Remembers a call of a pod that there still is.
-fn keep(engine: &Engine, call: &Call, code: i32, elapsed: Duration) {
-    let trace = call.end(code, elapsed);
+/// Counts a call's steps, and remembers them if its pod is still there.
+fn keep(engine: &Engine, call: &Call, code: i32) {
+    let trace = call.end(code);
+    if let Some(metrics) = &engine.metrics {
+        metrics.steps(trace.rpc, &trace.steps);
+    }
     let pod = call.pod();
     let view = pod.and_then(|pod| engine.index.pod(&pod).found());
     if let Some(view) = view {

@@ -10,6 +10,7 @@ mod engine;
 mod failpoint;
 mod ids;
 mod layers;
+mod metrics;
 mod model;
 mod network;
 mod pod;

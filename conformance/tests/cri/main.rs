@@ -21,6 +21,11 @@ mod images;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod joins;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod observe;
 mod pods;
 #[expect(
     clippy::expect_used,

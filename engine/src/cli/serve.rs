@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{ServeArgs, log};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Orphans, Said};
+use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::restore;
@@ -56,11 +57,17 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listen = config.listen.clone();
     // Before anything is restored: an engine that lives there must not be disturbed.
     let listener = server::bind(&listen).await?;
+    let scraped = match &config.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let engine = Arc::new(open(config).await?);
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
+    let scraped =
+        scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(listener, &listen, &engine, stopped);
@@ -75,6 +82,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => end(&stop, serving).await,
     };
     chores.abort();
+    if let Some(scraped) = scraped {
+        scraped.abort();
+    }
     tracing::info!("stopped; containers live on");
     Ok(result?)
 }
@@ -140,6 +150,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),
+        metrics: config.metrics.is_some().then(Metrics::new),
         orphans: Orphans::default(),
         boot_id: boot_id.trim().to_owned(),
         config,
