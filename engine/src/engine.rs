@@ -39,6 +39,8 @@ pub(crate) struct Engine {
     pub(crate) samples: Samples,
     pub(crate) said: Said,
     pub(crate) traces: Traces,
+    #[cfg(feature = "otel")]
+    pub(crate) spans: Option<crate::otel::Spans>,
     /// Only where they are configured.
     pub(crate) metrics: Option<Metrics>,
     pub(crate) orphans: Orphans,

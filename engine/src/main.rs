@@ -13,6 +13,8 @@ mod layers;
 mod metrics;
 mod model;
 mod network;
+#[cfg(feature = "otel")]
+mod otel;
 mod pod;
 mod rpc;
 mod server;

@@ -150,6 +150,10 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),
+        #[cfg(feature = "otel")]
+        spans: crate::otel::Spans::of_environment()
+            .transpose()
+            .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
         orphans: Orphans::default(),
         boot_id: boot_id.trim().to_owned(),
