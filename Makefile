@@ -17,7 +17,7 @@ export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH := $(LIBDIR)
 export SLIPWAY_MONITOR_DIR := $(CURDIR)/$(RELEASE)
 
-.PHONY: build demo test check bench bench-peers bench-short tools test-tools fmt clippy doc arrows licences unit suite critest clean
+.PHONY: build demo test check bench bench-peers bench-short tools test-tools plugins fmt clippy doc arrows licences unit suite critest clean
 
 build: tools
 	$(CARGO) build --locked --release -p engine -p conformance
@@ -36,6 +36,10 @@ tools:
 test-tools: tools
 	@conformance/scripts/install test
 
+# The CNI plugins that the built-in ones are compared with; needs Go.
+plugins:
+	@conformance/cni/prepare
+
 demo: build
 	@conformance/scripts/install demo
 	$(RELEASE)/slipway-demo --slipway $(RELEASE)/slipway $(ARGS)
@@ -44,8 +48,8 @@ demo: build
 # then a glance at the times.
 test: build test-tools unit suite critest bench-short
 
-unit:
-	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p engine
+unit: plugins
+	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine
 
 suite:
 	$(CARGO) build --locked -p engine --features failpoints

@@ -19,6 +19,7 @@ pub mod log;
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
+pub mod parked;
 #[cfg(feature = "engine")]
 mod pool;
 pub mod protocol;

@@ -52,6 +52,7 @@ macro_rules! launcher_suite {
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
+                    start_is_answered_whoever_holds_the_socket,
                     launch_that_hangs_can_be_deleted,
                 }
                 programs {
@@ -120,5 +121,6 @@ macro_rules! launcher_suite {
     };
 }
 
-launcher_suite!(libcontainer, runtime::client::LauncherKind::Libcontainer);
-launcher_suite!(native, runtime::client::LauncherKind::Native);
+launcher_suite!(libcontainer, crate::support::Kind::Libcontainer);
+launcher_suite!(native, crate::support::Kind::Native);
+launcher_suite!(parked, crate::support::Kind::Parked);

@@ -207,11 +207,7 @@ fn mounts() -> Finding {
 fn network(config: &Config) -> Finding {
     let network = crate::network::Network::new(config.cni.clone(), config.cni_cache_dir());
     match &*network.readiness() {
-        crate::network::Readiness::Ready => finding(
-            "network",
-            Verdict::Ok,
-            config.cni.conf_dir.display().to_string(),
-        ),
+        crate::network::Readiness::Ready => finding("network", Verdict::Ok, network.describe()),
         crate::network::Readiness::NotReady(why) => {
             finding("network", Verdict::Warning, why.clone())
         }

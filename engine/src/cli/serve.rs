@@ -21,7 +21,7 @@ use crate::engine::{Engine, Orphans, Said};
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
-use crate::pod::restore::restore;
+use crate::pod::restore::{self, restore};
 use crate::server;
 use crate::stats::Samples;
 use crate::steps::Traces;
@@ -65,6 +65,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
+    let collecting = Arc::clone(&engine);
+    tokio::spawn(async move {
+        let pods = || restore::pods(&collecting);
+        collecting.network.collect(pods).await;
+    });
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
@@ -174,10 +179,8 @@ async fn chores_of(engine: Arc<Engine>) {
         let engine = Arc::clone(&engine);
         engine.monitors.refill();
         engine.namespaces.refill();
-        let chores = move || {
-            engine.network.refresh();
-            engine.orphans.sweep(&engine.cgroups);
-        };
+        engine.network.refresh().await;
+        let chores = move || engine.orphans.sweep(&engine.cgroups);
         if tokio::task::spawn_blocking(chores).await.is_err() {
             tracing::error!("a chore panicked");
         }

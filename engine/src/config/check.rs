@@ -163,7 +163,15 @@ fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
         conf_dir,
         bin_dirs,
         netns_dir,
+        external_plugins,
     } = cni;
+    let external_plugins = external_plugins.unwrap_or_default();
+    for name in &external_plugins {
+        if name.is_empty() || name.contains('/') || name.starts_with('.') {
+            let reason = format!("{name:?} is no type of a plugin");
+            return Err(wrong("cni.external_plugins", reason));
+        }
+    }
     let bin_dirs = bin_dirs.unwrap_or_else(|| {
         ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"]
             .map(PathBuf::from)
@@ -182,6 +190,7 @@ fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
             "cni.netns_dir",
             netns_dir.unwrap_or_else(|| "/run/netns".into()),
         )?,
+        external_plugins,
     })
 }
 

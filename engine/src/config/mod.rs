@@ -50,6 +50,16 @@ pub(crate) struct Cni {
     pub(crate) bin_dirs: Vec<PathBuf>,
     /// Where network namespaces are pinned.
     pub(crate) netns_dir: PathBuf,
+    /// Types of plugins that are executed although they are built in; `*` = all.
+    pub(crate) external_plugins: Vec<String>,
+}
+
+impl Cni {
+    /// Whether plugins of a type must be executed.
+    pub(crate) fn is_external(&self, kind: &str) -> bool {
+        let named = |name: &String| name == "*" || name == kind;
+        !kind.is_empty() && self.external_plugins.iter().any(named)
+    }
 }
 
 /// Where metrics are served.

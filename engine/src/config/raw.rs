@@ -28,6 +28,7 @@ pub(crate) struct Cni {
     pub(crate) conf_dir: Option<PathBuf>,
     pub(crate) bin_dirs: Option<Vec<PathBuf>>,
     pub(crate) netns_dir: Option<PathBuf>,
+    pub(crate) external_plugins: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -22,10 +22,13 @@ pub(crate) enum ConfError {
 }
 
 /// One network: a name and the chain of its plugins.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct NetworkList {
     name: String,
     cni_version: String,
+    /// Nothing is ever collected as garbage.
+    #[serde(default)]
+    disable_gc: bool,
     plugins: Vec<Value>,
 }
 
@@ -35,8 +38,18 @@ impl NetworkList {
         &self.name
     }
 
+    /// Whether its version of CNI has STATUS and GC.
+    pub(crate) fn has_status(&self) -> bool {
+        order(&self.cni_version) >= order("1.1.0")
+    }
+
+    /// Whether what belongs to no attachment may be collected.
+    pub(crate) fn allows_gc(&self) -> bool {
+        self.has_status() && !self.disable_gc
+    }
+
     /// The plugins in the order of ADD.
-    pub(crate) fn plugins(&self) -> impl DoubleEndedIterator<Item = &Value> {
+    pub(crate) fn plugins(&self) -> impl ExactSizeIterator<Item = &Value> {
         self.plugins.iter()
     }
 
@@ -129,7 +142,12 @@ pub(super) fn parse(text: &[u8], is_list: bool) -> Result<NetworkList, ConfError
             "name {name:?} is not made of letters, digits, . _ -"
         )));
     }
-    let cni_version = value["cniVersion"].as_str().unwrap_or("0.2.0").to_owned();
+    let cni_version = newest(&value);
+    let disable_gc = match &value["disableGC"] {
+        Value::Bool(disabled) => *disabled,
+        Value::String(text) => text.eq_ignore_ascii_case("true"),
+        _ => false,
+    };
     let plugins = if is_list {
         let plugins = value["plugins"]
             .as_array()
@@ -151,8 +169,27 @@ pub(super) fn parse(text: &[u8], is_list: bool) -> Result<NetworkList, ConfError
     Ok(NetworkList {
         name,
         cni_version,
+        disable_gc,
         plugins,
     })
+}
+
+/// A version as numbers, to compare it with another.
+fn order(version: &str) -> Vec<u32> {
+    version
+        .split('.')
+        .filter_map(|part| part.parse().ok())
+        .collect()
+}
+
+/// The newest version that a configuration offers and the engine knows.
+fn newest(value: &Value) -> String {
+    let known = |version: &&str| order(version) <= order("1.1.0");
+    let offered = value["cniVersions"].as_array().into_iter().flatten();
+    let offered = offered.filter_map(Value::as_str).filter(known);
+    let all = value["cniVersion"].as_str().into_iter().chain(offered);
+    let newest = all.max_by_key(|version| order(version));
+    newest.unwrap_or("0.2.0").to_owned()
 }
 
 #[cfg(test)]
@@ -181,6 +218,40 @@ mod tests {
             (portmap["name"].as_str(), portmap["cniVersion"].as_str()),
             (Some("net"), Some("1.0.0"))
         );
+    }
+
+    #[test]
+    fn the_newest_version_offered_counts_and_gc_may_be_switched_off() {
+        for (text, version, gc) in [
+            (r#"{"name":"n","type":"t"}"#, "0.2.0", false),
+            (
+                r#"{"name":"n","type":"t","cniVersion":"1.0.0"}"#,
+                "1.0.0",
+                false,
+            ),
+            (
+                r#"{"name":"n","type":"t","cniVersion":"1.1.0"}"#,
+                "1.1.0",
+                true,
+            ),
+            (
+                r#"{"name":"n","type":"t","cniVersion":"1.1.0","disableGC":true}"#,
+                "1.1.0",
+                false,
+            ),
+            (
+                r#"{"name":"n","type":"t","cniVersions":["0.3.1","1.1.0","1.2.0"],"cniVersion":"1.0.0"}"#,
+                "1.1.0",
+                true,
+            ),
+        ] {
+            let list = parse(text.as_bytes(), false).expect(text);
+            assert_eq!(
+                (list.cni_version.as_str(), list.allows_gc()),
+                (version, gc),
+                "{text}"
+            );
+        }
     }
 
     #[test]

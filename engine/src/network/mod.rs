@@ -1,26 +1,31 @@
-//! The network of pods: CNI by executing plugins, or loopback only where no
-//! network is configured.
+//! The network of pods: CNI by built-in or executed plugins, or loopback only
+//! where no network is configured.
 //!
 //! Owns the cached results below `<root>/cni`; never makes a network namespace.
 //! A crash leaves the cached result or, before it, the intent in the pod's
 //! record: either is enough for a DEL.
 
 mod cache;
+mod chain;
 mod conf;
 mod plugin;
+mod readiness;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cni::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
+use chain::{Chain, Failure, Runner, Told};
 pub(crate) use conf::NetworkList;
-use plugin::Call;
 pub(crate) use plugin::PluginError;
+pub(crate) use readiness::Readiness;
 
 use crate::config::Cni;
 use crate::ids::PodId;
@@ -48,7 +53,7 @@ pub(crate) enum NetworkError {
     Plugin {
         /// Name of the network.
         network: String,
-        /// ADD or DEL.
+        /// ADD, DEL or another.
         command: &'static str,
         /// Type of the plugin.
         plugin: String,
@@ -82,59 +87,49 @@ pub(crate) struct Attachment {
     args: String,
     /// Values for the plugins' capabilities.
     capabilities: BTreeMap<String, Value>,
-}
-
-/// What lists and status say of the configured network.
-#[derive(Debug, Clone)]
-pub(crate) enum Readiness {
-    Ready,
-    NotReady(String),
+    /// Which of the plugins ran as processes; empty where no plugin was built
+    /// in yet. DEL goes the way that ADD went: an external plugin may have used
+    /// a backend that the built-in one does not have.
+    #[serde(default)]
+    external: Vec<bool>,
 }
 
 /// The pods' network.
 pub(crate) struct Network {
     cni: Cni,
     cache: PathBuf,
-    readiness: RwLock<Arc<Readiness>>,
+    readiness: readiness::Watch,
+    permits: Arc<Semaphore>,
+    /// Attaching holds it for reading, collecting garbage for writing: what is
+    /// just being made belongs to no record that garbage is told by.
+    attaching: tokio::sync::RwLock<()>,
 }
 
 impl Network {
     /// Reads the configuration once; [`Network::refresh`] does so again.
     pub(crate) fn new(cni: Cni, cache: PathBuf) -> Self {
-        let starting = Arc::new(Readiness::NotReady("not looked for yet".into()));
-        let network = Self {
+        Self {
+            readiness: readiness::Watch::new(&cni),
+            permits: chain::permits(),
+            attaching: tokio::sync::RwLock::default(),
             cni,
             cache,
-            readiness: RwLock::new(starting),
-        };
-        network.refresh();
-        network
+        }
     }
 
     /// Whether a network for pods is configured; without I/O.
     pub(crate) fn readiness(&self) -> Arc<Readiness> {
-        Arc::clone(
-            &self
-                .readiness
-                .read()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        self.readiness.now()
     }
 
-    /// Looks at the configuration folder again.
-    pub(crate) fn refresh(&self) {
-        let now = match conf::load(&self.cni.conf_dir) {
-            Ok(Some(_)) => Readiness::Ready,
-            Ok(None) => Readiness::NotReady(format!(
-                "no CNI configuration in {}; pods get a loopback interface only",
-                self.cni.conf_dir.display()
-            )),
-            Err(error) => Readiness::NotReady(chain(&error)),
-        };
-        *self
-            .readiness
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
+    /// Looks at the configuration folder again, and asks the plugins.
+    pub(crate) async fn refresh(&self) {
+        self.readiness.refresh(&self.cni, &self.permits).await;
+    }
+
+    /// The configured network in words, for a person.
+    pub(crate) fn describe(&self) -> String {
+        readiness::describe(&self.cni)
     }
 
     /// What a new pod will be attached to; `None` = loopback only.
@@ -167,7 +162,10 @@ impl Network {
         bandwidth(config, &mut capabilities);
         let annotations = json!(config.annotations);
         capabilities.insert("io.kubernetes.cri.pod-annotations".to_owned(), annotations);
+        let runners = chain::runners(&self.cni, &list);
+        let external = runners.iter().map(|runner| *runner == Runner::External);
         Ok(Some(Attachment {
+            external: external.collect(),
             list,
             args,
             capabilities,
@@ -182,29 +180,21 @@ impl Network {
         attachment: &Attachment,
     ) -> Result<Vec<String>, NetworkError> {
         let list = &attachment.list;
-        let call = Call {
-            command: "ADD",
-            id,
-            netns,
-            args: &attachment.args,
-            bin_dirs: &self.cni.bin_dirs,
-            deadline: Instant::now() + ADD_DEADLINE,
-        };
-        let mut previous = None;
-        for plugin in list.plugins() {
-            let result = call
-                .run(plugin, list, &attachment.capabilities, previous.as_ref())
-                .await
-                .map_err(|source| failed(list, "ADD", plugin, source))?;
-            previous = Some(result);
-        }
-        let result = previous.unwrap_or(Value::Null);
+        let _nothing_is_collected = self.attaching.read().await;
+        let runners = self.runners(attachment);
+        let told = told(Command::Add, id, netns, attachment);
+        let chain = self.chain(list, &runners, told, ADD_DEADLINE);
+        let result = chain
+            .add()
+            .await
+            .map_err(|failure| failed(list, "ADD", failure))?;
         cache::store(&self.cache, id, attachment, &result)?;
         addresses(list, &result)
     }
 
-    /// Gives a pod's network back. Succeeds where nothing was attached, and
-    /// where a plugin is not installed any more: there is nothing left to ask.
+    /// Gives a pod's network back; its namespace must be dropped after that.
+    /// Succeeds where nothing was attached, and where a plugin is not installed
+    /// any more: there is nothing left to ask.
     pub(crate) async fn detach(
         &self,
         id: &PodId,
@@ -213,50 +203,105 @@ impl Network {
     ) -> Result<(), NetworkError> {
         let list = &attachment.list;
         let result = cache::load(&self.cache, id, attachment);
-        let call = Call {
-            command: "DEL",
-            id,
-            netns,
-            args: &attachment.args,
-            bin_dirs: &self.cni.bin_dirs,
-            deadline: Instant::now() + DEL_DEADLINE,
-        };
-        let mut failure = None;
-        for plugin in list.plugins().rev() {
-            match call
-                .run(plugin, list, &attachment.capabilities, result.as_ref())
-                .await
-            {
-                Ok(_) => {}
-                Err(PluginError::NotInstalled { .. }) => {
-                    tracing::warn!(pod = %id, plugin = conf::kind(plugin), "plugin for DEL is gone");
-                }
-                // The others still have something to give back.
-                Err(source) => {
-                    failure.get_or_insert(failed(list, "DEL", plugin, source));
-                }
+        let runners = self.runners(attachment);
+        let told = told(Command::Del, id, netns, attachment);
+        let failures = self
+            .chain(list, &runners, told, DEL_DEADLINE)
+            .others(result)
+            .await;
+        let mut first = None;
+        for failure in failures {
+            if let PluginError::NotInstalled { name, .. } = &failure.source {
+                tracing::warn!(pod = %id, plugin = name, "plugin for DEL is gone");
+                continue;
             }
+            first.get_or_insert(failure);
         }
-        if let Some(failure) = failure {
-            return Err(failure);
+        if let Some(failure) = first {
+            return Err(failed(list, "DEL", failure));
         }
         cache::forget(&self.cache, id, attachment);
         Ok(())
     }
+
+    /// Has the plugins of the configured network give back what belongs to no
+    /// pod, where its version of CNI has that and the configuration allows it.
+    /// `pods` is asked while nothing is being attached.
+    pub(crate) async fn collect(&self, pods: impl FnOnce() -> std::io::Result<Vec<PodId>>) {
+        let list = match conf::load(&self.cni.conf_dir) {
+            Ok(Some(list)) if list.allows_gc() => list,
+            // What is wrong with it, readiness says.
+            _ => return,
+        };
+        let _nothing_is_attached = self.attaching.write().await;
+        let pods = match pods() {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::warn!(%error, "without a list of pods no network is collected");
+                return;
+            }
+        };
+        let valid = pods
+            .iter()
+            .map(|id| json!({"containerID": id.as_str(), "ifname": INTERFACE}));
+        let told = Told {
+            valid: Some(valid.collect()),
+            ..Told::about_none(Command::Gc)
+        };
+        let runners = chain::runners(&self.cni, &list);
+        let chain = self.chain(&list, &runners, told, DEL_DEADLINE);
+        for failure in chain.others(None).await {
+            let reason = self::chain(&failed(&list, "GC", failure));
+            tracing::warn!(reason, "leftovers of a network stay");
+        }
+    }
+
+    fn runners(&self, attachment: &Attachment) -> Vec<Runner> {
+        let list = &attachment.list;
+        if attachment.external.len() != list.plugins().len() {
+            return chain::former_runners(&self.cni, list);
+        }
+        let runner = |external: &bool| match external {
+            true => Runner::External,
+            false => Runner::Builtin,
+        };
+        attachment.external.iter().map(runner).collect()
+    }
+
+    fn chain<'a>(
+        &'a self,
+        list: &'a NetworkList,
+        runners: &'a [Runner],
+        told: Told,
+        patience: Duration,
+    ) -> Chain<'a> {
+        Chain {
+            cni: &self.cni,
+            permits: &self.permits,
+            list,
+            runners,
+            told,
+            deadline: Instant::now() + patience,
+        }
+    }
 }
 
-fn failed(
-    list: &NetworkList,
-    command: &'static str,
-    plugin: &Value,
-    source: PluginError,
-) -> NetworkError {
-    let (network, plugin) = (list.name().to_owned(), conf::kind(plugin).to_owned());
+fn told(command: Command, id: &PodId, netns: &Path, attachment: &Attachment) -> Told {
+    Told {
+        id: id.to_string(),
+        netns: netns.to_owned(),
+        args: attachment.args.clone(),
+        capabilities: attachment.capabilities.clone(),
+        ..Told::about_none(command)
+    }
+}
+
+fn failed(list: &NetworkList, command: &'static str, failure: Failure) -> NetworkError {
     NetworkError::Plugin {
-        network,
+        network: list.name().to_owned(),
         command,
-        plugin,
-        source,
+        plugin: failure.plugin,
+        source: failure.source,
     }
 }
 

@@ -1,7 +1,6 @@
 //! Runs one CNI plugin: environment and standard input as the CNI
 //! specification says, its result or its error from standard output.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -9,9 +8,6 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
-
-use super::conf::{NetworkList, kind};
-use crate::ids::PodId;
 
 /// What can go wrong with one run of a plugin.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +20,12 @@ pub(crate) enum PluginError {
         /// Where it was looked for.
         dirs: Vec<PathBuf>,
     },
+    /// It is built in, and failed.
+    #[error("code {}", .0.code)]
+    Builtin(#[source] Box<cni::Error>),
+    /// The engine itself failed.
+    #[error("defect: {0}")]
+    Defect(String),
     /// It could not be run.
     #[error("run {}", path.display())]
     Run {
@@ -59,7 +61,7 @@ pub(crate) enum PluginError {
 /// What is the same for all plugins of a chain.
 pub(super) struct Call<'a> {
     pub(super) command: &'static str,
-    pub(super) id: &'a PodId,
+    pub(super) id: &'a str,
     pub(super) netns: &'a Path,
     pub(super) args: &'a str,
     pub(super) bin_dirs: &'a [PathBuf],
@@ -68,25 +70,14 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Runs one plugin; the result is null where the command has none.
-    pub(super) async fn run(
-        &self,
-        plugin: &Value,
-        list: &NetworkList,
-        capabilities: &BTreeMap<String, Value>,
-        previous: Option<&Value>,
-    ) -> Result<Value, PluginError> {
-        let name = kind(plugin);
-        let candidates = self.bin_dirs.iter().map(|dir| dir.join(name));
-        let path = candidates
-            .into_iter()
-            .find(|path| path.is_file())
-            .ok_or_else(|| PluginError::NotInstalled {
-                name: name.to_owned(),
-                dirs: self.bin_dirs.to_vec(),
-            })?;
-        let input = list.input(plugin, capabilities, previous).to_string();
-        let run = self.execute(&path, input);
+    /// Runs the plugin of a type with its input; the result is null where the
+    /// command has none.
+    pub(super) async fn run(&self, name: &str, input: Value) -> Result<Value, PluginError> {
+        let path = installed(self.bin_dirs, name).ok_or_else(|| PluginError::NotInstalled {
+            name: name.to_owned(),
+            dirs: self.bin_dirs.to_vec(),
+        })?;
+        let run = self.execute(&path, input.to_string());
         let patience = self.deadline.saturating_duration_since(Instant::now());
         match tokio::time::timeout(patience, run).await {
             Ok(output) => {
@@ -106,7 +97,7 @@ impl Call<'_> {
                 "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             )
             .env("CNI_COMMAND", self.command)
-            .env("CNI_CONTAINERID", self.id.as_str())
+            .env("CNI_CONTAINERID", self.id)
             .env("CNI_NETNS", self.netns)
             .env("CNI_IFNAME", super::INTERFACE)
             .env("CNI_ARGS", self.args)
@@ -126,6 +117,12 @@ impl Call<'_> {
         }
         child.wait_with_output().await
     }
+}
+
+/// Where the plugin of a type is installed.
+pub(super) fn installed(dirs: &[PathBuf], name: &str) -> Option<PathBuf> {
+    let mut candidates = dirs.iter().map(|dir| dir.join(name));
+    candidates.find(|path| path.is_file())
 }
 
 fn understand(output: &std::process::Output) -> Result<Value, PluginError> {

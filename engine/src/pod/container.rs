@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use image_store::Image;
+use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError};
 
@@ -101,12 +102,13 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
-    let step = mark("writable layer");
-    let snapshot = engine
-        .images
-        .create_snapshot(record.id.as_str(), &image.id)
-        .await?;
-    drop(step);
+    let snapshot = async {
+        let _step = mark("writable layer");
+        let id = record.id.as_str();
+        engine.images.create_snapshot(id, &image.id).await
+    };
+    let (snapshot, cgroup) = tokio::join!(snapshot, enter_cgroup(engine, host, &record));
+    let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
     let prepared = {
         let (host, record) = (host.clone(), record.clone());
@@ -114,7 +116,7 @@ async fn make(
             let step = mark("mount");
             let rootfs = snapshot.mount(false)?;
             drop(step);
-            prepare(engine, &host, &record, &image, rootfs)
+            prepare(engine, &host, &record, &image, (rootfs, &cgroup))
         })
         .await?
     };
@@ -136,6 +138,28 @@ async fn make(
     })
 }
 
+/// Makes the container's cgroup and has the monitor's parked process begin to join
+/// it, which may take longer than all the rest.
+async fn enter_cgroup(
+    engine: &Arc<Engine>,
+    host: &Host,
+    record: &ContainerRecord,
+) -> Result<Cgroup, PodError> {
+    let path = record.cgroup.clone();
+    let cgroup = blocking_with(engine, move |engine| {
+        let _step = mark("cgroup");
+        let made = engine.cgroups.create(&path);
+        made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
+    })
+    .await?;
+    // On v2 it is born there, for nothing.
+    if !engine.unified() && launcher(engine, &host.pod)? == LauncherKind::Native {
+        let procs = cgroup.procs_files();
+        host.monitor.park(record.id.as_str(), &procs).await;
+    }
+    Ok(cgroup)
+}
+
 struct Prepared {
     order: CreateContainer,
     user: User,
@@ -147,7 +171,7 @@ fn prepare(
     host: &Host,
     record: &ContainerRecord,
     image: &Image,
-    rootfs: OwnedFd,
+    (rootfs, cgroup): (OwnedFd, &Cgroup),
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
     let step = mark("spec");
@@ -160,14 +184,10 @@ fn prepare(
         filter,
     } = spec::build(&inputs)?;
     drop(step);
-    let _step = mark("cgroup");
+    let _step = mark("limits");
     if let Some(log) = &record.log_path {
         make_log_dir(log)?;
     }
-    let cgroup = engine
-        .cgroups
-        .create(&record.cgroup)
-        .map_err(|error| PodError::runtime(format!("create cgroup {}", record.cgroup), error))?;
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
         engine.said.warn(&warning);
@@ -177,15 +197,7 @@ fn prepare(
     let shares_pids = config.security.pid != PidMode::Container;
     let order = CreateContainer {
         id: record.id.to_string(),
-        launcher: match engine
-            .config
-            .handler(&host.pod.handler)
-            .map(|handler| handler.launcher)
-        {
-            Some(Launcher::Libcontainer) => LauncherKind::Libcontainer,
-            Some(Launcher::Native) => LauncherKind::Native,
-            None => return Err(PodError::NoHandler(host.pod.handler.clone())),
-        },
+        launcher: launcher(engine, &host.pod)?,
         spec,
         rootfs,
         mounts: sources,
@@ -207,6 +219,16 @@ fn prepare(
         user,
         process,
     })
+}
+
+/// Who makes the containers of a pod.
+fn launcher(engine: &Engine, pod: &PodRecord) -> Result<LauncherKind, PodError> {
+    let handler = engine.config.handler(&pod.handler);
+    match handler.map(|handler| handler.launcher) {
+        Some(Launcher::Libcontainer) => Ok(LauncherKind::Libcontainer),
+        Some(Launcher::Native) => Ok(LauncherKind::Native),
+        None => Err(PodError::NoHandler(pod.handler.clone())),
+    }
 }
 
 fn inputs<'a>(

@@ -32,14 +32,8 @@ const REACH_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads all records and starts a task for every pod that is to live on.
 pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
-    let pods = engine.config.pods_dir();
-    let step = || format!("read {}", pods.display());
-    let entries = std::fs::read_dir(&pods).map_err(|error| PodError::runtime(step(), error))?;
-    let ids: Vec<PodId> = entries
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter_map(|name| PodId::try_from(name).ok())
-        .collect();
+    let step = || format!("read {}", engine.config.pods_dir().display());
+    let ids = pods(engine).map_err(|error| PodError::runtime(step(), error))?;
     let mut known = HashSet::new();
     let mut works = tokio::task::JoinSet::new();
     for id in ids {
@@ -56,6 +50,16 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
     }
     sweep(engine, &known, &alive).await;
     Ok(count)
+}
+
+/// Every pod that has a folder, whatever its record says.
+pub(crate) fn pods(engine: &Engine) -> std::io::Result<Vec<PodId>> {
+    let mut ids = Vec::new();
+    for entry in std::fs::read_dir(engine.config.pods_dir())? {
+        let name = entry?.file_name().into_string().ok();
+        ids.extend(name.and_then(|name| PodId::try_from(name).ok()));
+    }
+    Ok(ids)
 }
 
 /// Snapshots and state folders that no record speaks of.

@@ -151,6 +151,11 @@ impl Monitor {
 
     /// Learns what became of a container that was let go.
     pub(crate) fn start_progress(&mut self, key: Key) {
+        self.learn_start(key, None);
+    }
+
+    /// The same; `or` is what became of it where its socket does not tell yet.
+    fn learn_start(&mut self, key: Key, or: Option<StartOutcome>) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
@@ -160,7 +165,7 @@ impl Monitor {
         else {
             return;
         };
-        let Some(outcome) = gate.outcome() else {
+        let Some(outcome) = gate.outcome().or(or) else {
             return;
         };
         // Without one the answer was given: the program cannot be executed,
@@ -189,12 +194,13 @@ impl Monitor {
     /// A container's first process was reaped.
     pub(crate) fn container_exited(&mut self, key: Key, code: i32, signal: Option<i32>) {
         let finished_at = wall_now();
-        // Whether its program ran at all is known by now: its end of the
-        // socket is closed.
-        self.start_progress(key);
+        // What it had to say it has said: without a word its program ran, even
+        // where a launcher's helper that is about to end still holds the socket.
+        self.learn_start(key, Some(StartOutcome::Running));
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
+        self.dying.extend(self.parking.end(&container.id));
         let oom_killed = container.was_oom_killed(signal);
         if !container.own_pid_namespace {
             container.kill_group();
@@ -229,6 +235,7 @@ impl Monitor {
     /// Takes a container out of the monitor: watches end, streams close.
     pub(crate) fn remove(&mut self, key: Key) -> Option<Container> {
         let mut container = self.containers.remove(&key)?;
+        self.dying.extend(self.parking.end(&container.id));
         container.output.flush(&mut self.scratch);
         container.output.close(&mut self.reactor);
         match &container.state {
@@ -243,9 +250,8 @@ impl Monitor {
 
     /// Kills all processes of the pod.
     pub(crate) fn kill_everything(&mut self) {
-        for exec in self.execs.values() {
-            exec.kill();
-        }
+        self.kill_execs();
+        self.dying.extend(self.parking.end_all());
         let mut launching = Vec::new();
         for (key, container) in &self.containers {
             if container.deadline().is_some() {
@@ -275,12 +281,8 @@ impl Monitor {
     }
 
     /// Nobody will ask for these any more.
-    fn forget_unknown_exits(&mut self) {
-        if self
-            .containers
-            .values()
-            .all(|container| container.deadline().is_none())
-        {
+    pub(crate) fn forget_unknown_exits(&mut self) {
+        if !self.expects_unknown() {
             self.unknown_exits = Vec::new();
         }
     }

@@ -12,6 +12,7 @@ mod init;
 mod life;
 mod monitor;
 mod output;
+mod parking;
 mod reactor;
 mod reap;
 mod requests;

@@ -337,7 +337,7 @@ fn bytes(path: PathBuf) -> Vec<u8> {
     path.into_os_string().into_vec()
 }
 
-fn all_bytes(paths: Vec<PathBuf>) -> Vec<Vec<u8>> {
+pub(super) fn all_bytes(paths: Vec<PathBuf>) -> Vec<Vec<u8>> {
     paths.into_iter().map(bytes).collect()
 }
 

@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
-use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
-use crate::protocol::{self, Body, Envelope, Received, StreamSlots, monotonic_now};
+use super::{Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
+use crate::protocol::{self, Body, Envelope, Received, monotonic_now};
 
 /// Makes containers by youki's libcontainer.
 #[derive(Debug)]
@@ -85,34 +85,12 @@ impl Libcontainer {
         socket: BorrowedFd<'_>,
         start: OwnedFd,
     ) -> Result<(), LaunchError> {
-        let Order { create, fds, stdio } = order;
-        let mut all = fds.into_all()?;
-        let mut add = |fd: OwnedFd| {
-            all.push(fd);
-            u32::try_from(all.len() - 1).unwrap_or(u32::MAX)
-        };
-        let ContainerStdio {
-            stdin,
-            stdout,
-            stderr,
-        } = stdio;
-        let stdio = StreamSlots {
-            stdin: stdin.map(&mut add),
-            stdout: stdout.map(&mut add),
-            stderr: stderr.map(&mut add),
-            tty: None,
-        };
-        let launch = protocol::Launch {
-            create: Some(Box::new(create)),
-            work_dir: self.work_dir.clone(),
-            start_fd: Some(add(start)),
-            stdio: Some(stdio),
-        };
+        let (body, all) = order.into_message(self.work_dir.clone(), start)?;
         let envelope = Envelope {
             version: protocol::VERSION,
             request: 1,
             sent_at: monotonic_now(),
-            body: Some(Body::Launch(Box::new(launch))),
+            body: Some(body),
             ..Envelope::default()
         };
         let borrowed: Vec<_> = all.iter().map(AsFd::as_fd).collect();

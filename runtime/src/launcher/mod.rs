@@ -25,10 +25,12 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::protocol::{Create, Failure, FailureKind, Fds, ProtocolError, VERSION};
+use crate::protocol::{
+    self, Body, Create, Failure, FailureKind, Fds, ProtocolError, StreamSlots, VERSION,
+};
 
 pub use libcontainer::Libcontainer;
-pub use native::Native;
+pub use native::{Native, Through};
 pub use start::{StartGate, StartOutcome, StartSocket, start_pair};
 
 /// Name of a monitor's socket in its pod's state directory.
@@ -93,6 +95,40 @@ pub struct Order {
     pub stdio: ContainerStdio,
 }
 
+impl Order {
+    /// The order as a message for another process, with its descriptors.
+    fn into_message(
+        self,
+        work_dir: Vec<u8>,
+        start: OwnedFd,
+    ) -> Result<(Body, Vec<OwnedFd>), LaunchError> {
+        let Self { create, fds, stdio } = self;
+        let mut all = fds.into_all()?;
+        let mut add = |fd: OwnedFd| {
+            all.push(fd);
+            u32::try_from(all.len() - 1).unwrap_or(u32::MAX)
+        };
+        let ContainerStdio {
+            stdin,
+            stdout,
+            stderr,
+        } = stdio;
+        let stdio = StreamSlots {
+            stdin: stdin.map(&mut add),
+            stdout: stdout.map(&mut add),
+            stderr: stderr.map(&mut add),
+            tty: None,
+        };
+        let launch = protocol::Launch {
+            create: Some(Box::new(create)),
+            work_dir,
+            start_fd: Some(add(start)),
+            stdio: Some(stdio),
+        };
+        Ok((Body::Launch(Box::new(launch)), all))
+    }
+}
+
 /// The container's ends of its streams. `None`: /dev/null.
 #[derive(Debug, Default)]
 pub struct ContainerStdio {
@@ -102,6 +138,17 @@ pub struct ContainerStdio {
     pub stdout: Option<OwnedFd>,
     /// What it complains to.
     pub stderr: Option<OwnedFd>,
+}
+
+impl ContainerStdio {
+    /// Takes the descriptors of a message.
+    fn take(slots: &StreamSlots, fds: &mut Fds) -> Result<Self, LaunchError> {
+        Ok(Self {
+            stdin: fds.take_optional(slots.stdin, "stdin")?,
+            stdout: fds.take_optional(slots.stdout, "stdout")?,
+            stderr: fds.take_optional(slots.stderr, "stderr")?,
+        })
+    }
 }
 
 /// A container whose first process waits for its start.

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use runtime::client::LauncherKind;
 use serde_json::json;
 
 use super::{stdout, unsupported};
-use crate::support::{Pod, TestSpec};
+use crate::support::{Kind, Pod, TestSpec, wait_until};
 
 /// Fields of /proc/self/status.
 fn status(text: &str) -> BTreeMap<String, String> {
@@ -108,7 +107,7 @@ const EXPECTED: [(&str, &str); 17] = [
 
 /// First process and a process that is run are the same kind of thing:
 /// user, groups, capabilities, filter, signals, descriptors, OOM score.
-pub(crate) async fn process_is_what_was_asked_for(launcher: LauncherKind) {
+pub(crate) async fn process_is_what_was_asked_for(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     for nnp in [true, false] {
         let spec = particular(&format!("{SHOW_ALL}; sleep 1000"), nnp);
@@ -143,7 +142,7 @@ pub(crate) async fn process_is_what_was_asked_for(launcher: LauncherKind) {
 }
 
 /// Root keeps exactly the capabilities that were asked for.
-pub(crate) async fn root_has_the_capabilities_it_was_given(launcher: LauncherKind) {
+pub(crate) async fn root_has_the_capabilities_it_was_given(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         let caps = json!(["CAP_CHOWN", "CAP_SYS_CHROOT"]);
@@ -170,7 +169,7 @@ pub(crate) async fn root_has_the_capabilities_it_was_given(launcher: LauncherKin
 }
 
 /// A spec without capabilities gives none, not all.
-pub(crate) async fn missing_capabilities_are_none(launcher: LauncherKind) {
+pub(crate) async fn missing_capabilities_are_none(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         let mut spec = TestSpec::shell(script);
@@ -196,7 +195,7 @@ pub(crate) async fn missing_capabilities_are_none(launcher: LauncherKind) {
 
 /// Every hierarchy is joined, by the first process and by those that are run;
 /// the launcher makes no other cgroup and leaves nothing in them.
-pub(crate) async fn all_cgroups_are_joined(launcher: LauncherKind) {
+pub(crate) async fn all_cgroups_are_joined(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = |script: &str| {
         TestSpec::shell(script).set(
@@ -212,15 +211,29 @@ pub(crate) async fn all_cgroups_are_joined(launcher: LauncherKind) {
     let expected = format!("{count} {}", path.display());
     let first = container.log().join("\n").replace("stdout F ", "");
     assert_eq!(first.trim(), expected);
-    let second = pod.exec(&container, &spec(show)).await.unwrap();
-    assert_eq!(second.stdout.trim(), expected);
-    // The launcher's helper is gone from them.
-    assert_eq!(container.cgroup.pids(), [container.created.pid]);
+    // The launcher's helper is gone from them; a parked process may wait there.
+    assert_eq!(container.processes(), [container.created.pid]);
+    let is_parked = || container.cgroup.pids().len() == 2;
+    let is_mixed = is_mixed(&container.cgroup.procs());
+    assert_eq!(is_parked(), launcher == Kind::Parked && is_mixed);
+    for _ in 0..3 {
+        let next = pod.exec(&container, &spec(show)).await.unwrap();
+        assert_eq!(next.stdout.trim(), expected);
+        // Where nothing can be born there, the next one finds a process that is.
+        assert!(!is_mixed || wait_until(is_parked), "none is parked");
+        assert_eq!(container.processes(), [container.created.pid]);
+    }
     pod.end().await;
 }
 
+/// Whether any hierarchy is of version 1.
+fn is_mixed(procs: &[std::path::PathBuf]) -> bool {
+    let is_v2 = |procs: &std::path::PathBuf| procs.with_file_name("cgroup.controllers").exists();
+    !procs.iter().all(is_v2)
+}
+
 /// The container sees its own cgroups, read-only.
-pub(crate) async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
+pub(crate) async fn container_sees_its_own_cgroups(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "cd /sys/fs/cgroup; p=$(ls -d cgroup.procs */cgroup.procs 2>/dev/null); \
                   for f in $p; do grep -qx $$ $f || echo missing in $f; echo 0 2>/dev/null >$f && echo wrote $f; done; \
@@ -234,7 +247,7 @@ pub(crate) async fn container_sees_its_own_cgroups(launcher: LauncherKind) {
 }
 
 /// Devices outside of the rules cannot be opened, even by who may make nodes.
-pub(crate) async fn devices_follow_the_rules(launcher: LauncherKind) {
+pub(crate) async fn devices_follow_the_rules(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     // What opening a device gives besides is the machine's business.
     let script = "echo x >/dev/null && echo null; mknod /tmp/tun c 10 200 && echo made; \
@@ -255,7 +268,7 @@ pub(crate) async fn devices_follow_the_rules(launcher: LauncherKind) {
 
 /// Nodes are made as asked for, those that every container has among them; a
 /// host's ptmx is not, since terminals are the container's own.
-pub(crate) async fn device_nodes_are_made(launcher: LauncherKind) {
+pub(crate) async fn device_nodes_are_made(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let node = |path: &str, major: u32, minor: u32| {
         json!({ "path": path, "type": "c", "major": major, "minor": minor,
@@ -285,7 +298,7 @@ pub(crate) async fn device_nodes_are_made(launcher: LauncherKind) {
 }
 
 /// Without the v1 controller a program on the v2 cgroup does the same.
-pub(crate) async fn devices_follow_the_rules_on_v2(launcher: LauncherKind) {
+pub(crate) async fn devices_follow_the_rules_on_v2(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "echo x >/dev/null && echo null; mknod /tmp/tun c 10 200 && echo made; \
                   (exec 3</tmp/tun) 2>&1 | grep -q 'not permitted' && echo denied || echo allowed";
@@ -319,7 +332,7 @@ pub(crate) async fn devices_follow_the_rules_on_v2(launcher: LauncherKind) {
 }
 
 /// A lowered OOM score that is not allowed harms nothing.
-pub(crate) async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
+pub(crate) async fn lowered_oom_score_never_fails(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("sleep 1000").set("process.oomScoreAdj", json!(-999));
     let container = pod.run(&spec).await;
@@ -329,8 +342,8 @@ pub(crate) async fn lowered_oom_score_never_fails(launcher: LauncherKind) {
 }
 
 /// What a launcher cannot do is refused by its name, never ignored.
-pub(crate) async fn unsupported_wishes_are_refused_by_name(launcher: LauncherKind) {
-    if launcher != LauncherKind::Libcontainer {
+pub(crate) async fn unsupported_wishes_are_refused_by_name(launcher: Kind) {
+    if launcher != Kind::Libcontainer {
         return;
     }
     let mut pod = Pod::new(launcher).await;

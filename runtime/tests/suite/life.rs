@@ -1,9 +1,11 @@
 //! Life and death of containers.
 
-use runtime::client::{ContainerState, Event, ExitRecord, LauncherKind, Monitor, MonitorError};
+use std::time::Duration;
+
+use runtime::client::{ContainerState, Event, ExitRecord, Monitor, MonitorError};
 use rustix::process::{Pid, Signal};
 
-use crate::support::{Pod, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestSpec, wait_until};
 
 /// A process that ends on SIGTERM, and says when it is ready to.
 fn patient() -> TestSpec {
@@ -11,7 +13,7 @@ fn patient() -> TestSpec {
 }
 
 /// Both streams are in the log, the exit is an event and a record.
-pub(crate) async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
+pub(crate) async fn output_and_exit_code_are_recorded(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("echo out; echo err >&2; printf half; exit 3");
     let container = pod.create(&spec).await;
@@ -31,7 +33,7 @@ pub(crate) async fn output_and_exit_code_are_recorded(launcher: LauncherKind) {
 }
 
 /// Nothing of the container's runs before it is started.
-pub(crate) async fn created_container_waits_for_its_start(launcher: LauncherKind) {
+pub(crate) async fn created_container_waits_for_its_start(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&TestSpec::shell("touch /ran")).await;
     let list = pod.monitor.list().await.unwrap();
@@ -46,7 +48,7 @@ pub(crate) async fn created_container_waits_for_its_start(launcher: LauncherKind
 }
 
 /// Signals reach the first process; SIGKILL is 137, SIGTERM its own choice.
-pub(crate) async fn signals_reach_the_first_process(launcher: LauncherKind) {
+pub(crate) async fn signals_reach_the_first_process(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     for (signal, code, by) in [(15, 7, None), (9, 137, Some(9))] {
         let container = pod.run(&patient()).await;
@@ -65,7 +67,7 @@ pub(crate) async fn signals_reach_the_first_process(launcher: LauncherKind) {
 }
 
 /// Real time signals, systemd's way to be stopped, are sent as well.
-pub(crate) async fn real_time_signals_are_sent(launcher: LauncherKind) {
+pub(crate) async fn real_time_signals_are_sent(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "trap 'exit 9' 37; echo ready; while :; do sleep 0.02; done";
     let container = pod.run(&TestSpec::shell(script)).await;
@@ -77,7 +79,7 @@ pub(crate) async fn real_time_signals_are_sent(launcher: LauncherKind) {
 
 /// Deleting kills what was only created, refuses what runs, and is quiet
 /// about what is unknown.
-pub(crate) async fn delete_follows_the_state(launcher: LauncherKind) {
+pub(crate) async fn delete_follows_the_state(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod.run(&patient()).await;
@@ -102,7 +104,7 @@ pub(crate) async fn delete_follows_the_state(launcher: LauncherKind) {
 }
 
 /// What was killed before its start is an exit of a container that never ran.
-pub(crate) async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
+pub(crate) async fn killed_before_its_start_is_an_exit(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&patient()).await;
     pod.monitor.signal(&container.id, 9).await.unwrap();
@@ -116,7 +118,7 @@ pub(crate) async fn killed_before_its_start_is_an_exit(launcher: LauncherKind) {
 }
 
 /// A second container of an id, a second start and an unknown one are errors.
-pub(crate) async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
+pub(crate) async fn requests_out_of_order_are_refused(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&patient()).await;
     let id = container.id.clone();
@@ -139,7 +141,7 @@ pub(crate) async fn requests_out_of_order_are_refused(launcher: LauncherKind) {
 }
 
 /// An engine that comes back finds containers, exits and their times.
-pub(crate) async fn engine_that_returns_finds_everything(launcher: LauncherKind) {
+pub(crate) async fn engine_that_returns_finds_everything(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let running = pod.run(&patient()).await;
     let short = pod.create(&TestSpec::shell("exit 5")).await;
@@ -167,7 +169,7 @@ pub(crate) async fn engine_that_returns_finds_everything(launcher: LauncherKind)
 }
 
 /// A monitor that is frozen keeps nobody waiting, and is not taken for dead.
-pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: LauncherKind) {
+pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: Kind) {
     let pod = Pod::new(launcher).await;
     let process = Pid::from_raw(pod.monitor.pid()).unwrap();
     rustix::process::kill_process(process, Signal::STOP).unwrap();
@@ -197,7 +199,7 @@ pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: LauncherKind) 
 }
 
 /// A monitor that dies is reported, and who waits for it learns that.
-pub(crate) async fn dead_monitor_is_reported(launcher: LauncherKind) {
+pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod.run(&patient()).await;
@@ -234,7 +236,7 @@ pub(crate) async fn dead_monitor_is_reported(launcher: LauncherKind) {
 }
 
 /// Several containers are made at the same time.
-pub(crate) async fn creations_do_not_wait_for_each_other(launcher: LauncherKind) {
+pub(crate) async fn creations_do_not_wait_for_each_other(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let mut requests = Vec::new();
     let mut cgroups = Vec::new();
@@ -271,7 +273,7 @@ pub(crate) async fn creations_do_not_wait_for_each_other(launcher: LauncherKind)
 }
 
 /// A shutdown takes everything along, whatever its state.
-pub(crate) async fn shutdown_leaves_nothing(launcher: LauncherKind) {
+pub(crate) async fn shutdown_leaves_nothing(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let created = pod.create(&patient()).await;
     let running = pod
@@ -299,7 +301,7 @@ pub(crate) async fn shutdown_leaves_nothing(launcher: LauncherKind) {
 
 /// A launcher that hangs keeps neither its container's deletion waiting nor
 /// anything else.
-pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: LauncherKind) {
+pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let (mut request, cgroup, _) = pod.request(&patient());
     // Nobody ever reads this: whoever joins waits for ever.
@@ -329,4 +331,34 @@ pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: LauncherKind) {
     assert!(wait_until(|| cgroup.pids().is_empty()));
     assert!(pod.monitor.list().await.unwrap().is_empty());
     pod.end().await;
+}
+
+/// A start is answered once the container ended, even where somebody else still
+/// holds a copy of the socket that its first process waited on.
+pub(crate) async fn start_is_answered_whoever_holds_the_socket(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&TestSpec::shell("exit 4")).await;
+    let copies = sockets_of(container.created.pid);
+    assert!(!copies.is_empty());
+    let start = pod.monitor.start(&container.id);
+    let started = tokio::time::timeout(Duration::from_secs(30), start).await;
+    started.expect("an answer").unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 4);
+    drop(copies);
+    pod.end().await;
+}
+
+/// Copies of all sockets of a process.
+fn sockets_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
+    use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+    let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let numbers = entries.filter_map(|entry| {
+        let entry = entry.unwrap();
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        let is_socket = target.to_string_lossy().starts_with("socket:");
+        is_socket.then(|| entry.file_name().to_str().unwrap().parse().unwrap())
+    });
+    let copy = |number| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap();
+    numbers.map(copy).collect()
 }

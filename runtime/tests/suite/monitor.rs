@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-use runtime::client::{LauncherKind, MonitorPool};
+use runtime::client::MonitorPool;
 use runtime::launcher::{open_directory, socket_path};
 use runtime::protocol::{
     self, Body, ContainerName, Create, Empty, Envelope, Exec, Failure, FailureKind, Hello, Process,
@@ -15,7 +15,7 @@ use runtime::protocol::{
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::support::{Pod, TestSpec, monitor_binaries, monitor_dir, wait_until};
+use crate::support::{Kind, Pod, TestSpec, monitor_binaries, monitor_dir, wait_until};
 
 /// A connection without a client behind it.
 struct Raw(OwnedFd);
@@ -216,7 +216,7 @@ fn requests_at_the_wrong_time_are_refused() {
 /// What cannot be read ends its connection, and no other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_ends_its_own_connection_only() {
-    let pod = Pod::new(LauncherKind::Libcontainer).await;
+    let pod = Pod::new(Kind::Libcontainer).await;
     for garbage in [vec![0xff; 100], vec![0; 40_000]] {
         let raw = Raw::connect(&pod.state_dir());
         rustix::net::send(&raw.0, &garbage, rustix::net::SendFlags::empty()).unwrap();
@@ -237,7 +237,7 @@ async fn garbage_ends_its_own_connection_only() {
 /// Slots that point nowhere, or twice at the same, are answered.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_that_lie_are_answered() {
-    let mut pod = Pod::new(LauncherKind::Libcontainer).await;
+    let mut pod = Pod::new(Kind::Libcontainer).await;
     let container = pod.run(&TestSpec::new(&["sleep", "1000"])).await;
     let raw = Raw::connect(&pod.state_dir());
     let fd = protocol::sealed_memfd("x", b"x").unwrap();
@@ -288,7 +288,7 @@ async fn slots_that_lie_are_answered() {
 /// An engine that never reads loses its connection, not the others' time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn engine_that_never_reads_is_dropped() {
-    let mut pod = Pod::new(LauncherKind::Libcontainer).await;
+    let mut pod = Pod::new(Kind::Libcontainer).await;
     let raw = Raw::connect(&pod.state_dir());
     rustix::io::ioctl_fionbio(&raw.0, true).unwrap();
     let request = envelope(VERSION, Some(Body::Hello(Hello::default())));
@@ -304,7 +304,7 @@ async fn engine_that_never_reads_is_dropped() {
 /// Answers say when the request came and what was done when.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_carry_step_times() {
-    let mut pod = Pod::new(LauncherKind::Libcontainer).await;
+    let mut pod = Pod::new(Kind::Libcontainer).await;
     let container = pod.run(&TestSpec::new(&["sleep", "1000"])).await;
     let raw = Raw::connect(&pod.state_dir());
     let fd = protocol::sealed_memfd("x", b"x").unwrap();

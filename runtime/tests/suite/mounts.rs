@@ -3,16 +3,15 @@
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use runtime::client::LauncherKind;
 use runtime::sys::propagation::{Propagation, set_propagation};
 use serde_json::json;
 
 use super::stdout;
-use crate::support::{Pod, TestSpec, bind_clone, detached_tmpfs, wait_until};
+use crate::support::{Kind, Pod, TestSpec, bind_clone, detached_tmpfs, wait_until};
 
 /// Detached mounts are used as sources: directories and files, read-only or
 /// not; the host's mount table never sees any.
-pub(crate) async fn detached_mounts_are_sources(launcher: LauncherKind) {
+pub(crate) async fn detached_mounts_are_sources(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let dir = pod.scratch().join("volume");
     std::fs::create_dir(&dir).unwrap();
@@ -49,7 +48,7 @@ pub(crate) async fn detached_mounts_are_sources(launcher: LauncherKind) {
 }
 
 /// A read-only root is one.
-pub(crate) async fn read_only_root_is_honoured(launcher: LauncherKind) {
+pub(crate) async fn read_only_root_is_honoured(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell(
         "touch /x 2>&1 | grep -o 'Read-only'; touch /dev/shm/x 2>&1 >/dev/null; true",
@@ -63,7 +62,7 @@ pub(crate) async fn read_only_root_is_honoured(launcher: LauncherKind) {
 }
 
 /// Masked and read-only paths are.
-pub(crate) async fn paths_are_masked_and_read_only(launcher: LauncherKind) {
+pub(crate) async fn paths_are_masked_and_read_only(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "wc -c </proc/timer_list; echo 1 2>/dev/null >/proc/sys/kernel/domainname || echo denied; ls /sys/firmware | wc -l";
     assert_eq!(
@@ -143,7 +142,7 @@ fn mount_marked(target: &Path) {
 
 /// Every mount has its own propagation: the host's mounts reach slave and
 /// shared volumes, the container's reach the host by shared ones alone.
-pub(crate) async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
+pub(crate) async fn each_mount_has_its_own_propagation(launcher: Kind) {
     for with_shared in [true, false] {
         let mut pod = Pod::new(launcher).await;
         let volumes = Volumes::new(pod.scratch());
@@ -222,7 +221,7 @@ pub(crate) async fn each_mount_has_its_own_propagation(launcher: LauncherKind) {
 
 /// The host's cgroup filesystems among the volumes, as node agents have them,
 /// are volumes only: no cgroup is made or joined through them.
-pub(crate) async fn host_cgroups_can_be_a_volume(launcher: LauncherKind) {
+pub(crate) async fn host_cgroups_can_be_a_volume(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script =
         "ls /host/sys/fs/cgroup | wc -l; grep -v ':/$' /proc/self/cgroup | cut -d: -f3 | sort -u";

@@ -1,14 +1,14 @@
 //! What containers of a pod share.
 
-use runtime::client::{LauncherKind, MonitorError};
+use runtime::client::MonitorError;
 use serde_json::json;
 
 use super::stdout;
-use crate::support::{Pod, PodOptions, TestContainer, TestSpec, wait_until};
+use crate::support::{Kind, Pod, PodOptions, TestContainer, TestSpec, wait_until};
 
 /// The monitor is in the pod's cgroups and namespaces, which its entries in
 /// /proc name; containers share ipc, uts and net.
-pub(crate) async fn containers_share_the_pods_namespaces(launcher: LauncherKind) {
+pub(crate) async fn containers_share_the_pods_namespaces(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     assert_eq!(pod.ready.pid, pod.monitor.pid());
     assert_eq!(pod.ready.init_pid, None);
@@ -44,7 +44,7 @@ pub(crate) async fn containers_share_the_pods_namespaces(launcher: LauncherKind)
 }
 
 /// Kernel parameters are the pod's; bad ones fail the setup by their name.
-pub(crate) async fn kernel_parameters_are_set(launcher: LauncherKind) {
+pub(crate) async fn kernel_parameters_are_set(launcher: Kind) {
     let with = |name: &str, value: &str| PodOptions {
         sysctls: vec![(name.to_owned(), value.to_owned())],
         ..PodOptions::new(launcher)
@@ -65,7 +65,7 @@ pub(crate) async fn kernel_parameters_are_set(launcher: LauncherKind) {
     }
 }
 
-async fn shared(launcher: LauncherKind) -> Pod {
+async fn shared(launcher: Kind) -> Pod {
     Pod::with(PodOptions {
         shared_pid: true,
         ..PodOptions::new(launcher)
@@ -86,7 +86,7 @@ fn in_pid_namespace(pid: i32, script: &str) -> TestSpec {
 
 /// Process 1 of a shared pid namespace is the built-in init, which has nothing
 /// that anybody could take.
-pub(crate) async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
+pub(crate) async fn shared_init_has_nothing_to_take(launcher: Kind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{init}/{name}")).unwrap();
@@ -140,7 +140,7 @@ pub(crate) async fn shared_init_has_nothing_to_take(launcher: LauncherKind) {
 
 /// Containers see each other's processes; orphans are reaped by the init; a
 /// container's end ends what it left behind, and nothing else.
-pub(crate) async fn shared_processes_end_with_their_container(launcher: LauncherKind) {
+pub(crate) async fn shared_processes_end_with_their_container(launcher: Kind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let other = pod.run(&in_pid_namespace(init, "exec sleep 4711")).await;
@@ -155,7 +155,7 @@ pub(crate) async fn shared_processes_end_with_their_container(launcher: Launcher
         wait_until(|| container.cgroup.pids().is_empty()),
         "what it left lives on"
     );
-    assert_eq!(other.cgroup.pids(), [other.created.pid]);
+    assert_eq!(other.processes(), [other.created.pid]);
     let zombies = || {
         let children = format!("/proc/{init}/task/{init}/children");
         std::fs::read_to_string(children)
@@ -173,7 +173,7 @@ pub(crate) async fn shared_processes_end_with_their_container(launcher: Launcher
 }
 
 /// The init ends on SIGTERM, and its containers with it.
-pub(crate) async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
+pub(crate) async fn shared_init_ends_on_sigterm(launcher: Kind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
     let container = pod
@@ -190,7 +190,7 @@ pub(crate) async fn shared_init_ends_on_sigterm(launcher: LauncherKind) {
 }
 
 /// In the host's pid namespace, too, a container's end ends what it left.
-pub(crate) async fn host_pid_processes_end_with_their_container(launcher: LauncherKind) {
+pub(crate) async fn host_pid_processes_end_with_their_container(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let namespaces = json!([{ "type": "mount" }, { "type": "cgroup" }]);
     let spec = TestSpec::shell("(setsid sleep 4713 &); sleep 0.1; exit 2")
@@ -227,7 +227,7 @@ fn limit_memory(container: &TestContainer) {
 }
 
 /// The kernel's kill for lack of memory is told from any other.
-pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
+pub(crate) async fn lack_of_memory_is_told(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let hog = "x=a; while :; do x=$x$x; done";
     let container = pod.create(&TestSpec::shell(hog)).await;
@@ -244,7 +244,7 @@ pub(crate) async fn lack_of_memory_is_told(launcher: LauncherKind) {
 
 /// A first process that goes on after another was killed for lack of memory
 /// ends as it says.
-pub(crate) async fn lack_of_memory_in_a_child_keeps_the_exit_code(launcher: LauncherKind) {
+pub(crate) async fn lack_of_memory_in_a_child_keeps_the_exit_code(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let hog = "(x=a; while :; do x=$x$x; done); echo child $?; exit 0";
     let container = pod.create(&TestSpec::shell(hog)).await;

@@ -3,14 +3,13 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use runtime::client::LauncherKind;
 use serde_json::json;
 
 use super::{launch_error, stdout};
-use crate::support::{Pod, TestSpec};
+use crate::support::{Kind, Pod, TestSpec};
 
 /// A program that is missing fails the start, by name.
-pub(crate) async fn missing_program_fails_the_start(launcher: LauncherKind) {
+pub(crate) async fn missing_program_fails_the_start(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     for (name, message) in [
         (
@@ -42,7 +41,7 @@ pub(crate) async fn missing_program_fails_the_start(launcher: LauncherKind) {
 }
 
 /// The kernel decides what may be executed: an owner's own program may.
-pub(crate) async fn owners_only_program_runs(launcher: LauncherKind) {
+pub(crate) async fn owners_only_program_runs(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["/own"]).set("process.user", json!({ "uid": 1000, "gid": 1000 }));
     let container = pod.create(&spec).await;
@@ -57,7 +56,7 @@ pub(crate) async fn owners_only_program_runs(launcher: LauncherKind) {
 }
 
 /// Order and duplicates of the environment are kept; nothing is added.
-pub(crate) async fn environment_is_kept_as_it_is(launcher: LauncherKind) {
+pub(crate) async fn environment_is_kept_as_it_is(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let env = [
         "Z=1",
@@ -78,7 +77,7 @@ pub(crate) async fn environment_is_kept_as_it_is(launcher: LauncherKind) {
 }
 
 /// Without PATH there is a usual one; without HOME nothing is invented.
-pub(crate) async fn missing_path_and_home_are_no_error(launcher: LauncherKind) {
+pub(crate) async fn missing_path_and_home_are_no_error(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["cat", "/proc/self/environ"]).set("process.env", json!([]));
     let (record, log) = pod.outcome(&spec).await;
@@ -88,7 +87,7 @@ pub(crate) async fn missing_path_and_home_are_no_error(launcher: LauncherKind) {
 
 /// No code of the image runs before the container's own program, whatever its
 /// name service says.
-pub(crate) async fn image_runs_no_code_before_its_program(launcher: LauncherKind) {
+pub(crate) async fn image_runs_no_code_before_its_program(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["cat", "/etc/nsswitch.conf"])
         .set("process.env", json!(["PATH=/bin"]))
@@ -140,7 +139,7 @@ fn evil_module(dir: &std::path::Path) -> std::path::PathBuf {
 }
 
 /// The working directory is entered; one that is missing is an error.
-pub(crate) async fn working_directory_is_entered(launcher: LauncherKind) {
+pub(crate) async fn working_directory_is_entered(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/tmp"));
     assert_eq!(stdout(pod.outcome(&spec).await), "/tmp");

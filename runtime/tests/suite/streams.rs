@@ -3,13 +3,13 @@
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
-use runtime::client::{LauncherKind, MonitorError};
+use runtime::client::MonitorError;
 use runtime::mount::{TmpfsFlags, tmpfs};
 
-use crate::support::{Pod, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestSpec, wait_until};
 
 /// Long lines are split, order is kept, nothing is lost.
-pub(crate) async fn long_output_is_complete(launcher: LauncherKind) {
+pub(crate) async fn long_output_is_complete(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "seq 1 60000; head -c 40000 /dev/zero | tr '\\0' x; echo end";
     let (record, log) = pod.outcome(&TestSpec::shell(script)).await;
@@ -34,7 +34,7 @@ pub(crate) async fn long_output_is_complete(launcher: LauncherKind) {
 }
 
 /// Reopening between lines loses nothing.
-pub(crate) async fn reopened_log_loses_nothing(launcher: LauncherKind) {
+pub(crate) async fn reopened_log_loses_nothing(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod
         .run(&TestSpec::shell(
@@ -72,7 +72,7 @@ pub(crate) async fn reopened_log_loses_nothing(launcher: LauncherKind) {
 }
 
 /// A log that cannot be written never keeps the container waiting.
-pub(crate) async fn full_disk_never_blocks_the_container(launcher: LauncherKind) {
+pub(crate) async fn full_disk_never_blocks_the_container(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::shell("seq 1 100000");
     // Mounted nowhere: nothing of it is left.
@@ -93,7 +93,7 @@ pub(crate) async fn full_disk_never_blocks_the_container(launcher: LauncherKind)
 }
 
 /// Without a log the output is read all the same.
-pub(crate) async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
+pub(crate) async fn output_without_a_log_is_dropped(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod
         .create_with(&TestSpec::shell("seq 1 100000"), |request| {
@@ -108,7 +108,7 @@ pub(crate) async fn output_without_a_log_is_dropped(launcher: LauncherKind) {
 }
 
 /// A log that cannot be opened fails the creation by its name.
-pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
+pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let result = pod
         .create_with(&TestSpec::shell("true"), |request| {
@@ -124,7 +124,7 @@ pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: LauncherKind) {
 }
 
 /// A link or a device in the place of a log fails the creation by its name.
-pub(crate) async fn log_that_is_no_file_is_named(launcher: LauncherKind) {
+pub(crate) async fn log_that_is_no_file_is_named(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let result = pod
         .create_with(&TestSpec::shell("true"), |request| {
@@ -138,7 +138,7 @@ pub(crate) async fn log_that_is_no_file_is_named(launcher: LauncherKind) {
 }
 
 /// Without stdin there is an empty one; with it, it stays open.
-pub(crate) async fn input_is_empty_or_open(launcher: LauncherKind) {
+pub(crate) async fn input_is_empty_or_open(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let (record, _) = pod.outcome(&TestSpec::new(&["cat"])).await;
     assert_eq!(record.exit_code, 0);
@@ -161,7 +161,7 @@ pub(crate) async fn input_is_empty_or_open(launcher: LauncherKind) {
 }
 
 /// A terminal is one for the container, and its output is in the log.
-pub(crate) async fn terminal_is_logged(launcher: LauncherKind) {
+pub(crate) async fn terminal_is_logged(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo err >&2; (exec 3</dev/tty) && echo controlling; printf last";
     let container = pod
@@ -184,7 +184,7 @@ pub(crate) async fn terminal_is_logged(launcher: LauncherKind) {
 
 /// What a process of the container holds open keeps no exit waiting, and what
 /// it writes later is logged.
-pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: LauncherKind) {
+pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     // In the pod's pid namespace the grandchild would be killed with the first
     // process; one that was run from outside is not in that tree. A pipe that

@@ -3,9 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use runtime::client::LauncherKind;
-
-use crate::support::{Pod, TestSpec};
+use crate::support::{Kind, Pod, TestSpec};
 
 const ROUNDS: usize = 30;
 
@@ -31,7 +29,7 @@ impl Times {
 }
 
 /// Create, start and exec, back to back and after quiet moments.
-pub(crate) async fn of_calls(launcher: LauncherKind) {
+pub(crate) async fn of_calls(launcher: Kind) {
     for gap in [0, 200] {
         let mut pod = Pod::new(launcher).await;
         let (mut create, mut start, mut exec, mut delete) = (
@@ -82,7 +80,7 @@ pub(crate) async fn of_calls(launcher: LauncherKind) {
 }
 
 /// Spawn and setup; the monitor's share of memory, idle and with a container.
-pub(crate) async fn of_monitors(launcher: LauncherKind) {
+pub(crate) async fn of_monitors(launcher: Kind) {
     let mut pods = Vec::new();
     let mut setup = Times::default();
     for _ in 0..ROUNDS {
@@ -123,7 +121,7 @@ pub(crate) async fn of_monitors(launcher: LauncherKind) {
 }
 
 /// How fast 100-byte lines become a log.
-pub(crate) async fn of_logs(launcher: LauncherKind) {
+pub(crate) async fn of_logs(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let line = "x".repeat(99);
     let spec = TestSpec::shell(&format!("yes {line} | head -c 500000000"));

@@ -17,6 +17,6 @@ mod spec;
 
 pub(crate) use binaries::{monitor_binaries, monitor_dir};
 pub(crate) use cgroup::TestCgroup;
-pub(crate) use pod::{Pod, PodOptions, TestContainer, wait_until};
+pub(crate) use pod::{Kind, Pod, PodOptions, TestContainer, wait_until};
 pub(crate) use rootfs::{bind_clone, detached_tmpfs};
 pub(crate) use spec::TestSpec;

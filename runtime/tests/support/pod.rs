@@ -31,7 +31,7 @@ pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
 #[derive(Debug, Clone)]
 pub(crate) struct PodOptions {
     /// Who makes its containers.
-    pub(crate) launcher: LauncherKind,
+    pub(crate) launcher: Kind,
     /// Changed before the setup.
     pub(crate) shared_pid: bool,
     /// Kernel parameters.
@@ -40,7 +40,7 @@ pub(crate) struct PodOptions {
 
 impl PodOptions {
     /// An ordinary pod.
-    pub(crate) fn new(launcher: LauncherKind) -> Self {
+    pub(crate) fn new(launcher: Kind) -> Self {
         Self {
             launcher,
             shared_pid: false,
@@ -61,8 +61,29 @@ pub(crate) struct Pod {
     /// The monitor's cgroup.
     pub(crate) cgroup: TestCgroup,
     dir: tempfile::TempDir,
-    launcher: LauncherKind,
+    launcher: Kind,
     next: u32,
+}
+
+/// How containers are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// By youki's libcontainer.
+    Libcontainer,
+    /// By the monitor.
+    Native,
+    /// By a process that was parked in the container's cgroups before.
+    Parked,
+}
+
+impl Kind {
+    /// The launcher.
+    pub(crate) fn launcher(self) -> LauncherKind {
+        match self {
+            Self::Libcontainer => LauncherKind::Libcontainer,
+            Self::Native | Self::Parked => LauncherKind::Native,
+        }
+    }
 }
 
 /// A container that a test made.
@@ -80,6 +101,21 @@ pub(crate) struct TestContainer {
     pub(crate) upper: PathBuf,
 }
 
+impl TestContainer {
+    /// Its processes, but for one that is parked for the next exec.
+    pub(crate) fn processes(&self) -> Vec<i32> {
+        let is_parked = |pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+            // The copy of the monitor that becomes one has the monitor's name first.
+            let names = ["slipway-parked", "slipway-monitor"];
+            name.is_ok_and(|name| names.contains(&name.trim()))
+        };
+        let mut pids = self.cgroup.pids();
+        pids.retain(|pid| !is_parked(pid));
+        pids
+    }
+}
+
 /// What a process that was run left.
 #[derive(Debug)]
 pub(crate) struct Ended {
@@ -93,7 +129,7 @@ pub(crate) struct Ended {
 
 impl Pod {
     /// An ordinary pod.
-    pub(crate) async fn new(launcher: LauncherKind) -> Self {
+    pub(crate) async fn new(launcher: Kind) -> Self {
         Self::with(PodOptions::new(launcher)).await
     }
 
@@ -166,7 +202,7 @@ impl Pod {
         let upper = self.dir.path().join(&id);
         let rootfs = rootfs::overlay(&upper);
         let request = CreateContainer {
-            launcher: self.launcher,
+            launcher: self.launcher.launcher(),
             spec: spec.build(),
             rootfs,
             mounts: Vec::new(),
@@ -198,6 +234,9 @@ impl Pod {
         change(&mut request);
         let id = request.id.clone();
         let log = request.log_path.clone().unwrap_or_default();
+        if self.launcher == Kind::Parked {
+            self.monitor.park(&id, &request.cgroup_procs).await;
+        }
         let created = self.monitor.create(request).await?;
         Ok(TestContainer {
             id,

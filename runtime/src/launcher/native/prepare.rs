@@ -14,7 +14,9 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use rustix::process::{Gid, Uid};
 
 use super::super::{ContainerStdio, LaunchError};
+use super::Place;
 use crate::exec;
+use crate::parked::Ways;
 use crate::protocol::{
     self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
 };
@@ -148,18 +150,24 @@ pub(super) struct Hierarchy {
 impl Prepared {
     /// Checks and prepares a plan.
     pub(super) fn new(
-        plan: &Plan,
-        create: &Create,
+        (plan, create): (&Plan, &Create),
         (mut fds, stdio): (Fds, ContainerStdio),
         null: &OwnedFd,
+        place: Place,
     ) -> Result<Self, LaunchError> {
-        let (cgroup, procs) = birth_cgroup(&create.cgroup_procs)?;
+        let missing: &[Vec<u8>] = match place {
+            Place::Here => &[],
+            Place::Elsewhere => &create.cgroup_procs,
+        };
+        let Ways { born_in, joined } = Ways::new(missing).map_err(|(dir, errno)| {
+            LaunchError::failed("join cgroup", format!("{dir}: {errno}"))
+        })?;
         let process = plan
             .process
             .as_ref()
             .ok_or_else(|| LaunchError::failed("read the plan", "it has no process"))?;
         let filter = create.seccomp_bpf.as_deref();
-        let process = exec::Plan::new(process, &procs, filter)
+        let process = exec::Plan::new(process, &joined, filter)
             .map_err(|error| LaunchError::failed("read process", error))?
             .with_seccomp_flags(plan.seccomp_flags);
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
@@ -189,7 +197,7 @@ impl Prepared {
             new_cgroup,
             joined,
             pid_namespace,
-            cgroup,
+            cgroup: born_in,
             view: CgroupView::new(&create.cgroup_procs)?,
             rootfs,
             mounts: mounts.collect::<Result<_, _>>()?,
@@ -217,24 +225,6 @@ pub(super) fn cgroup_dirs(create: &Create) -> Vec<PathBuf> {
 
 fn parent(procs: &[u8]) -> Option<&Path> {
     Path::new(OsStr::from_bytes(procs)).parent()
-}
-
-/// The child is born in a cgroup of the v2 tree, which costs nothing, and
-/// joins the others itself, each of which may wait for all processors.
-fn birth_cgroup(procs: &[Vec<u8>]) -> Result<(Option<OwnedFd>, Vec<Vec<u8>>), LaunchError> {
-    let mut rest = procs.to_vec();
-    let is_v2 =
-        |procs: &Vec<u8>| parent(procs).is_some_and(|dir| dir.join("cgroup.controllers").exists());
-    let Some(index) = rest.iter().position(is_v2) else {
-        return Ok((None, rest));
-    };
-    let procs = rest.swap_remove(index);
-    let dir = parent(&procs).unwrap_or(Path::new("/"));
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(dir, flags, Mode::empty()).map_err(|errno| {
-        LaunchError::failed("join cgroup", format!("{}: {errno}", dir.display()))
-    })?;
-    Ok((Some(opened), rest))
 }
 
 fn given(create: &Create, fds: &mut Fds, index: usize) -> Result<Option<OwnedFd>, LaunchError> {

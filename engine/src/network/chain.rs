@@ -1,0 +1,267 @@
+//! One command for all plugins of a list: built-in ones as functions, the
+//! others as processes.
+//!
+//! Owns which of both a plugin is. Neighbours that are built in share one
+//! blocking call.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use cni::{Command, Invocation};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+use super::conf::{NetworkList, kind};
+use super::plugin::{Call, PluginError, installed};
+use crate::config::Cni;
+
+/// How a plugin runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Runner {
+    /// As a function of the engine.
+    Builtin,
+    /// As a process.
+    External,
+}
+
+/// How the plugins of a list run, in their order.
+pub(super) fn runners(cni: &Cni, list: &NetworkList) -> Vec<Runner> {
+    list.plugins().map(|plugin| runner(cni, plugin)).collect()
+}
+
+fn runner(cni: &Cni, plugin: &Value) -> Runner {
+    let ipam = plugin["ipam"]["type"].as_str().unwrap_or_default();
+    // A built-in plugin would use the built-in address management.
+    if cni.is_external(kind(plugin)) || cni.is_external(ipam) {
+        return Runner::External;
+    }
+    if cni::is_builtin_config(plugin) {
+        Runner::Builtin
+    } else {
+        Runner::External
+    }
+}
+
+/// How the plugins ran that made an attachment whose record does not say it:
+/// an engine without built-in plugins wrote it.
+pub(super) fn former_runners(cni: &Cni, list: &NetworkList) -> Vec<Runner> {
+    let former = |plugin| match installed(&cni.bin_dirs, kind(plugin)) {
+        Some(_) => Runner::External,
+        None => runner(cni, plugin),
+    };
+    list.plugins().map(former).collect()
+}
+
+/// What all plugins of a list are told.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) command: Command,
+    /// Empty for STATUS and GC, like the next two.
+    pub(super) id: String,
+    pub(super) netns: PathBuf,
+    pub(super) args: String,
+    pub(super) capabilities: BTreeMap<String, Value>,
+    /// For GC.
+    pub(super) valid: Option<Value>,
+}
+
+/// One command on its way through a list.
+pub(super) struct Chain<'a> {
+    pub(super) cni: &'a Cni,
+    /// Bounds how many work with the kernel at once: it has one lock for all.
+    pub(super) permits: &'a Arc<Semaphore>,
+    pub(super) list: &'a NetworkList,
+    pub(super) runners: &'a [Runner],
+    pub(super) told: Told,
+    /// For all plugins that are processes.
+    pub(super) deadline: Instant,
+}
+
+/// A plugin's failure, with its type.
+pub(super) struct Failure {
+    pub(super) plugin: String,
+    pub(super) source: PluginError,
+}
+
+impl Chain<'_> {
+    /// ADD: each plugin gets the result of the one before; the first failure
+    /// ends it.
+    pub(super) async fn add(&self) -> Result<Value, Failure> {
+        let mut result = None;
+        for (runner, plugins) in self.parts(false) {
+            let results = self.run(runner, plugins, result.take(), true).await;
+            for (_, one) in results {
+                result = Some(one?);
+            }
+        }
+        Ok(result.unwrap_or(Value::Null))
+    }
+
+    /// Any other command: each plugin gets the result of ADD, in the order of
+    /// DEL for that, and all are asked.
+    pub(super) async fn others(&self, result: Option<Value>) -> Vec<Failure> {
+        let mut failures = Vec::new();
+        for (runner, plugins) in self.parts(self.told.command == Command::Del) {
+            let results = self.run(runner, plugins, result.clone(), false).await;
+            failures.extend(results.into_iter().filter_map(|(_, one)| one.err()));
+        }
+        failures
+    }
+
+    /// Neighbours that run the same way.
+    fn parts(&self, reverse: bool) -> Vec<(Runner, Vec<Value>)> {
+        let mut all: Vec<_> = self.list.plugins().zip(self.runners).collect();
+        if reverse {
+            all.reverse();
+        }
+        let mut parts: Vec<(Runner, Vec<Value>)> = Vec::new();
+        for (plugin, runner) in all {
+            match parts.last_mut() {
+                Some((Runner::Builtin, plugins)) if *runner == Runner::Builtin => {
+                    plugins.push(plugin.clone());
+                }
+                _ => parts.push((*runner, vec![plugin.clone()])),
+            }
+        }
+        parts
+    }
+
+    async fn run(
+        &self,
+        runner: Runner,
+        plugins: Vec<Value>,
+        previous: Option<Value>,
+        chained: bool,
+    ) -> Vec<(String, Result<Value, Failure>)> {
+        let names: Vec<String> = plugins
+            .iter()
+            .map(|plugin| kind(plugin).to_owned())
+            .collect();
+        let results = match runner {
+            Runner::External => self.execute(&plugins, previous.as_ref()).await,
+            Runner::Builtin => self.call(plugins, previous, chained).await,
+        };
+        let named = names.into_iter().zip(results);
+        named
+            .map(|(plugin, result)| {
+                let result = result.map_err(|source| Failure {
+                    plugin: plugin.clone(),
+                    source,
+                });
+                (plugin, result)
+            })
+            .collect()
+    }
+
+    async fn execute(
+        &self,
+        plugins: &[Value],
+        previous: Option<&Value>,
+    ) -> Vec<Result<Value, PluginError>> {
+        let call = Call {
+            command: self.told.command.name(),
+            id: &self.told.id,
+            netns: &self.told.netns,
+            args: &self.told.args,
+            bin_dirs: &self.cni.bin_dirs,
+            deadline: self.deadline,
+        };
+        let mut results = Vec::new();
+        for plugin in plugins {
+            let input = self.list.input(plugin, &self.told.capabilities, previous);
+            results.push(call.run(kind(plugin), self.told.with_valid(input)).await);
+        }
+        results
+    }
+
+    async fn call(
+        &self,
+        plugins: Vec<Value>,
+        previous: Option<Value>,
+        chained: bool,
+    ) -> Vec<Result<Value, PluginError>> {
+        let Ok(permit) = Arc::clone(self.permits).acquire_owned().await else {
+            return vec![Err(PluginError::Defect("the engine ends".into()))];
+        };
+        let (told, list) = (self.told.clone(), self.list.clone());
+        let work = move || {
+            let results = call_all(&told, &list, &plugins, previous, chained);
+            // With the work, even if nobody waits for it any more.
+            drop(permit);
+            results
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(results) => results,
+            Err(error) => vec![Err(PluginError::Defect(error.to_string()))],
+        }
+    }
+}
+
+impl Told {
+    /// A command about no attachment.
+    pub(super) fn about_none(command: Command) -> Self {
+        Self {
+            command,
+            id: String::new(),
+            netns: PathBuf::new(),
+            args: String::new(),
+            capabilities: BTreeMap::new(),
+            valid: None,
+        }
+    }
+
+    fn with_valid(&self, mut input: Value) -> Value {
+        if let Some(valid) = &self.valid {
+            input["cni.dev/valid-attachments"] = valid.clone();
+        }
+        input
+    }
+
+    /// Calls one built-in plugin.
+    pub(super) fn call(&self, kind: &str, input: Value) -> Result<Value, PluginError> {
+        let input = self.with_valid(input);
+        let about_one = matches!(self.command, Command::Add | Command::Del | Command::Check);
+        let call = Invocation {
+            command: self.command,
+            container_id: &self.id,
+            netns: Some(self.netns.as_path()).filter(|path| *path != Path::new("")),
+            interface: if about_one { super::INTERFACE } else { "" },
+            args: &self.args,
+            config: &input,
+            // Nobody but the engine has the namespace, and it drops it after DEL.
+            netns_will_go: self.command == Command::Del,
+        };
+        cni::run(kind, &call).map_err(|error| PluginError::Builtin(Box::new(error)))
+    }
+}
+
+fn call_all(
+    told: &Told,
+    list: &NetworkList,
+    plugins: &[Value],
+    mut previous: Option<Value>,
+    chained: bool,
+) -> Vec<Result<Value, PluginError>> {
+    let mut results = Vec::new();
+    for plugin in plugins {
+        let input = list.input(plugin, &told.capabilities, previous.as_ref());
+        let result = told.call(kind(plugin), input);
+        let failed = result.is_err();
+        if chained {
+            previous = result.as_ref().ok().cloned();
+        }
+        results.push(result);
+        if chained && failed {
+            break;
+        }
+    }
+    results
+}
+
+/// As many at once as keep the kernel's lock busy.
+pub(super) fn permits() -> Arc<Semaphore> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    Arc::new(Semaphore::new(cores * 2))
+}
