@@ -5,7 +5,8 @@
 
 use rustix::io::Errno;
 
-use crate::netlink::{Attribute, Family, Message, NetlinkError, Socket, attributes};
+use crate::netlink::{Attribute, Message, NetlinkError, attributes, with_netfilter};
+use crate::sysctl;
 
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
@@ -19,23 +20,26 @@ const FILTER: u16 = 25;
 const TUPLE_PROTOCOL: u16 = 2;
 const PROTOCOL_NUMBER: u16 = 1;
 const PROTOCOL_DESTINATION: u16 = 3;
-/// A filter by protocol number and destination port, in the original direction.
-const FILTER_FLAGS: u32 = (1 << 3) | (1 << 5);
+/// A filter looks at these of a flow's original direction.
+const FILTER_PROTOCOL: u32 = 1 << 3;
+const FILTER_DESTINATION: u32 = 1 << 5;
 const UDP: u8 = 17;
 /// How many are deleted in one send.
 const CHUNK: usize = 256;
 
-/// Forgets the UDP flows of a family that were sent to one of these ports.
+/// Forgets the UDP flows of a family that were sent to one of these ports. The kernel
+/// looks through its whole table for that, some milliseconds however empty it is, so
+/// it is asked once, and not at all where nothing is tracked.
 pub(crate) fn forget_udp(v6: bool, ports: &[u16]) -> Result<(), NetlinkError> {
-    if ports.is_empty() {
+    let tracked = sysctl::read("net/netfilter/nf_conntrack_count");
+    if ports.is_empty() || !tracked.is_ok_and(|count| count != "0") {
         return Ok(());
     }
-    let mut socket = Socket::open(Family::Netfilter)?;
-    for port in ports {
-        let flows = socket.dump(&list(v6, *port))?;
+    with_netfilter(|socket| {
+        let flows = socket.dump(&list(v6, ports))?;
         let deletions: Vec<Message> = flows
             .iter()
-            .filter_map(|flow| deletion(v6, flow.body.get(FIXED..)?, *port))
+            .filter_map(|flow| deletion(v6, flow.body.get(FIXED..)?, ports))
             .collect();
         for chunk in deletions.chunks(CHUNK) {
             let refusals = socket.exchange(chunk.to_vec())?.refusals;
@@ -44,34 +48,38 @@ pub(crate) fn forget_udp(v6: bool, ports: &[u16]) -> Result<(), NetlinkError> {
                 return Err(NetlinkError::Refused(refusal));
             }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
-/// Asks for the flows to a port. Kernels before 5.8 send all flows, so that what
-/// comes is looked through again.
-fn list(v6: bool, port: u16) -> Message {
+/// Asks for the flows to a port, or to all ports where there are several. Kernels
+/// before 5.8 send all flows, so that what comes is looked through again.
+fn list(v6: bool, ports: &[u16]) -> Message {
     let mut message = start("list tracked connections", GET, v6);
+    let mut flags = FILTER_PROTOCOL;
     message.nested(TUPLE_ORIGINAL, |tuple| {
         tuple.nested(TUPLE_PROTOCOL, |protocol| {
-            protocol
-                .u8(PROTOCOL_NUMBER, UDP)
-                .be16(PROTOCOL_DESTINATION, port);
+            protocol.u8(PROTOCOL_NUMBER, UDP);
+            if let [port] = ports {
+                protocol.be16(PROTOCOL_DESTINATION, *port);
+                flags |= FILTER_DESTINATION;
+            }
         });
     });
     message.nested(FILTER, |filter| {
-        filter.u32(1, FILTER_FLAGS).u32(2, 0);
+        filter.u32(1, flags).u32(2, 0);
     });
     message
 }
 
 /// The request to forget a flow; `None` where it is another one.
-fn deletion(v6: bool, flow: &[u8], port: u16) -> Option<Message> {
+fn deletion(v6: bool, flow: &[u8], ports: &[u16]) -> Option<Message> {
     let find = |kind| attributes(flow).find(|attribute| attribute.kind == kind);
     let tuple = find(TUPLE_ORIGINAL)?;
     let protocol = inside(&tuple, TUPLE_PROTOCOL)?;
     let is_udp = inside(&protocol, PROTOCOL_NUMBER)?.u8() == Some(UDP);
-    if !is_udp || inside(&protocol, PROTOCOL_DESTINATION)?.be16() != Some(port) {
+    let port = inside(&protocol, PROTOCOL_DESTINATION)?.be16()?;
+    if !is_udp || !ports.contains(&port) {
         return None;
     }
     let mut message = start("forget a tracked connection", DELETE, v6);
@@ -100,6 +108,7 @@ fn start(what: &'static str, kind: u16, v6: bool) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netlink::{Family, Socket};
     use crate::testing::in_new_namespace;
 
     const TCP: u8 = 6;
@@ -161,8 +170,8 @@ mod tests {
             track(&mut socket, UDP, 53);
             let flows = socket.dump(&start("list", GET, false)).unwrap();
             let body = &flows[0].body[FIXED..];
-            assert!(deletion(false, body, 54).is_none());
-            assert!(deletion(false, body, 53).is_some());
+            assert!(deletion(false, body, &[54]).is_none());
+            assert!(deletion(false, body, &[54, 53]).is_some());
         });
     }
 }

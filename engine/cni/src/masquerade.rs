@@ -48,11 +48,14 @@ pub(crate) fn accepts(backend: Option<&str>) -> bool {
 /// Masquerades what the addresses send out of their own networks.
 pub(crate) fn add(owner: Owner<'_>, addresses: &[Prefix]) -> Result<(), Error> {
     let build = |socket: &mut Socket| {
-        let stale = find(socket, &owner.prefix())?;
+        let rules = nft::rules(socket, TABLE, None)?;
         let mut transaction = Transaction::default();
-        frame(&mut transaction);
-        for rule in &stale {
-            transaction.delete(TABLE, CHECKS, rule.handle);
+        if !has_frame(&rules) {
+            frame(&mut transaction);
+        }
+        let prefix = owner.prefix();
+        for stale in rules.iter().filter(|rule| is_check(rule, &prefix)) {
+            transaction.delete(TABLE, CHECKS, stale.handle);
         }
         let comment = owner.comment();
         for address in addresses {
@@ -99,8 +102,14 @@ pub(crate) fn collect<'a>(
     nft::change(build).map_err(|source| Error::because("collect ipMasq", source))
 }
 
-/// The table with its chains; the rules of the base chain are made anew, as by
-/// the plugins, so that a half-made or foreign one is put right.
+/// Whether the base chain has its rules, and so the table all its chains. Making
+/// them anew would have the kernel throw the old ones away, for nothing.
+fn has_frame(rules: &[nft::Rule]) -> bool {
+    let there = rules.iter().filter(|rule| rule.chain == POSTROUTING);
+    there.map(|rule| &rule.expressions).eq(&frame_rules())
+}
+
+/// The table with its chains. A base chain that is half made or foreign is put right.
 fn frame(transaction: &mut Transaction) {
     transaction.table(TABLE, Some(TABLE_COMMENT));
     transaction.chain(TABLE, CHECKS, Some(CHECKS_COMMENT));
@@ -111,17 +120,22 @@ fn frame(transaction: &mut Transaction) {
     };
     transaction.base_chain(TABLE, POSTROUTING, hook);
     transaction.flush(TABLE, POSTROUTING);
-    for multicast in ["224.0.0.0/4", "ff00::/8"] {
-        let Ok(multicast) = multicast.parse::<Prefix>() else {
-            continue;
-        };
+    for rule in frame_rules() {
+        transaction.append(TABLE, POSTROUTING, &rule, None);
+    }
+}
+
+/// Multicast stays as it is; all else is looked at.
+fn frame_rules() -> Vec<Vec<Expr>> {
+    let multicast = ["224.0.0.0/4", "ff00::/8"].map(str::parse::<Prefix>);
+    let multicast = multicast.into_iter().flatten().map(|multicast| {
         let mut rule = nft::family(multicast.address.is_ipv6()).to_vec();
         rule.extend(nft::network(Side::Destination, true, &multicast));
         rule.push(Expr::Verdict(Verdict::Return));
-        transaction.append(TABLE, POSTROUTING, &rule, None);
-    }
+        rule
+    });
     let checks = Expr::Verdict(Verdict::Goto(CHECKS.to_owned()));
-    transaction.append(TABLE, POSTROUTING, &[checks], None);
+    multicast.chain([vec![checks]]).collect()
 }
 
 fn rule(address: &Prefix) -> Vec<Expr> {
@@ -135,11 +149,13 @@ fn rule(address: &Prefix) -> Vec<Expr> {
 /// Rules whose comment begins like this.
 fn find(socket: &mut Socket, prefix: &str) -> Result<Vec<nft::Rule>, NetlinkError> {
     let mut rules = nft::rules(socket, TABLE, Some(CHECKS))?;
-    rules.retain(|rule| {
-        let comment = rule.comment.as_deref().unwrap_or_default();
-        comment.starts_with(prefix)
-    });
+    rules.retain(|rule| is_check(rule, prefix));
     Ok(rules)
+}
+
+fn is_check(rule: &nft::Rule, prefix: &str) -> bool {
+    let comment = rule.comment.as_deref().unwrap_or_default();
+    rule.chain == CHECKS && comment.starts_with(prefix)
 }
 
 /// The name of something in a comment: the first 16 digits of its digest.

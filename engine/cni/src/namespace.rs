@@ -36,10 +36,10 @@ pub(crate) fn open_if_there(call: &Invocation<'_>) -> Result<Option<Namespace>, 
     }
 }
 
-/// Works in a namespace, on a thread that ends with it.
-pub(crate) fn run<T: Send>(
+/// Works in a namespace and comes back.
+pub(crate) fn run<T>(
     namespace: &Namespace,
-    work: impl FnOnce() -> Result<T, Error> + Send,
+    work: impl FnOnce() -> Result<T, Error>,
 ) -> Result<T, Error> {
     let msg = "failed to work in the container's network namespace";
     namespace

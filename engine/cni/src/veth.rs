@@ -39,22 +39,21 @@ pub(crate) fn add(socket: &mut Socket, wanted: &Wanted<'_>) -> Result<Link, Erro
             mtu: wanted.mtu,
             peer_mac: wanted.mac,
         });
-        // One send: the kernel works in order, so the answer is the new link.
-        let answers = socket
-            .exchange(vec![message, link::by_name(&name)])
-            .map_err(failed)?;
+        let answers = socket.exchange(vec![message]).map_err(failed)?;
         match answers.refusal(0).map(|refusal| refusal.errno) {
             None => {
-                let found = answers.reply(1).and_then(Link::parse);
-                let missing = NetlinkError::NoAnswer("look up a link");
-                let link = found.ok_or_else(|| failed(missing))?;
+                let link = match answers.reply(0).and_then(Link::parse) {
+                    Some(link) => link,
+                    // Kernels before 6.2 do not send it back.
+                    None => guest::find(socket, &name)?,
+                };
                 // The routes of this interface are ours; without IPv6 there are none.
                 let parameter = format!("net/ipv6/conf/{name}/accept_ra");
                 let _without_ipv6 = sysctl::write(&parameter, "0");
                 return Ok(link);
             }
-            // Somebody has the random name: the answer is that link.
-            Some(Errno::EXIST) if answers.reply(1).is_some() => {}
+            // Somebody has the random name.
+            Some(Errno::EXIST) if link::find(socket, &name).map_err(failed)?.is_some() => {}
             Some(Errno::EXIST) => {
                 let inside = wanted.inside;
                 let msg = format!("the container has an interface {inside:?} already");

@@ -28,22 +28,56 @@ pub(crate) async fn pod(
     record: &PodRecord,
     monitor: Option<&Monitor>,
 ) -> Result<(), PodError> {
-    if let Some(monitor) = monitor
-        && let Err(error) = monitor.shutdown().await
-    {
-        tracing::debug!(pod = %record.id, %error, "monitor at shutdown");
-    }
+    // A monitor that says so has reaped all that lived in the namespaces.
+    let ended = match monitor {
+        Some(monitor) => monitor
+            .shutdown()
+            .await
+            .inspect_err(|error| tracing::debug!(pod = %record.id, %error, "monitor at shutdown"))
+            .is_ok(),
+        None => false,
+    };
     failpoint::hit("stop-monitor");
-    let own = record.clone();
-    blocking_with(engine, move |engine| processes(engine, &own)).await?;
-    failpoint::hit("stop-processes");
-    if let (Some(netns), Some(attachment)) = (&record.netns, &record.attachment) {
+    let processes = async {
+        let own = record.clone();
+        blocking_with(engine, move |engine| processes(engine, &own)).await?;
+        failpoint::hit("stop-processes");
+        Ok::<_, PodError>(())
+    };
+    let state = async {
+        let own = record.clone();
+        blocking_with(engine, move |engine| remove_state(engine, &own)).await
+    };
+    let network = give_network_back(engine, record);
+    if ended {
+        let (processes, network, state) = tokio::join!(processes, network, state);
+        processes.and(network).and(state)
+    } else {
+        processes.await?;
+        network.await?;
+        state.await
+    }
+}
+
+/// The pod's addresses and interfaces, then its namespace.
+async fn give_network_back(engine: &Arc<Engine>, record: &PodRecord) -> Result<(), PodError> {
+    let Some(netns) = record.netns.clone() else {
+        return Ok(());
+    };
+    if let Some(attachment) = &record.attachment {
         let _step = mark("network");
-        engine.network.detach(&record.id, netns, attachment).await?;
+        let detached = engine.network.detach(&record.id, &netns, attachment);
+        detached.await?;
     }
     failpoint::hit("stop-network");
-    let own = record.clone();
-    blocking_with(engine, move |engine| remains(engine, &own)).await
+    blocking_with(engine, move |_| {
+        let _step = mark("network namespace");
+        runtime::netns::NetNs::unpin(&netns).map_err(|error| {
+            let step = format!("unpin network namespace {}", netns.display());
+            PodError::runtime(step, error)
+        })
+    })
+    .await
 }
 
 /// Undoes a sandbox that nobody was told of, its record last. What cannot be given
@@ -96,16 +130,8 @@ fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
     engine.remove_cgroup(&cgroup)
 }
 
-fn remains(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
-    let _step = mark("remains");
-    if let Some(netns) = &record.netns {
-        runtime::netns::NetNs::unpin(netns).map_err(|error| {
-            PodError::runtime(
-                format!("unpin network namespace {}", netns.display()),
-                error,
-            )
-        })?;
-    }
+fn remove_state(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+    let _step = mark("state");
     files::unmount_shm(&engine.shm(&record.id))?;
     let state = engine.pod_state(&record.id);
     match std::fs::remove_dir_all(&state) {

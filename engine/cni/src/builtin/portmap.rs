@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::netlink::{self, Message, NetlinkError, Socket, attributes};
+use crate::netlink::{self, Message, NetlinkError, Socket, attributes, with_netfilter};
 use crate::nft::{self, Expr, Family, Hook, Point, Side, Table, Transaction, Verdict};
 use crate::result::Outcome;
 use crate::{Command, Error, Invocation, config, conntrack, sysctl};
@@ -31,6 +31,8 @@ const HOSTPORTS: &str = "hostports";
 const OLD_HOSTPORTS: &str = "hostip_hostports";
 /// The way to both.
 const ALL: &str = "hostports_all";
+const PREROUTING: &str = "prerouting";
+const OUTPUT: &str = "output";
 const MASQUERADING: &str = "masquerading";
 /// Where `dstnat` and `srcnat` are in the order of chains.
 const DESTINATION_NAT: i32 = -100;
@@ -205,19 +207,36 @@ impl Mapping {
     }
 }
 
+/// The rules that only lead to others, by their chain.
+fn leading() -> [(&'static str, Vec<Vec<Expr>>); 3] {
+    let jump = |chain: &str| Expr::Verdict(Verdict::Jump(chain.to_owned()));
+    let mut to_all = nft::to_this_machine().to_vec();
+    to_all.push(jump(ALL));
+    [
+        (ALL, vec![vec![jump(OLD_HOSTPORTS)], vec![jump(HOSTPORTS)]]),
+        (PREROUTING, vec![to_all.clone()]),
+        (OUTPUT, vec![to_all]),
+    ]
+}
+
 fn table(address: IpAddr) -> Table {
     if address.is_ipv4() { V4 } else { V6 }
 }
 
 impl Plan<'_> {
     fn add(&self) -> Result<(), Error> {
-        let mut transaction = Transaction::default();
-        for address in &self.addresses {
-            self.frame(&mut transaction, table(*address));
-            self.rules(&mut transaction, *address);
-        }
-        let done = nft::open().and_then(|mut socket| transaction.run(&mut socket));
-        done.map_err(|source| Error::because("set up port mappings", source))?;
+        let build = |socket: &mut Socket| {
+            let mut transaction = Transaction::default();
+            for address in &self.addresses {
+                let table = table(*address);
+                if !self.has_frame(socket, table)? {
+                    self.frame(&mut transaction, table);
+                }
+                self.rules(&mut transaction, *address);
+            }
+            Ok(transaction)
+        };
+        nft::change(build).map_err(|source| Error::because("set up port mappings", source))?;
         for address in &self.addresses {
             self.forget_flows(*address);
             if self.snat && address.is_ipv4() {
@@ -227,28 +246,42 @@ impl Plan<'_> {
         Ok(())
     }
 
-    /// Table and chains. The rules that only lead to others are made anew, as by
-    /// the plugin, so that a half-made or foreign chain is put right.
+    /// Whether all chains are there, and lead to each other. Making their rules anew
+    /// would have the kernel throw the old ones away, for nothing.
+    fn has_frame(&self, socket: &mut Socket, table: Table) -> Result<bool, NetlinkError> {
+        for (chain, wanted) in leading() {
+            let there = nft::rules(socket, table, Some(chain))?;
+            if !there.iter().map(|rule| &rule.expressions).eq(&wanted) {
+                return Ok(false);
+            }
+        }
+        Ok(!self.snat || nft::has_chain(socket, table, MASQUERADING)?)
+    }
+
+    /// Table and chains. One that is half made or foreign is put right.
     fn frame(&self, transaction: &mut Transaction, table: Table) {
-        let jump = |chain: &str| Expr::Verdict(Verdict::Jump(chain.to_owned()));
         transaction.table(table, Some(TABLE_COMMENT));
         for chain in [HOSTPORTS, OLD_HOSTPORTS, ALL] {
             transaction.chain(table, chain, None);
         }
-        transaction.flush(table, ALL);
-        transaction.append(table, ALL, &[jump(OLD_HOSTPORTS)], None);
-        transaction.append(table, ALL, &[jump(HOSTPORTS)], None);
-        for (chain, point) in [("prerouting", Point::Prerouting), ("output", Point::Output)] {
-            let hook = Hook {
-                kind: "nat",
-                point,
-                priority: DESTINATION_NAT,
+        for (chain, rules) in leading() {
+            let point = match chain {
+                PREROUTING => Some(Point::Prerouting),
+                OUTPUT => Some(Point::Output),
+                _ => None,
             };
-            transaction.base_chain(table, chain, hook);
+            if let Some(point) = point {
+                let hook = Hook {
+                    kind: "nat",
+                    point,
+                    priority: DESTINATION_NAT,
+                };
+                transaction.base_chain(table, chain, hook);
+            }
             transaction.flush(table, chain);
-            let mut rule = nft::to_this_machine().to_vec();
-            rule.push(jump(ALL));
-            transaction.append(table, chain, &rule, None);
+            for rule in rules {
+                transaction.append(table, chain, &rule, None);
+            }
         }
         if self.snat {
             let hook = Hook {
@@ -287,16 +320,21 @@ impl Plan<'_> {
         if self.mappings.is_empty() {
             return Ok(());
         }
-        let failed = |source| Error::because("list port mappings", source);
-        let mut socket = nft::open().map_err(failed)?;
-        for address in &self.addresses {
+        let read = |socket: &mut Socket| {
+            let tables = self.addresses.iter().map(|address| table(*address));
+            tables
+                .map(|table| nft::rules(socket, table, None))
+                .collect()
+        };
+        let tables: Result<Vec<_>, _> = with_netfilter(read);
+        let tables = tables.map_err(|source| Error::because("list port mappings", source))?;
+        for (address, rules) in self.addresses.iter().zip(tables) {
             let mapped = self.mappings.iter().filter(|one| one.is_for(*address));
             let own = match (self.snat, address.is_ipv4()) {
                 (false, _) => 0,
                 (true, false) => 1,
                 (true, true) => 2,
             };
-            let rules = nft::rules(&mut socket, table(*address), None).map_err(failed)?;
             for (chain, least) in [(HOSTPORTS, mapped.count()), (MASQUERADING, own)] {
                 let found = rules.iter().filter(|rule| rule.chain == chain);
                 if found.filter(|rule| is_of(rule, self.container_id)).count() < least {

@@ -250,6 +250,7 @@ mod tests {
                 let routes = route::list(&mut guest::socket().unwrap(), false).unwrap();
                 let mut texts: Vec<_> = routes
                     .iter()
+                    .filter(|route| route.is_main())
                     .map(|route| format!("{} {:?}", route.dst, route.gateway))
                     .collect();
                 texts.sort();

@@ -1,8 +1,8 @@
 //! Work in another network namespace.
 //!
-//! A namespace belongs to a thread. Everything here happens on short-lived
-//! threads, so that no thread of the caller, which may belong to a pool, ever
-//! changes its network: there is no way back that could fail.
+//! A namespace belongs to a thread: the caller's goes there and comes back. Where
+//! the kernel refuses the way back the process ends, since nothing that this
+//! thread did afterwards would happen where it is meant to.
 
 use std::fs::File;
 use std::io;
@@ -16,6 +16,9 @@ use rustix::fs::fstatfs;
 const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// Where namespaces of processes are, when a kernel shows them as files of proc.
 const PROC_MAGIC: i64 = 0x9fa0;
+
+/// The namespace of the thread that opens it.
+const OWN: &str = "/proc/thread-self/ns/net";
 
 /// Why a namespace cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -84,28 +87,35 @@ impl Namespace {
         &self.path
     }
 
-    /// Runs `work` in the namespace, on a thread that ends with it. What it
-    /// opens there (sockets) stays of that namespace and may be brought back.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, NamespaceError> {
+    /// Runs `work` in the namespace. What it opens there (sockets) stays of that
+    /// namespace and may be brought back. The thread is in its own namespace again
+    /// afterwards, also when `work` panics.
+    ///
+    /// No thread is made for it: while a process somewhere joins a cgroup of
+    /// version 1, no thread can be made on the whole machine, for 7 ms and more.
+    pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
         let failed = |step, source| NamespaceError::System {
             path: self.path.clone(),
             step,
             source,
         };
-        let entered = std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new()
-                .name("cni-netns".into())
-                .stack_size(256 * 1024)
-                .spawn_scoped(scope, || {
-                    setns(&self.file, CloneFlags::CLONE_NEWNET)?;
-                    Ok(work())
-                })?;
-            let ended = thread.join();
-            ended.map_err(|_| io::Error::other("the thread panicked"))
-        });
-        let entered: Result<T, nix::Error> =
-            entered.map_err(|e| failed("start a thread for", e))?;
-        entered.map_err(|error| failed("enter", error.into()))
+        let own = File::open(OWN).map_err(|e| failed("find the way back from", e))?;
+        setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+        let _back = WayBack(own);
+        Ok(work())
+    }
+}
+
+/// Leads a thread back into its own namespace.
+struct WayBack(File);
+
+impl Drop for WayBack {
+    fn drop(&mut self) {
+        if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
+            // Whatever this thread did next would happen to a pod. Nothing is lost
+            // with the process; its records say what is to be done.
+            std::process::abort();
+        }
     }
 }
 

@@ -15,6 +15,8 @@ const VALUE: u16 = 1;
 const VERDICT: u16 = 2;
 /// Verdicts are written to this register.
 const VERDICT_REGISTER: u32 = 0;
+/// Of what is known of a connection.
+const CONNECTION_STATE: u32 = 0;
 /// The two of the 16-byte registers that rules here use.
 const FIRST: u32 = 1;
 const SECOND: u32 = 2;
@@ -87,6 +89,8 @@ pub(crate) enum Expr {
     Is(bool, Vec<u8>),
     /// Loads the kind of the destination address (`local` and others).
     DestinationKind,
+    /// Loads what is known of the packet's connection: a bit for each state.
+    ConnectionState,
     /// Counts packets; how many is not part of what a rule is.
     Counter,
     /// A match of iptables in iptables' own form.
@@ -145,6 +149,7 @@ impl Expr {
             Self::Mask(_) => "bitwise",
             Self::Is(..) => "cmp",
             Self::DestinationKind => "fib",
+            Self::ConnectionState => "ct",
             Self::Counter => "counter",
             Self::Match { .. } => "match",
             Self::Dnat(..) => "nat",
@@ -182,6 +187,9 @@ impl Expr {
                 data.be32(3, fib::DESTINATION)
                     .be32(2, fib::RESULT_KIND)
                     .be32(1, FIRST);
+            }
+            Self::ConnectionState => {
+                data.be32(2, CONNECTION_STATE).be32(1, FIRST);
             }
             Self::Counter => {
                 data.be64(1, 0).be64(2, 0);
@@ -253,6 +261,9 @@ impl Expr {
                 },
                 fields.inside(3)?.value.to_vec(),
             ),
+            "bitwise" if fields.is_zero(5) => Self::Mask(fields.inside(4)?.value.to_vec()),
+            "fib" if fields.number(2)? == fib::RESULT_KIND => Self::DestinationKind,
+            "ct" if fields.number(2)? == CONNECTION_STATE => Self::ConnectionState,
             "counter" => Self::Counter,
             "masq" if fields.0.is_empty() => Self::Masquerade,
             "match" => Self::Match {
@@ -308,6 +319,12 @@ impl<'a> Fields<'a> {
 
     fn number(&self, kind: u16) -> Option<u32> {
         self.find(kind)?.be32()
+    }
+
+    /// Whether all bits of a value are zero.
+    fn is_zero(&self, kind: u16) -> bool {
+        let value = self.inside(kind);
+        value.is_some_and(|value| value.value.iter().all(|byte| *byte == 0))
     }
 
     /// The only attribute inside another.
@@ -390,6 +407,17 @@ pub(crate) fn port(protocol: u8, port: u16) -> [Expr; 4] {
             length: 2,
         },
         Expr::Is(true, port.to_be_bytes().to_vec()),
+    ]
+}
+
+/// Only packets of connections that have had an answer, or belong to one that has.
+pub(crate) fn related_or_established() -> [Expr; 3] {
+    const ESTABLISHED: u32 = 1 << 1;
+    const RELATED: u32 = 1 << 2;
+    [
+        Expr::ConnectionState,
+        Expr::Mask((ESTABLISHED | RELATED).to_ne_bytes().to_vec()),
+        Expr::Is(false, vec![0; 4]),
     ]
 }
 

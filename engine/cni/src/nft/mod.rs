@@ -9,17 +9,19 @@ mod expr;
 mod tests;
 
 pub(crate) use expr::{
-    Expr, Meta, Side, Verdict, address, family, interface, network, port, to_this_machine,
+    Expr, Meta, Side, Verdict, address, family, interface, network, port, related_or_established,
+    to_this_machine,
 };
 
 use rustix::io::Errno;
 
-use crate::netlink::{self, Message, NetlinkError, Reply, Socket, attributes, flag};
+use crate::netlink::{Message, NetlinkError, Reply, Socket, attributes, flag, with_netfilter};
 
 const SUBSYSTEM: u16 = 10 << 8;
 const NEW_TABLE: u16 = SUBSYSTEM;
 const GET_TABLE: u16 = SUBSYSTEM | 1;
 const NEW_CHAIN: u16 = SUBSYSTEM | 3;
+const GET_CHAIN: u16 = SUBSYSTEM | 4;
 const NEW_RULE: u16 = SUBSYSTEM | 6;
 const GET_RULE: u16 = SUBSYSTEM | 7;
 const GET_GENERATION: u16 = SUBSYSTEM | 16;
@@ -175,7 +177,13 @@ impl Transaction {
     }
 
     /// A rule at the beginning of a chain.
-    pub(crate) fn insert(&mut self, table: Table, chain: &str, rule: &[Expr]) {
+    pub(crate) fn insert(
+        &mut self,
+        table: Table,
+        chain: &str,
+        rule: &[Expr],
+        comment: Option<&str>,
+    ) {
         let mut message = start(
             "insert an nftables rule",
             NEW_RULE,
@@ -183,6 +191,9 @@ impl Transaction {
             table.family,
         );
         body(&mut message, table, chain, rule);
+        if let Some(comment) = comment {
+            message.attribute(7, &user_data(comment));
+        }
         self.0.push(message);
     }
 
@@ -202,9 +213,10 @@ impl Transaction {
     }
 }
 
-/// A socket for all of the above.
+/// A socket of a test's own.
+#[cfg(test)]
 pub(crate) fn open() -> Result<Socket, NetlinkError> {
-    Socket::open(netlink::Family::Netfilter)
+    Socket::open(crate::netlink::Family::Netfilter)
 }
 
 /// The rules of a chain, or of all chains, in their order; none where there is no
@@ -233,14 +245,15 @@ pub(crate) fn rules(
 pub(crate) fn change(
     build: impl Fn(&mut Socket) -> Result<Transaction, NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let mut socket = open()?;
-    for _ in 1..TRIES {
-        match build(&mut socket)?.run(&mut socket) {
-            Err(error) if error.errno() == Some(Errno::NOENT) => {}
-            done => return done,
+    with_netfilter(|socket| {
+        for _ in 1..TRIES {
+            match build(socket)?.run(socket) {
+                Err(error) if error.errno() == Some(Errno::NOENT) => {}
+                done => return done,
+            }
         }
-    }
-    build(&mut socket)?.run(&mut socket)
+        build(socket)?.run(socket)
+    })
 }
 
 /// The same for changes that are only right if nothing at all has changed since
@@ -248,21 +261,22 @@ pub(crate) fn change(
 pub(crate) fn change_exactly(
     build: impl Fn(&mut Socket) -> Result<Transaction, NetlinkError>,
 ) -> Result<(), NetlinkError> {
-    let mut socket = open()?;
-    let mut tries = 1;
-    loop {
-        let generation = generation(&mut socket)?;
-        let transaction = build(&mut socket)?;
-        if transaction.is_empty() {
-            return Ok(());
-        }
-        match socket.batch_on(Some(generation), transaction.0) {
-            Err(error) if error.errno() == Some(Errno::RESTART) && tries < EXACT_TRIES => {
-                tries += 1;
+    with_netfilter(|socket| {
+        let mut tries = 1;
+        loop {
+            let generation = generation(socket)?;
+            let transaction = build(socket)?;
+            if transaction.is_empty() {
+                return Ok(());
             }
-            done => return done.map(drop),
+            match socket.batch_on(Some(generation), transaction.0) {
+                Err(error) if error.errno() == Some(Errno::RESTART) && tries < EXACT_TRIES => {
+                    tries += 1;
+                }
+                done => return done.map(drop),
+            }
         }
-    }
+    })
 }
 
 /// A number that every transaction of anyone changes.
@@ -278,6 +292,17 @@ fn generation(socket: &mut Socket) -> Result<u32, NetlinkError> {
     let mut fields = attributes(body.unwrap_or_default());
     let number = fields.find(|one| one.kind == 1).and_then(|one| one.be32());
     number.ok_or(NetlinkError::NoAnswer("look up the generation of nftables"))
+}
+
+/// Whether a chain is there.
+pub(crate) fn has_chain(
+    socket: &mut Socket,
+    table: Table,
+    chain: &str,
+) -> Result<bool, NetlinkError> {
+    let mut message = start("look up an nftables chain", GET_CHAIN, 0, table.family);
+    message.text(1, table.name).text(3, chain);
+    Ok(socket.get(message)?.is_some())
 }
 
 /// Whether a table is there.

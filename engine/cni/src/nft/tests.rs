@@ -32,6 +32,9 @@ fn a_rule_is_read_back_as_it_was_written() {
         &"10.0.0.0/24".parse().unwrap(),
     ));
     long.extend(port(6, 80));
+    long.extend(related_or_established());
+    long.extend(to_this_machine());
+    long.extend(network(Side::Source, true, &"10.0.0.0/20".parse().unwrap()));
     long.extend([Expr::Counter, Expr::Verdict(Verdict::Jump("target".into()))]);
     let goto = vec![Expr::Verdict(Verdict::Goto("target".into()))];
     let ends = [Verdict::Accept, Verdict::Drop, Verdict::Return];

@@ -27,6 +27,8 @@ const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_PROMISCUITY: u16 = 30;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
@@ -282,7 +284,9 @@ pub(crate) struct Veth<'a> {
 /// would take a grace period of the kernel under its one lock for all links.
 /// The end here is set up in the same go.
 pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
-    let flags = flag::CREATE | flag::EXCL;
+    // The kernel sends back what it made: asking for it would have it first look at
+    // a carrier that is not there yet, which takes a grace period.
+    let flags = flag::CREATE | flag::EXCL | flag::ECHO;
     let up = fixed(0, 0, IFF_UP, IFF_UP);
     let mut message = request("add a veth", RTM_NEWLINK, flags, up);
     message.text(IFLA_IFNAME, veth.name);
@@ -294,12 +298,14 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
     }
     // As the plugins have it at the host's end, by the way they make a veth.
     message.u32(IFLA_TXQLEN, 0);
+    one_queue(&mut message);
     message.nested(IFLA_LINKINFO, |info| {
         info.text(IFLA_INFO_KIND, "veth");
         info.nested(IFLA_INFO_DATA, |data| {
             data.nested_plain(VETH_INFO_PEER, |peer| {
                 peer.raw(&fixed(0, 0, 0, 0));
                 peer.text(IFLA_IFNAME, veth.peer);
+                one_queue(peer);
                 if veth.mtu > 0 {
                     peer.u32(IFLA_MTU, veth.mtu);
                 }
@@ -314,6 +320,14 @@ pub(crate) fn add_veth(veth: &Veth<'_>) -> Message {
         });
     });
     message
+}
+
+/// A veth is made for as many queues as there are processors, of which it uses one.
+/// Said at once, the kernel need not take the others away, for which it would wait
+/// twice, under its one lock for all links, until nobody sees them any more.
+fn one_queue(message: &mut Message) {
+    message.u32(IFLA_NUM_TX_QUEUES, 1);
+    message.u32(IFLA_NUM_RX_QUEUES, 1);
 }
 
 /// Changes flags of a link.

@@ -11,6 +11,7 @@
     reason = "a test ends at the first thing that is wrong"
 )]
 mod cases;
+mod pace;
 mod snapshot;
 #[expect(
     clippy::expect_used,

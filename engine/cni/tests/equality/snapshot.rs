@@ -6,6 +6,7 @@
 //! indexes and handles are counted by the kernel; timers run.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
@@ -19,6 +20,9 @@ const DROPPED: &[&str] = &[
     "link_netnsid",
     "handle",
     "index",
+    "no",
+    "id",
+    "designated_port",
     // What a moment shows: timers and counters.
     "hello_timer",
     "tcn_timer",
@@ -38,6 +42,11 @@ const DROPPED: &[&str] = &[
     "qlen",
     "stats",
     "metainfo",
+    // For how many queues a veth has room; it uses one. The built-in one has room for
+    // that one only, which spares two waits of the kernel.
+    "num_tx_queues",
+    "num_rx_queues",
+    "refcnt",
     // Addresses of IPv6 made from the hardware address are compared as such; their
     // age is not.
     "preferred_life_time",
@@ -186,51 +195,66 @@ struct Names(Vec<(String, String)>);
 
 impl Names {
     fn learn(world: &World) -> Self {
-        let mut names = vec![
+        let mut names = Self(vec![
             (world.pod_path().display().to_string(), "<netns>".to_owned()),
             (world.dir().display().to_string(), "<dir>".to_owned()),
-        ];
-        let mut macs = Vec::new();
-        for pod in [false, true] {
-            let command = ["ip", "-j", "link", "show"];
-            let text = if pod {
-                world.pod_says(&command)
-            } else {
-                world.node_says(&command)
-            };
+        ]);
+        let command = ["ip", "-j", "link", "show"];
+        for (place, text) in [
+            ("node", world.node_says(&command)),
+            ("pod", world.pod_says(&command)),
+        ] {
             let list: Value = serde_json::from_str(&text).unwrap_or_default();
-            let mut veths = 0;
-            for link in list.as_array().into_iter().flatten() {
-                let name = link["ifname"].as_str().unwrap_or_default().to_owned();
-                let mut plain = name.clone();
-                if !pod && name.starts_with("veth") {
-                    plain = format!("<veth{veths}>");
-                    veths += 1;
-                    names.push((name, plain.clone()));
-                }
-                let mac = link["address"].as_str().unwrap_or_default();
-                // All zeros is of loopback and of bridges without ports; what a case asks
-                // for begins with two and stands for itself.
-                let made_up = !mac.starts_with("02:00:00") && !mac.starts_with("00:00:00");
-                if link["link_type"] == "ether" && made_up {
-                    let place = if pod { "pod" } else { "node" };
-                    macs.push((mac.to_owned(), format!("<mac of {plain} in the {place}>")));
-                }
+            let links = list.as_array().cloned().unwrap_or_default();
+            names.learn_links(place, &links);
+        }
+        names
+    }
+
+    fn learn_links(&mut self, place: &str, links: &[Value]) {
+        let field = |link: &Value, key: &str| link[key].as_str().unwrap_or_default().to_owned();
+        let mut macs = Vec::new();
+        let mut veths = 0;
+        for link in links {
+            let (name, mac) = (field(link, "ifname"), field(link, "address"));
+            let mut plain = name.clone();
+            if place == "node" && name.starts_with("veth") {
+                // One whose other end is here has the name of that.
+                plain = match link["link"].as_str() {
+                    Some(other) => format!("<veth of {other}>"),
+                    None => format!("<veth{veths}>"),
+                };
+                veths += usize::from(link["link"].is_null());
+                self.0.push((name.clone(), plain.clone()));
+            }
+            let mut title = format!("<mac of {plain} in the {place}>");
+            // A bridge without an address of its own has that of some port.
+            let bridge = link["master"].as_str().unwrap_or(&name);
+            let is_port = |port: &&Value| port["master"] == bridge;
+            let mut ports = links.iter().filter(is_port);
+            let of_bridge = links.iter().find(|one| one["ifname"] == bridge);
+            if of_bridge.is_some_and(|of| ports.any(|port| port["address"] == of["address"])) {
+                title = format!("<mac of a port of {bridge}>");
+            }
+            // All zeros is of loopback and of bridges without ports; what a case asks
+            // for begins with two and stands for itself.
+            let made_up = !mac.starts_with("02:00:00") && !mac.starts_with("00:00:00");
+            if link["link_type"] == "ether" && made_up {
+                macs.push((mac, title));
             }
         }
         for (mac, name) in macs {
             if let Some(local) = link_local(&mac) {
-                names.push((local, format!("<link-local of {name}>")));
+                self.0.push((local, format!("<link-local of {name}>")));
             }
-            names.push((mac.clone(), name.clone()));
+            self.0.push((mac.clone(), name.clone()));
             // The names of bridges have it without leading zeros.
-            let short: Vec<_> = mac
-                .split(':')
+            let parts = mac.split(':');
+            let short: Vec<_> = parts
                 .map(|part| part.strip_prefix('0').unwrap_or(part))
                 .collect();
-            names.push((short.join(":"), name));
+            self.0.push((short.join(":"), name));
         }
-        Self(names)
     }
 
     fn apply(&self, text: &str) -> String {
@@ -437,13 +461,26 @@ fn files(world: &World, names: &Names) -> Vec<String> {
     let mut folders = vec![world.dir().to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let mode = entry.metadata().map_or(0, |meta| meta.permissions().mode());
+            let name = format!("{} {mode:o}", entry.path().display());
             if entry.path().is_dir() {
                 folders.push(entry.path());
+                lines.push(names.apply(&name));
                 continue;
             }
             let content = std::fs::read(entry.path()).unwrap_or_default();
             let content = String::from_utf8_lossy(&content).into_owned();
-            let line = format!("{}: {content:?}", entry.path().display());
+            // The random address that an interface had before it was tuned.
+            let content: Vec<_> = content
+                .split('\n')
+                .map(|line| match line.trim_start().strip_prefix("\"mac\": \"") {
+                    Some(rest) => {
+                        line.replace(rest.split('"').next().unwrap_or_default(), "<before>")
+                    }
+                    None => line.to_owned(),
+                })
+                .collect();
+            let line = format!("{name}: {:?}", content.join("\n"));
             lines.push(names.apply(&line));
         }
     }

@@ -88,6 +88,33 @@ fn what_the_pod_sends_out_is_the_nodes() {
     });
 }
 
+/// A node that forwards nothing by itself, as with other container engines on it.
+#[test]
+fn the_firewall_opens_a_closed_node() {
+    let world = World::new();
+    let neighbour = World::new();
+    world.join(&neighbour);
+    let listener = neighbour
+        .inside(false, || TcpListener::bind("0.0.0.0:90"))
+        .expect("a port");
+    world.node_says(&["iptables", "-P", "FORWARD", "DROP"]);
+    let chain = Chain::new([bridge(&json!({"ipMasq": true})), firewall(&json!({}))]);
+    let open = Chain::new([bridge(&json!({"ipMasq": true}))]);
+    let result = world
+        .add(Side::Builtin, &open)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let connect = || {
+        let address: SocketAddr = "192.0.2.2:90".parse().expect("an address");
+        TcpStream::connect_timeout(&address, Duration::from_millis(300))
+    };
+    world.inside(true, connect).expect_err("the node is closed");
+    world
+        .add_last(Side::Builtin, &chain, &result)
+        .unwrap_or_else(|error| panic!("{error}"));
+    world.inside(true, connect).expect("the node is open");
+    drop(listener);
+}
+
 /// A client that never stops would keep its flow, and so its way, for ever.
 #[test]
 fn a_udp_client_from_before_the_mapping_reaches_the_pod() {

@@ -56,6 +56,11 @@ impl World {
         world
     }
 
+    /// Another pod on the same node; the former one ends.
+    pub(crate) fn next_pod(&mut self) {
+        self.pod = new_namespace();
+    }
+
     /// The folder of what plugins keep, `<dir>` in configurations.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
@@ -185,7 +190,7 @@ impl World {
             interface: INTERFACE,
             args: &chain.args,
             config,
-            netns_will_go: false,
+            netns_will_go: chain.pod_goes,
         };
         cni::run(kind, &call).map_err(|error| error.to_value(&chain.version).to_string())
     }
@@ -245,6 +250,8 @@ pub(crate) struct Chain {
     pub(crate) is_checked: bool,
     /// Whether the results are alike.
     pub(crate) compares_result: bool,
+    /// Whether the built-in plugins may leave links to the end of the namespace.
+    pub(crate) pod_goes: bool,
     /// Their configurations, `runtimeConfig` included.
     pub(crate) plugins: Vec<Value>,
 }
@@ -259,6 +266,7 @@ impl Chain {
             given: 0,
             is_checked: true,
             compares_result: true,
+            pod_goes: false,
             plugins: plugins.into_iter().collect(),
         }
     }
@@ -285,6 +293,12 @@ impl Chain {
     /// The same with only the others to compare.
     pub(crate) fn given(mut self, given: usize) -> Self {
         self.given = given;
+        self
+    }
+
+    /// The same where the pod's namespace is dropped after DEL.
+    pub(crate) fn pod_goes(mut self) -> Self {
+        self.pod_goes = true;
         self
     }
 

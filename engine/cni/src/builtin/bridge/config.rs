@@ -80,7 +80,7 @@ pub(super) struct Config {
     pub(super) detect_duplicates: bool,
     /// The container's end stays down.
     pub(super) leave_down: bool,
-    /// Hardware address of the container's end.
+    /// Hardware address of the container's end, for ADD.
     pub(super) mac: Option<Mac>,
     /// Replaces what address management says.
     pub(super) dns: Option<Dns>,
@@ -152,12 +152,15 @@ impl Config {
     pub(super) fn load(call: &Invocation<'_>) -> Result<Self, Error> {
         let raw: Raw = decode(call.config)?;
         let vlans = Vlans::new(&raw)?;
-        // Only ADD: what could not be added can be deleted.
-        if call.command == Command::Add && raw.hairpin_mode && raw.promisc_mode {
+        // What could not be added can be deleted.
+        let adds = call.command == Command::Add;
+        if adds && raw.hairpin_mode && raw.promisc_mode {
             let msg = "cannot set hairpin mode and promiscuous mode at the same time";
             return Err(Error::internal(msg));
         }
-        let mac = mac(call.args, &raw)?;
+        let mac = mac(call.args, &raw)?.filter(|_| adds);
+        let parse = |text: &str| text.parse().map_err(|error| Error::because("mac", error));
+        let mac = mac.map(parse).transpose()?;
         Ok(Self {
             bridge: raw.bridge.unwrap_or_else(|| "cni0".into()),
             is_gateway: raw.is_gateway || raw.is_default_gateway,
@@ -189,7 +192,7 @@ pub(super) fn accepts(config: &Value) -> bool {
 }
 
 /// The hardware address that was asked for; the runtime's word is the last.
-fn mac(args: &str, raw: &Raw) -> Result<Option<Mac>, Error> {
+fn mac<'a>(args: &'a str, raw: &'a Raw) -> Result<Option<&'a str>, Error> {
     let pairs = arguments(args, &["MAC"])?;
     let in_config = raw
         .args
@@ -201,9 +204,7 @@ fn mac(args: &str, raw: &Raw) -> Result<Option<Mac>, Error> {
         .and_then(|runtime| runtime.mac.as_deref());
     let in_arguments = pairs.get("MAC").copied();
     let mut words = [by_runtime, in_config, in_arguments].into_iter().flatten();
-    let text = words.find(|text| !text.is_empty());
-    let parse = |text: &str| text.parse().map_err(|error| Error::because("mac", error));
-    text.map(parse).transpose()
+    Ok(words.find(|text| !text.is_empty()))
 }
 
 /// The settings of the resolver, if the configuration has some.

@@ -299,7 +299,7 @@ fn wrong_vlans_are_refused() {
     ] {
         let net = Net::new(keys.clone(), Value::Null);
         let error = net
-            .call(Command::Del, "a", Path::new("/nonexistent"))
+            .call(Command::Add, "a", Path::new("/nonexistent"))
             .expect_err(&keys.to_string());
         assert!(error.msg.contains(word), "{keys}: {error}");
     }
@@ -316,31 +316,32 @@ fn how_long_add_and_del_take() {
         let at = |part: usize| times[(times.len() * part / 100).min(times.len() - 1)];
         println!("{what}: p50 {:?} p90 {:?} p99 {:?}", at(50), at(90), at(99));
     };
-    in_new_namespace(|| {
-        let net = Net::new(
-            json!({"isDefaultGateway": true}),
-            json!({"subnet": "10.88.0.0/16"}),
-        );
+    let rounds = |net: &Net, rounds: usize, netns_will_go: bool| {
         let (mut adds, mut dels) = (Vec::new(), Vec::new());
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let (id, pin) = (round.to_string(), Pin::new());
             let started = std::time::Instant::now();
             net.call(Command::Add, &id, pin.path()).unwrap();
             adds.push(started.elapsed());
             let started = std::time::Instant::now();
-            net.call_with(Command::Del, &id, pin.path(), true).unwrap();
+            net.call_with(Command::Del, &id, pin.path(), netns_will_go)
+                .unwrap();
             dels.push(started.elapsed());
         }
-        show("bridge ADD", adds);
-        show("bridge DEL, the namespace goes", dels);
-        let mut dels = Vec::new();
-        for round in 0..30 {
-            let (id, pin) = (round.to_string(), Pin::new());
-            net.call(Command::Add, &id, pin.path()).unwrap();
-            let started = std::time::Instant::now();
-            net.call(Command::Del, &id, pin.path()).unwrap();
-            dels.push(started.elapsed());
+        (adds, dels)
+    };
+    in_new_namespace(|| {
+        for masquerade in [false, true] {
+            println!("ipMasq {masquerade}");
+            let net = Net::new(
+                json!({"isDefaultGateway": true, "ipMasq": masquerade}),
+                json!({"subnet": "10.88.0.0/16"}),
+            );
+            let (adds, dels) = rounds(&net, ROUNDS, true);
+            show("bridge ADD", adds);
+            show("bridge DEL, the namespace goes", dels);
+            let (_, dels) = rounds(&net, 30, false);
+            show("bridge DEL, the namespace stays", dels);
         }
-        show("bridge DEL, the namespace stays", dels);
     });
 }

@@ -131,11 +131,18 @@ impl Held<'_> {
         Ok(true)
     }
 
+    /// Writes over what is there. Emptying the file first would give its block
+    /// back, and on a file system that discards at once wait for the disk.
     fn write_last(&self, file: &str, address: &str) -> io::Result<()> {
         let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(true).mode(0o600);
+        options.write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(self.store.folder.join(file))?;
-        file.write_all(address.as_bytes())
+        file.write_all(address.as_bytes())?;
+        let length = address.len() as u64;
+        if file.metadata()?.len() > length {
+            file.set_len(length)?;
+        }
+        Ok(())
     }
 
     /// The address that was given out last of a set. An unreadable one only

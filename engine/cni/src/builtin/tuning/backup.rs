@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{PrettyFormatter, Serializer};
 
 use super::config::Config;
 use crate::netlink::Message;
@@ -55,7 +56,9 @@ impl Backup {
     pub(super) fn write(&self, file: &Path) -> Result<(), Error> {
         let failed =
             |error| Error::because(format!("failed to save file {}", file.display()), error);
-        let text = serde_json::to_vec(self)
+        let mut text = Vec::new();
+        let form = PrettyFormatter::with_indent(b" ");
+        self.serialize(&mut Serializer::with_formatter(&mut text, form))
             .map_err(|error| Error::because("failed to save the interface's settings", error))?;
         let open = || {
             let mut options = OpenOptions::new();

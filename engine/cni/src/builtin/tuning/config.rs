@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::config::{arguments, decode};
 use crate::rtnl::link::Mac;
-use crate::{Error, Invocation};
+use crate::{Command, Error, Invocation};
 
 const DATA_DIR: &str = "/run/cni/tuning";
 
@@ -58,7 +58,7 @@ pub(super) struct Config {
     pub(super) data_dir: PathBuf,
     /// Kernel parameters by their keys.
     pub(super) parameters: BTreeMap<String, String>,
-    /// Hardware address.
+    /// Hardware address; not for DEL.
     pub(super) mac: Option<Wanted>,
     /// Receive what is not for it.
     pub(super) promiscuous: bool,
@@ -93,6 +93,8 @@ impl Config {
         // The last word counts: the configuration's arguments.
         let words = [args.mac, by_runtime, in_arguments, raw.mac];
         let text = words.into_iter().flatten().find(|text| !text.is_empty());
+        // What could not be added can be deleted.
+        let text = text.filter(|_| call.command != Command::Del);
         let parse = |text: String| {
             let msg = "invalid MAC address";
             let mac = text.parse().map_err(|error| Error::because(msg, error))?;

@@ -3,6 +3,8 @@
 mod bridge;
 mod chained;
 mod others;
+mod point;
+mod tuned;
 
 use std::time::{Duration, Instant};
 
