@@ -17,7 +17,7 @@ export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH := $(LIBDIR)
 export SLIPWAY_MONITOR_DIR := $(CURDIR)/$(RELEASE)
 
-.PHONY: build demo test check bench bench-peers bench-short tools test-tools plugins fmt clippy doc arrows licences unit suite critest clean
+.PHONY: build demo test check bench bench-peers bench-short guard tools test-tools plugins fmt clippy doc arrows licences unit suite critest clean
 
 build: tools
 	$(CARGO) build --locked --release -p engine -p conformance
@@ -45,8 +45,8 @@ demo: build
 	$(RELEASE)/slipway-demo --slipway $(RELEASE)/slipway $(ARGS)
 
 # Unit, property and launcher tests; then the own CRI suite; then the field's;
-# then a glance at the times.
-test: build test-tools unit suite critest bench-short
+# then a glance at the times and a look at the counts.
+test: build test-tools unit suite critest bench-short guard
 
 unit: plugins
 	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine
@@ -91,6 +91,12 @@ bench-peers: build
 bench-short: build
 	@conformance/scripts/install demo
 	conformance/scripts/peers $(RELEASE)/slipway-bench --mode latency --pods 5
+
+# What a pod's life costs, in counts, against recorded bounds. GUARD_BASE=COMMIT
+# compares with that commit as well; ARGS=--record records.
+guard: build
+	@conformance/scripts/install test
+	conformance/scripts/guard $(ARGS)
 
 clean:
 	$(CARGO) clean

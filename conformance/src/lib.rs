@@ -6,12 +6,14 @@
 //! - `image`: a tiny image, built here.
 //! - `bench`: latency, throughput and cost of engines, side by side.
 //! - `client`: both CRI services, and requests with sensible values.
+//! - `guard`: what a pod's life costs, in counts.
 //! - `host`: what a node looks like, compared before and after.
 //! - `walk`: a pod's whole life, with the time of each step.
 
 pub mod bench;
 pub mod client;
 pub mod engine;
+pub mod guard;
 pub mod host;
 pub mod image;
 pub mod isolation;

@@ -15,6 +15,7 @@ use runtime::seccomp;
 
 use crate::config::Config;
 use crate::ids::{ContainerId, PodId};
+use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::pod::error::PodError;
 use crate::pod::index::Index;
@@ -38,6 +39,10 @@ pub(crate) struct Engine {
     pub(crate) samples: Samples,
     pub(crate) said: Said,
     pub(crate) traces: Traces,
+    #[cfg(feature = "otel")]
+    pub(crate) spans: Option<crate::otel::Spans>,
+    /// Only where they are configured.
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) orphans: Orphans,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,

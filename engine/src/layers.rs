@@ -17,7 +17,7 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 
 use crate::engine::Engine;
-use crate::steps::Call;
+use crate::steps::{Call, Trace};
 
 /// Makes a [`CallService`] of a service.
 #[derive(Clone)]
@@ -81,6 +81,8 @@ where
         let span = tracing::info_span!("rpc", rpc, pod = empty, container = empty, image = empty);
         let deadline = timeout_of(&request);
         let traced = Call::begin(&rpc);
+        #[cfg(feature = "otel")]
+        let caller = crate::otel::parent(request.headers());
         let engine = Arc::clone(&self.engine);
         let work = async move {
             let began = Instant::now();
@@ -105,8 +107,17 @@ where
             };
             let elapsed = began.elapsed();
             report(&response, elapsed);
+            let code = code_of(&response);
+            if let Some(metrics) = &engine.metrics {
+                metrics.call(&rpc, code, elapsed);
+            }
             if let Some(call) = traced {
-                keep(&engine, &call, code_of(&response), elapsed);
+                let (trace, pod) = (call.end(code), call.pod());
+                #[cfg(feature = "otel")]
+                if let Some(spans) = &engine.spans {
+                    spans.call(&caller, &trace, pod.as_deref());
+                }
+                keep(&engine, trace, pod);
             }
             Ok(response)
         };
@@ -114,10 +125,11 @@ where
     }
 }
 
-/// Remembers a call of a pod that there still is.
-fn keep(engine: &Engine, call: &Call, code: i32, elapsed: Duration) {
-    let trace = call.end(code, elapsed);
-    let pod = call.pod();
+/// Counts a call's steps, and remembers them if its pod is still there.
+fn keep(engine: &Engine, trace: Trace, pod: Option<String>) {
+    if let Some(metrics) = &engine.metrics {
+        metrics.steps(trace.rpc, &trace.steps);
+    }
     let view = pod.and_then(|pod| engine.index.pod(&pod).found());
     if let Some(view) = view {
         engine.traces.keep(view.id.as_str(), trace);

@@ -10,8 +10,11 @@ mod engine;
 mod failpoint;
 mod ids;
 mod layers;
+mod metrics;
 mod model;
 mod network;
+#[cfg(feature = "otel")]
+mod otel;
 mod pod;
 mod rpc;
 mod server;

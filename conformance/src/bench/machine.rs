@@ -34,7 +34,9 @@ pub fn describe() -> String {
     )
 }
 
-fn cgroups() -> &'static str {
+/// Which cgroups the machine has.
+#[must_use]
+pub fn cgroups() -> &'static str {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let has = |kind: &str| mounts.contains(&format!(" - {kind} "));
     match (has("cgroup"), has("cgroup2")) {

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use super::{ServeArgs, log};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Orphans, Said};
+use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
@@ -59,6 +60,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let listen = config.listen.clone();
     // Before anything is restored: an engine that lives there must not be disturbed.
     let listener = server::bind(&listen).await?;
+    let scraped = match &config.metrics {
+        Some(address) => Some(metrics::bind(address).await?),
+        None => None,
+    };
     let engine = Arc::new(open(config).await?);
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
@@ -69,6 +74,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         collecting.network.collect(pods).await;
     });
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
+    let scraped =
+        scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(listener, &listen, &engine, stopped);
@@ -83,6 +90,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => end(&stop, serving).await,
     };
     chores.abort();
+    if let Some(scraped) = scraped {
+        scraped.abort();
+    }
     tracing::info!("stopped; containers live on");
     Ok(result?)
 }
@@ -148,6 +158,11 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),
+        #[cfg(feature = "otel")]
+        spans: crate::otel::Spans::of_environment()
+            .transpose()
+            .context("send spans")?,
+        metrics: config.metrics.is_some().then(Metrics::new),
         orphans: Orphans::default(),
         boot_id: boot_id.trim().to_owned(),
         config,

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
-use super::{Cni, Config, Handler, HandlerOptions, Launcher, Places, parse_address};
+use super::{
+    Cni, Config, Handler, HandlerOptions, Launcher, MetricsAddress, Places, parse_address,
+};
 
 /// What can be wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
     let Raw {
         cgroup,
         cni,
+        metrics,
         registry,
         streaming,
         runtime,
@@ -94,6 +97,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
     let raw::Registry { config_path } = registry;
     Ok(Config {
         cni: check_cni(cni)?,
+        metrics: check_metrics(metrics)?,
         registry_config_path: match config_path {
             Some(path) => absolute("registry.config_path", path)?,
             None => here("--config-dir", dir)?.join("certs.d"),
@@ -104,6 +108,21 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         default_handler,
         handlers,
     })
+}
+
+fn check_metrics(metrics: raw::Metrics) -> Result<Option<MetricsAddress>, ConfigError> {
+    let raw::Metrics { listen } = metrics;
+    let Some(text) = listen else { return Ok(None) };
+    if text.starts_with('/') {
+        return Ok(Some(MetricsAddress::Unix(text.into())));
+    }
+    match text.parse() {
+        Ok(address) => Ok(Some(MetricsAddress::Tcp(address))),
+        Err(_) => Err(wrong(
+            "metrics.listen",
+            format!("{text:?} is neither an address with a port nor an absolute path"),
+        )),
+    }
 }
 
 fn check_cgroup(cgroup: raw::Cgroup) -> Result<(), ConfigError> {

@@ -8,7 +8,7 @@ mod merge;
 pub(crate) mod raw;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -83,6 +83,16 @@ impl Cni {
     }
 }
 
+/// Where metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub(crate) enum MetricsAddress {
+    /// On an address of the node.
+    Tcp(SocketAddr),
+    /// On a socket of its own.
+    Unix(PathBuf),
+}
+
 /// All settings after checking.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Config {
@@ -94,6 +104,8 @@ pub(crate) struct Config {
     pub(crate) listen: PathBuf,
     /// Network settings.
     pub(crate) cni: Cni,
+    /// Where metrics are served, if anywhere.
+    pub(crate) metrics: Option<MetricsAddress>,
     /// Folder of `HOST[:PORT]/hosts.toml`.
     pub(crate) registry_config_path: PathBuf,
     /// The handler behind the empty name.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 pub(crate) struct Raw {
     pub(crate) cgroup: Cgroup,
     pub(crate) cni: Cni,
+    pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
     pub(crate) streaming: Streaming,
     pub(crate) runtime: Runtime,
@@ -28,6 +29,12 @@ pub(crate) struct Cni {
     pub(crate) bin_dirs: Option<Vec<PathBuf>>,
     pub(crate) netns_dir: Option<PathBuf>,
     pub(crate) external_plugins: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Metrics {
+    pub(crate) listen: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

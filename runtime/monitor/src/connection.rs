@@ -39,6 +39,11 @@ impl ReplyTo {
         self.steps.push(Step::now(name));
     }
 
+    /// Notes steps that somebody else did.
+    pub(crate) fn steps(&mut self, steps: Vec<Step>) {
+        self.steps.extend(steps);
+    }
+
     /// The answer's envelope.
     pub(crate) fn answer(self, result: Result<Body, Failure>) -> Envelope {
         Envelope {

@@ -57,6 +57,7 @@ impl Monitor {
             pid,
             gate,
             console,
+            steps,
             warnings,
         } = ready;
         let failed = |message: String| {
@@ -95,7 +96,8 @@ impl Monitor {
         {
             self.reactor.unwatch(launch.descriptor(), token);
             if let Some(mut reply) = reply {
-                reply.step("launch");
+                reply.steps(steps);
+                reply.step("finish the launch");
                 self.reply(
                     reply,
                     Ok(Body::Created(Created {

@@ -137,6 +137,7 @@ impl Launch for Helper {
                 let gate = gate
                     .ok_or_else(|| LaunchError::failed("launcher's helper", "it answered twice"))?;
                 Ok(Some(Ready {
+                    steps: Vec::new(),
                     pid,
                     gate,
                     console,

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::protocol::{
-    self, Body, Create, Failure, FailureKind, Fds, ProtocolError, StreamSlots, VERSION,
+    self, Body, Create, Failure, FailureKind, Fds, ProtocolError, Step, StreamSlots, VERSION,
 };
 
 pub use libcontainer::Libcontainer;
@@ -160,6 +160,8 @@ pub struct Ready {
     pub gate: StartGate,
     /// The master side of its terminal, if it has one.
     pub console: Option<OwnedFd>,
+    /// When what was done, where the launcher knows.
+    pub steps: Vec<Step>,
     /// What was not honoured without harm.
     pub warnings: Vec<String>,
 }

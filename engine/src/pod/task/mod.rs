@@ -8,8 +8,10 @@
 
 mod commands;
 mod ending;
+mod reply;
 mod results;
 
+pub(crate) use reply::Reply;
 pub(crate) use results::exit_of;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -20,11 +22,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use runtime::client::steps::{self, Mark, Steps};
 use runtime::client::{Event, Monitor};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::container::Made;
-use super::error::{PodError, SharedError};
+use super::error::PodError;
 use super::index::Inbox;
 use super::launch::Launched;
 use super::machine::{Phase, State};
@@ -33,35 +35,7 @@ use super::view::{ContainerView, PodView};
 use crate::engine::{Engine, now};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
-
-/// Where an answer goes. That nobody listens any more is no error.
-pub(crate) struct Reply<T> {
-    sender: oneshot::Sender<Result<T, SharedError>>,
-    /// The steps of the call that waits for it.
-    steps: Option<Steps>,
-}
-
-/// Where an answer arrives.
-pub(crate) type Answer<T> = oneshot::Receiver<Result<T, SharedError>>;
-
-impl<T> Reply<T> {
-    /// For the call whose work this is.
-    pub(crate) fn channel() -> (Self, Answer<T>) {
-        let (sender, answer) = oneshot::channel();
-        let steps = Steps::current();
-        (Self { sender, steps }, answer)
-    }
-
-    fn send(self, result: Result<T, SharedError>) {
-        // Who does not listen any more has gone away.
-        drop(self.sender.send(result));
-    }
-}
-
-/// The steps of the first call that waits.
-fn steps_of<T>(waiting: &[Reply<T>]) -> Option<Steps> {
-    waiting.iter().find_map(|reply| reply.steps.clone())
-}
+use reply::{answer, respond, steps_of};
 
 /// What a pod's task can be asked.
 pub(crate) enum Command {
@@ -417,18 +391,6 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "a job panicked".to_owned())
-}
-
-/// Answers everyone who waits for the same thing.
-fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, SharedError>) {
-    for reply in waiting.drain(..) {
-        reply.send(result.clone());
-    }
-}
-
-/// Answers one.
-fn respond<T>(reply: Reply<T>, result: Result<T, PodError>) {
-    reply.send(result.map_err(Arc::new));
 }
 
 /// Enters a new sandbox, or joins the one that has this identity already.

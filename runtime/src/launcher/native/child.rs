@@ -14,7 +14,7 @@ use super::super::StartSocket;
 use super::mounts::{Mask, Taken};
 use super::place::Root;
 use super::prepare::Prepared;
-use super::report::{self, Own, Problem};
+use super::report::{self, Moments, Own, Problem};
 use super::{dev, mounts};
 use crate::exec::{self, Step, steps};
 
@@ -24,7 +24,8 @@ const CANNOT_START: u8 = 128;
 /// The child's life: returns only when it failed.
 pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
     let socket = socket.as_fd();
-    let set_up = set_up(prepared, socket)
+    let mut moments = Moments::default();
+    let set_up = set_up(prepared, socket, &mut moments)
         .and_then(|(honoured, stdio)| Ok((honoured, connect(prepared, stdio, socket)?)));
     let (honoured, socket) = match set_up {
         Ok(done) => done,
@@ -33,7 +34,7 @@ pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
     if let Err(problem) = steps::take_on(&prepared.process) {
         return give_up(socket.as_fd(), problem.into());
     }
-    if report::send_ready(socket.as_fd(), honoured).is_err() {
+    if report::send_ready(socket.as_fd(), honoured, &moments).is_err() {
         return CANNOT_START;
     }
     let start = StartSocket::new(socket.as_fd());
@@ -55,21 +56,26 @@ fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
 fn set_up(
     prepared: &Prepared,
     socket: BorrowedFd<'_>,
+    moments: &mut Moments,
 ) -> Result<(bool, Option<exec::Stdio>), Problem> {
     let honoured = steps::leave_monitor(&prepared.process)?;
+    moments.mark();
     // Modes are given as they are meant.
     rustix::process::umask(Mode::empty());
     Own::Namespaces.at(0, enter_namespaces(prepared))?;
+    moments.mark();
     let mut taken = Own::Cgroups.at(0, Taken::cgroups(&prepared.view, &prepared.mounts))?;
     if !prepared.masked.is_empty() {
         Own::Mask.at(0, taken.null())?;
     }
     Own::Root.at(0, mounts::enter(prepared.rootfs.as_fd()))?;
     let root = Own::Root.at(0, Root::own())?;
+    moments.mark();
     for (index, mount) in prepared.mounts.iter().enumerate() {
         let made = mounts::make(&root, mount, &prepared.view, &mut taken);
         Own::Mount.at(index, made)?;
     }
+    moments.mark();
     if prepared.own_dev {
         Own::Dev.at(0, dev::fill(&root))?;
         for (index, device) in prepared.devices.iter().enumerate() {
@@ -94,6 +100,7 @@ fn set_up(
     if prepared.shared_root {
         Own::RootFlags.at(0, mounts::share_root())?;
     }
+    moments.mark();
     Ok((honoured, stdio))
 }
 

@@ -245,6 +245,7 @@ impl InProgress {
             pid,
             gate,
             console: self.console.take(),
+            steps: Vec::new(),
             warnings: (!honoured).then(warning).into_iter().collect(),
         }
     }
@@ -269,12 +270,20 @@ impl Launch for InProgress {
         loop {
             match report::receive(gate.as_fd()) {
                 Ok(Packet::Console(console)) => self.console = Some(console),
-                Ok(Packet::Ready { honoured, sender }) => {
+                Ok(Packet::Ready {
+                    honoured,
+                    sender,
+                    moments,
+                }) => {
                     let pid = self.pid.or(sender);
                     let pid = pid.ok_or_else(|| {
                         LaunchError::failed("container's first process", "it has no number")
                     })?;
-                    return Ok(Some(self.ready(gate, pid, honoured)));
+                    let ready = self.ready(gate, pid, honoured);
+                    return Ok(Some(Ready {
+                        steps: moments.steps(),
+                        ..ready
+                    }));
                 }
                 Ok(Packet::Error(error)) => {
                     self.gate = Some(gate);

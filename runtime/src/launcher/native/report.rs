@@ -14,7 +14,7 @@ use rustix::process::Pid;
 
 use super::super::LaunchError;
 use crate::exec;
-use crate::protocol::Plan;
+use crate::protocol::{Plan, Step, monotonic_now};
 
 /// First byte of packets.
 mod tag {
@@ -172,6 +172,57 @@ impl Problem {
     }
 }
 
+/// When the child was done with what, for the step clock: in the order of its work.
+/// Takes no memory. Its last mark comes before the filter of system calls, which
+/// might not allow to ask for the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moments([u64; Self::NAMES.len()]);
+
+impl Moments {
+    /// What is done by the first, the second and so on.
+    const NAMES: [&str; 5] = [
+        "join cgroups",
+        "enter namespaces",
+        "enter the root",
+        "mount",
+        "fill /dev and mask",
+    ];
+
+    /// What comes next is done now.
+    pub(super) fn mark(&mut self) {
+        if let Some(next) = self.0.iter_mut().find(|moment| **moment == 0) {
+            *next = monotonic_now();
+        }
+    }
+
+    /// The same as steps.
+    pub(super) fn steps(&self) -> Vec<Step> {
+        let named = Self::NAMES.iter().zip(self.0).filter(|(_, at)| *at != 0);
+        let step = |(name, at): (&&str, u64)| Step {
+            name: (*name).to_owned(),
+            at,
+        };
+        named.map(step).collect()
+    }
+
+    fn to_bytes(self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        for (place, moment) in bytes.chunks_exact_mut(8).zip(self.0) {
+            place.copy_from_slice(&moment.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; size_of::<Self>()] = bytes.try_into().ok()?;
+        let mut moments = Self::default();
+        for (moment, place) in moments.0.iter_mut().zip(bytes.chunks_exact(8)) {
+            *moment = u64::from_ne_bytes(place.try_into().ok()?);
+        }
+        Some(moments)
+    }
+}
+
 /// What came.
 #[derive(Debug)]
 pub(super) enum Packet {
@@ -183,6 +234,8 @@ pub(super) enum Packet {
         honoured: bool,
         /// Who says so, if the socket was told to ask for it.
         sender: Option<Pid>,
+        /// When it was done with what.
+        moments: Moments,
     },
     /// It gave up.
     Problem(Problem),
@@ -203,8 +256,15 @@ pub(super) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> R
 }
 
 /// Says that all is done. By `write`: a filter is in force.
-pub(super) fn send_ready(socket: BorrowedFd<'_>, honoured: bool) -> Result<(), Errno> {
-    rustix::io::write(socket, &[tag::READY, u8::from(honoured)]).map(drop)
+pub(super) fn send_ready(
+    socket: BorrowedFd<'_>,
+    honoured: bool,
+    moments: &Moments,
+) -> Result<(), Errno> {
+    let mut packet = [0; 2 + size_of::<Moments>()];
+    packet[..2].copy_from_slice(&[tag::READY, u8::from(honoured)]);
+    packet[2..].copy_from_slice(&moments.to_bytes());
+    rustix::io::write(socket, &packet).map(drop)
 }
 
 /// Says what went wrong. By `write`, for the same reason.
@@ -255,9 +315,10 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
     match bytes.get(..received.bytes) {
         Some([]) => Err(Errno::CONNRESET),
         Some([tag::CONSOLE]) => console.map(Packet::Console).ok_or(Errno::BADMSG),
-        Some([tag::READY, honoured]) => Ok(Packet::Ready {
+        Some([tag::READY, honoured, rest @ ..]) => Ok(Packet::Ready {
             honoured: *honoured == 1,
             sender,
+            moments: Moments::of(rest).ok_or(Errno::BADMSG)?,
         }),
         Some([tag::PROBLEM, rest @ ..]) => {
             Problem::of(rest).map(Packet::Problem).ok_or(Errno::BADMSG)
@@ -296,16 +357,21 @@ mod tests {
     fn terminal_comes_before_ready_and_the_end_is_told() {
         let (gate, socket) = start_pair().unwrap();
         assert!(matches!(receive(gate.as_fd()), Err(Errno::AGAIN)));
+        let mut moments = Moments::default();
+        moments.mark();
+        moments.mark();
+        assert_eq!(moments.steps()[1].name, "enter namespaces");
         send_console(socket.as_fd(), gate.as_fd()).unwrap();
-        send_ready(socket.as_fd(), false).unwrap();
+        send_ready(socket.as_fd(), false, &moments).unwrap();
         drop(socket);
         assert!(matches!(receive(gate.as_fd()), Ok(Packet::Console(_))));
         assert!(matches!(
             receive(gate.as_fd()),
             Ok(Packet::Ready {
                 honoured: false,
-                sender: None
-            })
+                sender: None,
+                moments: got,
+            }) if got == moments
         ));
         assert!(matches!(receive(gate.as_fd()), Err(Errno::CONNRESET)));
     }
@@ -322,11 +388,11 @@ mod tests {
             panic!("another packet")
         };
         assert_eq!(error.to_string(), "read the plan: none");
-        send_ready(socket.as_fd(), true).unwrap();
+        send_ready(socket.as_fd(), true, &Moments::default()).unwrap();
         let own = rustix::process::getpid();
         assert!(matches!(
             receive(gate.as_fd()),
-            Ok(Packet::Ready { honoured: true, sender: Some(pid) }) if pid == own
+            Ok(Packet::Ready { honoured: true, sender: Some(pid), .. }) if pid == own
         ));
     }
 
