@@ -36,7 +36,7 @@ pub fn enter() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A bridge network of Debian's plugins, as a file in `dir`.
+/// A bridge network with ports of the host, as a file in `dir`.
 ///
 /// # Errors
 /// The folder cannot be written.

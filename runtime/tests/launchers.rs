@@ -32,11 +32,14 @@ macro_rules! measurements {
     };
 }
 
-/// All claims for one launcher.
+/// All claims for one launcher; at the end those that are not for all.
 macro_rules! launcher_suite {
-    ($launcher:ident, $kind:expr) => {
+    ($launcher:ident, $kind:expr; $($area:ident { $($claim:ident),* $(,)? })*) => {
         #[cfg(test)]
         mod $launcher {
+            mod besides {
+                claims! { $kind; $($area { $($claim),* })* }
+            }
             measurements! { $kind; of_calls, of_monitors, of_logs }
             claims! { $kind;
                 life {
@@ -52,14 +55,9 @@ macro_rules! launcher_suite {
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
-                    start_is_answered_whoever_holds_the_socket,
-                    launch_that_hangs_can_be_deleted,
                 }
                 programs {
-                    missing_program_fails_the_start,
                     owners_only_program_runs,
-                    environment_is_kept_as_it_is,
-                    missing_path_and_home_are_no_error,
                     image_runs_no_code_before_its_program,
                     working_directory_is_entered,
                 }
@@ -69,11 +67,9 @@ macro_rules! launcher_suite {
                     missing_capabilities_are_none,
                     all_cgroups_are_joined,
                     container_sees_its_own_cgroups,
-                    devices_follow_the_rules,
                     devices_follow_the_rules_on_v2,
                     device_nodes_are_made,
                     lowered_oom_score_never_fails,
-                    unsupported_wishes_are_refused_by_name,
                 }
                 exec {
                     exit_and_output_come_back,
@@ -121,6 +117,45 @@ macro_rules! launcher_suite {
     };
 }
 
-launcher_suite!(libcontainer, crate::support::Kind::Libcontainer);
-launcher_suite!(native, crate::support::Kind::Native);
-launcher_suite!(parked, crate::support::Kind::Parked);
+/// The launchers made here: their first process waits in the monitor's sight, the
+/// environment is the specification's to the letter, and a specification without
+/// rules for devices allows the usual ones only.
+macro_rules! own_launcher {
+    ($launcher:ident, $kind:expr) => {
+        launcher_suite! { $launcher, $kind;
+            life {
+                start_is_answered_whoever_holds_the_socket,
+                launch_that_hangs_can_be_deleted,
+            }
+            programs {
+                missing_program_fails_the_start,
+                environment_is_kept_as_it_is,
+                missing_path_and_home_are_no_error,
+                missing_working_directory_is_an_error,
+            }
+            isolation {
+                unsupported_wishes_are_refused_by_name,
+                devices_follow_the_rules,
+            }
+        }
+    };
+}
+
+/// OCI runtimes look for the program when they create, and make a working directory
+/// that is missing.
+macro_rules! oci_launcher {
+    ($launcher:ident, $kind:expr) => {
+        launcher_suite! { $launcher, $kind;
+            programs {
+                missing_program_fails_the_creation,
+                missing_runtime_is_named,
+            }
+        }
+    };
+}
+
+own_launcher!(libcontainer, crate::support::Kind::Libcontainer);
+own_launcher!(native, crate::support::Kind::Native);
+own_launcher!(parked, crate::support::Kind::Parked);
+oci_launcher!(runc, crate::support::Kind::Runc);
+oci_launcher!(crun, crate::support::Kind::Crun);

@@ -25,6 +25,11 @@ mod joins;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod network;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod observe;
 mod pods;
 #[expect(

@@ -19,6 +19,7 @@ pub mod netlink;
 mod nft;
 mod result;
 mod rtnl;
+mod spelling;
 mod sysctl;
 #[cfg(test)]
 mod testing;
@@ -89,7 +90,8 @@ pub fn is_builtin(kind: &str) -> bool {
 /// configuration asks for. What says no must be executed.
 pub fn is_builtin_config(config: &Value) -> bool {
     let kind = config["type"].as_str().unwrap_or_default();
-    builtin::find(kind).is_some_and(|plugin| (plugin.accepts)(config))
+    let accepts = |plugin: &builtin::Plugin| (plugin.accepts)(config);
+    builtin::find(kind).is_some_and(accepts) && !spelling::is_odd(config)
 }
 
 /// Runs a built-in plugin. The result of ADD is in the configuration's

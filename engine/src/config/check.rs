@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
-use super::{Cni, Config, Handler, Launcher, MetricsAddress, Places, parse_address};
+use super::{
+    Cni, Config, Handler, HandlerOptions, Launcher, MetricsAddress, Places, parse_address,
+};
 
 /// What can be wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +208,12 @@ fn check_runtime(
         ("native", Launcher::Native),
         ("libcontainer", Launcher::Libcontainer),
     ] {
-        checked.insert(name.to_owned(), Handler { launcher });
+        let handler = Handler {
+            launcher,
+            path: None,
+            options: HandlerOptions::default(),
+        };
+        checked.insert(name.to_owned(), handler);
     }
     for (name, handler) in handlers {
         checked.insert(name.clone(), check_handler(&name, handler)?);
@@ -232,7 +239,7 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
     let launcher = match launcher.as_deref() {
         Some("libcontainer") => Launcher::Libcontainer,
         Some("native") => Launcher::Native,
-        Some("oci") => return Err(not_yet(&key("launcher"), "the oci launcher")),
+        Some("oci") => return check_oci(path, options, key),
         Some("shim") => return Err(not_yet(&key("launcher"), "the shim launcher")),
         Some(other) => {
             let known = "\"native\", \"libcontainer\", \"oci\" or \"shim\"";
@@ -249,10 +256,31 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
             "this launcher is built in, it has no path",
         ));
     }
-    if options.is_some_and(|options| !options.is_empty()) {
+    if options.is_some() {
         return Err(wrong(&key("options"), "this launcher has no options"));
     }
-    Ok(Handler { launcher })
+    Ok(Handler {
+        launcher,
+        path: None,
+        options: HandlerOptions::default(),
+    })
+}
+
+/// That the runtime is there is `slipway check`'s to say: it may come later.
+fn check_oci(
+    path: Option<PathBuf>,
+    options: Option<raw::HandlerOptions>,
+    key: impl Fn(&str) -> String,
+) -> Result<Handler, ConfigError> {
+    let path = path.ok_or_else(|| wrong(&key("path"), "names the runtime's executable"))?;
+    let raw::HandlerOptions { args } = options.unwrap_or_default();
+    Ok(Handler {
+        launcher: Launcher::Oci,
+        path: Some(absolute(&key("path"), path)?),
+        options: HandlerOptions {
+            args: args.unwrap_or_default(),
+        },
+    })
 }
 
 #[cfg(test)]
@@ -314,6 +342,26 @@ mod tests {
     }
 
     #[test]
+    fn an_oci_runtime_has_a_path_and_may_have_arguments() {
+        let text = "[runtime.handlers.crun]\nlauncher = \"oci\"\npath = \"/usr/bin/crun\"\n\
+                    options = { args = [\"--debug\"] }\n";
+        let config = with(&[("x.toml", text)]).expect("valid");
+        let handler = config.handler("crun").expect("there");
+        assert_eq!(handler.launcher, Launcher::Oci);
+        assert_eq!(handler.path.as_deref(), Some(Path::new("/usr/bin/crun")));
+        assert_eq!(handler.options.args, ["--debug"]);
+        for wrong in [
+            "launcher = \"oci\"\n",
+            "launcher = \"oci\"\npath = \"crun\"\n",
+            "launcher = \"native\"\npath = \"/usr/bin/crun\"\n",
+        ] {
+            let text = format!("[runtime.handlers.x]\n{wrong}");
+            let error = with(&[("x.toml", &text)]).expect_err("wrong").to_string();
+            assert!(error.contains("runtime.handlers.x.path"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_key_whose_feature_is_not_there_is_refused_by_name() {
         for (text, key) in [
             ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
@@ -323,7 +371,7 @@ mod tests {
                 "streaming.address",
             ),
             (
-                "[runtime.handlers.x]\nlauncher = \"oci\"\n",
+                "[runtime.handlers.x]\nlauncher = \"shim\"\n",
                 "runtime.handlers.x.launcher",
             ),
         ] {

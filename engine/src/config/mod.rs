@@ -32,6 +32,8 @@ pub(crate) enum Launcher {
     Libcontainer,
     /// The pod's monitor itself.
     Native,
+    /// An OCI command line runtime.
+    Oci,
 }
 
 /// One runtime handler.
@@ -39,6 +41,25 @@ pub(crate) enum Launcher {
 pub(crate) struct Handler {
     /// The code behind it.
     pub(crate) launcher: Launcher,
+    /// The executable of an OCI runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<PathBuf>,
+    /// What that is to be told besides.
+    #[serde(skip_serializing_if = "HandlerOptions::is_empty")]
+    pub(crate) options: HandlerOptions,
+}
+
+/// Options of a handler's launcher.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct HandlerOptions {
+    /// Arguments of an OCI runtime before those that say what to do.
+    pub(crate) args: Vec<String>,
+}
+
+impl HandlerOptions {
+    fn is_empty(&self) -> bool {
+        self.args.is_empty()
+    }
 }
 
 /// Network settings.

@@ -62,5 +62,11 @@ pub(crate) struct Runtime {
 pub(crate) struct Handler {
     pub(crate) launcher: Option<String>,
     pub(crate) path: Option<PathBuf>,
-    pub(crate) options: Option<toml::Table>,
+    pub(crate) options: Option<HandlerOptions>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct HandlerOptions {
+    pub(crate) args: Option<Vec<String>>,
 }

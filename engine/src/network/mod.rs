@@ -421,6 +421,28 @@ mod tests {
     }
 
     #[test]
+    fn an_attachment_of_an_older_engine_goes_the_way_it_came_if_that_is_there() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let cni = Cni {
+            conf_dir: dir.path().to_owned(),
+            bin_dirs: vec![dir.path().to_owned()],
+            netns_dir: dir.path().to_owned(),
+            external_plugins: Vec::new(),
+        };
+        let network = Network::new(cni, dir.path().to_owned());
+        let old = json!({"list": list(), "args": "", "capabilities": {}});
+        let old: Attachment = serde_json::from_value(old).expect("readable");
+        assert_eq!(network.runners(&old), [Runner::Builtin]);
+        std::fs::write(dir.path().join("bridge"), "").expect("write");
+        assert_eq!(network.runners(&old), [Runner::External]);
+        let new = Attachment {
+            external: vec![false],
+            ..old
+        };
+        assert_eq!(network.runners(&new), [Runner::Builtin]);
+    }
+
+    #[test]
     fn quantities_have_decimal_and_binary_units() {
         for (text, rate) in [
             ("10M", Some(10_000_000)),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use image_store::Image;
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
-use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError};
+use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
 
 use super::error::PodError;
 use super::record::{ContainerRecord, PodRecord, User};
@@ -198,6 +198,7 @@ fn prepare(
     let order = CreateContainer {
         id: record.id.to_string(),
         launcher: launcher(engine, &host.pod)?,
+        runtime: oci_runtime(engine, &host.pod),
         spec,
         rootfs,
         mounts: sources,
@@ -227,8 +228,17 @@ fn launcher(engine: &Engine, pod: &PodRecord) -> Result<LauncherKind, PodError> 
     match handler.map(|handler| handler.launcher) {
         Some(Launcher::Libcontainer) => Ok(LauncherKind::Libcontainer),
         Some(Launcher::Native) => Ok(LauncherKind::Native),
+        Some(Launcher::Oci) => Ok(LauncherKind::Oci),
         None => Err(PodError::NoHandler(pod.handler.clone())),
     }
+}
+
+fn oci_runtime(engine: &Engine, pod: &PodRecord) -> Option<OciRuntime> {
+    let handler = engine.config.handler(&pod.handler)?;
+    Some(OciRuntime {
+        path: handler.path.clone()?,
+        args: handler.options.args.clone(),
+    })
 }
 
 fn inputs<'a>(

@@ -16,7 +16,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use runtime::exec::Program;
 use runtime::launcher::LaunchError;
-use runtime::protocol::{Create, Fds, Launch, MountSource, StreamSlots};
+use runtime::protocol::{Create, Fds, Launch, LauncherKind, MountSource, StreamSlots};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
@@ -25,7 +25,7 @@ use crate::cgroups::{self, Cgroups};
 use crate::console::ConsoleSocket;
 use crate::executor::Waiting;
 use crate::spec::Wishes;
-use crate::{check, devices, propagation, spec};
+use crate::{check, devices, oci, propagation, spec};
 
 /// A container that waits for its start.
 #[derive(Debug)]
@@ -36,14 +36,19 @@ pub(crate) struct Outcome {
     pub(crate) console: Option<OwnedFd>,
     /// What was not honoured without harm.
     pub(crate) warnings: Vec<String>,
+    /// Starts it, where the first process does not wait at the monitor's socket.
+    pub(crate) start: Option<oci::Start>,
 }
 
 /// The container's ends of its streams.
 #[derive(Debug)]
-struct Streams {
-    stdin: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+pub(crate) struct Streams {
+    /// What it reads.
+    pub(crate) stdin: OwnedFd,
+    /// What it writes.
+    pub(crate) stdout: OwnedFd,
+    /// What it complains to.
+    pub(crate) stderr: OwnedFd,
 }
 
 /// Makes a container.
@@ -55,6 +60,15 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         stdio,
     } = launch;
     let create = create.ok_or_else(|| LaunchError::failed("read the order", "it is empty"))?;
+    if create.launcher() == LauncherKind::Oci {
+        return oci::create(oci::Order {
+            create: *create,
+            work_dir,
+            start_fd,
+            streams: stdio.unwrap_or_default(),
+            fds,
+        });
+    }
     let start = fds.take(start_fd, "the start")?;
     let mut spec = spec::read(&fds.take(create.spec_fd, "the spec")?)?;
     let given = |index| create.mounts.iter().any(|mount| is_at(mount, index));
@@ -94,6 +108,7 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         pid,
         console,
         warnings,
+        start: None,
     })
 }
 
@@ -115,6 +130,18 @@ fn fill(
     create: &Create,
     mut fds: Fds,
 ) -> Result<propagation::Plan, LaunchError> {
+    let sources = attach(bundle, spec, create, &mut fds)?;
+    propagation::plan(spec, &sources)
+}
+
+/// Attaches root and sources and names them in the spec; gives the indexes of
+/// mounts and the paths of their sources.
+pub(crate) fn attach(
+    bundle: &Bundle,
+    spec: &mut Spec,
+    create: &Create,
+    fds: &mut Fds,
+) -> Result<Vec<(usize, PathBuf)>, LaunchError> {
     bundle.attach_rootfs(&fds.take(create.rootfs_fd, "the root filesystem")?)?;
     spec::set_root(spec, &bundle.rootfs());
     let mut sources = Vec::with_capacity(create.mounts.len());
@@ -133,10 +160,10 @@ fn fill(
         target.set_source(Some(path.clone()));
         sources.push((index, path));
     }
-    propagation::plan(spec, &sources)
+    Ok(sources)
 }
 
-fn write_config(bundle: &Bundle, spec: &Spec) -> Result<(), LaunchError> {
+pub(crate) fn write_config(bundle: &Bundle, spec: &Spec) -> Result<(), LaunchError> {
     spec.save(bundle.dir().join("config.json"))
         .map_err(|error| LaunchError::failed("write config.json", chain(&error)))
 }
@@ -216,7 +243,7 @@ fn nix_pid(pid: impl Into<i32>) -> i32 {
 
 impl Streams {
     /// Takes what the monitor sent; what it did not is /dev/null.
-    fn take(slots: &StreamSlots, fds: &mut Fds) -> Result<Self, LaunchError> {
+    pub(crate) fn take(slots: &StreamSlots, fds: &mut Fds) -> Result<Self, LaunchError> {
         let mut stream = |slot: Option<u32>| match fds.take_optional(slot, "a stream")? {
             Some(fd) => Ok(fd),
             None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -231,7 +258,7 @@ impl Streams {
 
     /// A process that is not root could not open /dev/stdout otherwise, which
     /// leads to the pipe.
-    fn give_to(&self, (uid, gid): (u32, u32)) -> Result<(), LaunchError> {
+    pub(crate) fn give_to(&self, (uid, gid): (u32, u32)) -> Result<(), LaunchError> {
         for stream in [&self.stdin, &self.stdout, &self.stderr] {
             let failed = |errno| LaunchError::failed("give streams to the user", errno);
             let stat = rustix::fs::fstat(stream).map_err(failed)?;

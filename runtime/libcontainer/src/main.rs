@@ -1,5 +1,5 @@
-//! slipway-libcontainer: makes one container with youki's libcontainer, then
-//! ends.
+//! slipway-libcontainer: makes one container with youki's libcontainer, or with an
+//! OCI command line runtime, then ends.
 //!
 //! Owns nothing for longer than that. libcontainer changes the process that
 //! calls it (working directory, OOM score, dumpability, signals), which is why
@@ -14,6 +14,7 @@ mod console;
 mod create;
 mod devices;
 mod executor;
+mod oci;
 mod order;
 mod propagation;
 mod spec;

@@ -46,14 +46,17 @@ impl Channel {
         };
         let request = incoming.envelope.request;
         let outcome = work(incoming);
-        let console;
+        let mut console: Option<OwnedFd> = None;
+        let mut waiting = None;
         let (body, fds) = match outcome {
             Ok(Outcome {
                 pid,
                 console: given,
                 warnings,
+                start,
             }) => {
                 console = given;
+                waiting = start;
                 let console_fd = console.is_some().then_some(0);
                 let launched = Launched {
                     pid,
@@ -74,7 +77,12 @@ impl Channel {
             body: Some(body),
             ..Envelope::default()
         };
-        protocol::send(self.0.as_fd(), &envelope, &fds).map(drop)
+        protocol::send(self.0.as_fd(), &envelope, &fds)?;
+        drop(console);
+        if let Some(start) = waiting {
+            start.wait();
+        }
+        Ok(())
     }
 }
 

@@ -44,8 +44,6 @@ impl Monitor {
         let Some(mut container) = self.remove(key) else {
             return;
         };
-        // It may still wait in the kernel, in the pod's cgroups.
-        self.dying.extend(container.helper());
         if let State::Launching { reply, .. } = &mut container.state
             && let Some(reply) = reply.take()
         {
@@ -238,6 +236,11 @@ impl Monitor {
     pub(crate) fn remove(&mut self, key: Key) -> Option<Container> {
         let mut container = self.containers.remove(&key)?;
         self.dying.extend(self.parking.end(&container.id));
+        // One that has not quite ended yet.
+        if let Some(helper) = container.helper() {
+            let _gone = send_signal(helper, KILL);
+            self.dying.push(helper);
+        }
         container.output.flush(&mut self.scratch);
         container.output.close(&mut self.reactor);
         match &container.state {
@@ -258,7 +261,7 @@ impl Monitor {
         for (key, container) in &self.containers {
             if container.deadline().is_some() {
                 launching.push(*key);
-            } else if !container.is_over() {
+            } else if !container.is_over() || container.helper().is_some() {
                 container.kill();
             }
         }

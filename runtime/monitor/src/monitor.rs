@@ -306,6 +306,10 @@ impl Monitor {
             && self.unborn.is_empty()
             && self.dying.is_empty()
             && self.containers.values().all(Container::is_over)
+            && self
+                .containers
+                .values()
+                .all(|container| container.helper().is_none())
     }
 
     fn say_goodbye(&mut self) {

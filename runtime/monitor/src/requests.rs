@@ -138,7 +138,9 @@ impl Monitor {
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
         let mut through = self.parking.find(&create.id).map(Through::new);
         let launcher: &mut dyn Launcher = match (create.launcher(), &mut through) {
-            (LauncherKind::Libcontainer, _) => pod.launcher.as_mut().ok_or_else(no_pod)?,
+            (LauncherKind::Libcontainer | LauncherKind::Oci, _) => {
+                pod.launcher.as_mut().ok_or_else(no_pod)?
+            }
             (LauncherKind::Native, Some(through)) => through,
             (LauncherKind::Native, None) => &mut self.native,
             (LauncherKind::Unspecified, _) => {

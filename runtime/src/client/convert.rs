@@ -122,6 +122,7 @@ pub(super) fn create<'a>(
     let CreateContainer {
         id,
         launcher,
+        runtime,
         spec: _,
         rootfs,
         mounts,
@@ -170,6 +171,12 @@ pub(super) fn create<'a>(
         streams: None,
         userns_fd: None,
         plan,
+        runtime: runtime.as_ref().map(|runtime| bytes(runtime.path.clone())),
+        runtime_args: runtime
+            .iter()
+            .flat_map(|runtime| &runtime.args)
+            .map(|arg| arg.clone().into_bytes())
+            .collect(),
     })
 }
 

@@ -24,7 +24,7 @@ pub use monitor::Monitor;
 pub use pool::MonitorPool;
 pub use types::{
     ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    PodReady, PodSetup, Started,
+    OciRuntime, PodReady, PodSetup, Started,
 };
 
 /// Name of a monitor's socket in its pod's state directory.

@@ -61,6 +61,8 @@ pub struct CreateContainer {
     pub id: String,
     /// Who makes it.
     pub launcher: LauncherKind,
+    /// The OCI runtime, for that launcher.
+    pub runtime: Option<OciRuntime>,
     /// The complete runtime spec. `root.path` is ignored.
     pub spec: oci_spec::runtime::Spec,
     /// Detached mount of the root filesystem.
@@ -85,6 +87,15 @@ pub struct CreateContainer {
     pub stdin_once: bool,
     /// Whether stdio is a terminal.
     pub tty: bool,
+}
+
+/// An OCI command line runtime.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OciRuntime {
+    /// Its executable.
+    pub path: PathBuf,
+    /// Its arguments before those that say what to do.
+    pub args: Vec<String>,
 }
 
 /// A container that waits for its start.

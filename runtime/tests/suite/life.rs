@@ -225,8 +225,11 @@ pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
     assert!(matches!(waiting.await.unwrap(), Err(MonitorError::Gone)));
     assert!(matches!(pod.monitor.list().await, Err(MonitorError::Gone)));
     pod.monitor.shutdown().await.unwrap();
+    // Where an OCI runtime has it wait nobody sees the monitor's end: it is the
+    // engine's to end then.
+    let in_sight = !matches!(launcher, Kind::Runc | Kind::Crun);
     assert!(
-        wait_until(|| created.cgroup.pids().is_empty()),
+        !in_sight || wait_until(|| created.cgroup.pids().is_empty()),
         "it waits for ever"
     );
     assert!(

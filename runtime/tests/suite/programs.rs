@@ -3,6 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
+use runtime::client::Event;
 use serde_json::json;
 
 use super::{launch_error, stdout};
@@ -44,14 +45,18 @@ pub(crate) async fn missing_program_fails_the_start(launcher: Kind) {
 pub(crate) async fn owners_only_program_runs(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["/own"]).set("process.user", json!({ "uid": 1000, "gid": 1000 }));
-    let container = pod.create(&spec).await;
-    let own = container.upper.join("own");
-    std::fs::write(&own, "#!/bin/sh\necho mine\n").unwrap();
+    let (request, _cgroup, upper) = pod.request(&spec);
+    let own = upper.join("own");
+    std::fs::write(&own, "#!/bin/sh\nexit 6\n").unwrap();
     std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o700)).unwrap();
     std::os::unix::fs::chown(&own, Some(1000), Some(1000)).unwrap();
-    pod.start(&container).await;
-    assert_eq!(pod.exit(&container).await.exit_code, 0);
-    assert_eq!(container.log(), ["stdout F mine"]);
+    let id = request.id.clone();
+    pod.monitor.create(request).await.unwrap();
+    pod.monitor.start(&id).await.unwrap();
+    let Event::Exited(record) = pod.event().await else {
+        panic!("the monitor died")
+    };
+    assert_eq!(record.exit_code, 6);
     pod.end().await;
 }
 
@@ -112,7 +117,7 @@ pub(crate) async fn image_runs_no_code_before_its_program(launcher: Kind) {
     pod.monitor.start(&id).await.unwrap();
     assert_eq!(
         loop {
-            if let runtime::client::Event::Exited(record) = pod.event().await {
+            if let Event::Exited(record) = pod.event().await {
                 break record.exit_code;
             }
         },
@@ -138,12 +143,45 @@ fn evil_module(dir: &std::path::Path) -> std::path::PathBuf {
     module
 }
 
-/// The working directory is entered; one that is missing is an error.
+/// The working directory is entered.
 pub(crate) async fn working_directory_is_entered(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/tmp"));
     assert_eq!(stdout(pod.outcome(&spec).await), "/tmp");
+    pod.end().await;
+}
+
+/// It is not made up.
+pub(crate) async fn missing_working_directory_is_an_error(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
     let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/nothing"));
     assert!(pod.create_with(&spec, |_| ()).await.is_err());
+    pod.end().await;
+}
+
+/// A program that is not there is told by the runtime's own words, and nothing is
+/// left of the container.
+pub(crate) async fn missing_program_fails_the_creation(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    for name in ["nothing", "/no/such"] {
+        let created = pod.create_with(&TestSpec::new(&[name]), |_| ()).await;
+        let (step, message, not_found) = launch_error(created.map(|_| ()));
+        assert!(step.ends_with(" create"), "{step}");
+        assert!(not_found, "{name}: {message}");
+        assert!(pod.monitor.list().await.unwrap().is_empty());
+    }
+    pod.end().await;
+}
+
+/// So is a runtime that is not there.
+pub(crate) async fn missing_runtime_is_named(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let missing = |request: &mut runtime::client::CreateContainer| {
+        request.runtime.as_mut().unwrap().path = "/no/such/runtime".into();
+    };
+    let created = pod.create_with(&TestSpec::shell("exit 0"), missing).await;
+    let (step, message, _) = launch_error(created.map(|_| ()));
+    assert_eq!(step, "runtime create");
+    assert!(message.contains("/no/such/runtime"), "{message}");
     pod.end().await;
 }

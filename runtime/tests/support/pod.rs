@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use runtime::client::{
     CreateContainer, Created, Event, ExecExit, ExecProcess, ExitRecord, LauncherKind, Monitor,
-    MonitorError, MonitorPool, PodReady, PodSetup, Started,
+    MonitorError, MonitorPool, OciRuntime, PodReady, PodSetup, Started,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -74,6 +74,10 @@ pub(crate) enum Kind {
     Native,
     /// By a process that was parked in the container's cgroups before.
     Parked,
+    /// By runc.
+    Runc,
+    /// By crun.
+    Crun,
 }
 
 impl Kind {
@@ -82,7 +86,26 @@ impl Kind {
         match self {
             Self::Libcontainer => LauncherKind::Libcontainer,
             Self::Native | Self::Parked => LauncherKind::Native,
+            Self::Runc | Self::Crun => LauncherKind::Oci,
         }
+    }
+
+    /// The OCI runtime.
+    fn runtime(self) -> Option<OciRuntime> {
+        let name = match self {
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::Libcontainer | Self::Native | Self::Parked => return None,
+        };
+        let dirs = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
+        let mut paths = dirs.iter().map(|dir| Path::new(dir).join(name));
+        let path = paths.find(|path| path.exists());
+        // As `make test-tools` does.
+        let path = path.unwrap_or_else(|| panic!("{name} has to be installed"));
+        Some(OciRuntime {
+            path,
+            args: Vec::new(),
+        })
     }
 }
 
@@ -203,6 +226,7 @@ impl Pod {
         let rootfs = rootfs::overlay(&upper);
         let request = CreateContainer {
             launcher: self.launcher.launcher(),
+            runtime: self.launcher.runtime(),
             spec: spec.build(),
             rootfs,
             mounts: Vec::new(),

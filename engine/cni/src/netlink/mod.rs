@@ -2,7 +2,7 @@
 //!
 //! Owns the wire format for the families `NETLINK_ROUTE` and
 //! `NETLINK_NETFILTER`; knows no message of theirs. A socket for links is opened for a
-//! piece of work and closed after it; those for rules are kept, see [`lent`].
+//! piece of work and closed after it; those for rules are kept.
 
 mod attribute;
 mod lent;

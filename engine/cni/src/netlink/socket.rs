@@ -462,3 +462,12 @@ fn split(mut rest: &[u8]) -> impl Iterator<Item = Part<'_>> {
         Some(part)
     })
 }
+
+/// Reads a datagram as a socket would; for tests.
+#[cfg(test)]
+pub(super) fn read_all(datagram: &[u8]) -> usize {
+    let parts = split(datagram);
+    parts
+        .filter(|part| part.refusal(0, "read").is_some())
+        .count()
+}

@@ -141,3 +141,18 @@ fn work_in_a_namespace_leaves_the_callers_thread_where_it_was() {
         "{wrong}"
     );
 }
+
+proptest::proptest! {
+    /// Whatever the kernel, or whoever pretends to be it, sends.
+    #[test]
+    fn no_answer_breaks_the_readers(bytes in proptest::collection::vec(0u8..48, 0..300)) {
+        for attribute in attributes(&bytes) {
+            let _number = (attribute.u8(), attribute.u16(), attribute.u32(), attribute.u64());
+            let _number = (attribute.be16(), attribute.be32(), attribute.be64());
+            let _inside = (attribute.text(), attribute.nested().count());
+        }
+        socket::read_all(&bytes);
+        let reply = Reply { index: 0, kind: RTM_NEWLINK, body: bytes };
+        let _link = crate::rtnl::link::Link::parse(&reply);
+    }
+}

@@ -31,6 +31,7 @@ const DROPPED: &[&str] = &[
     "hold_timer",
     "message_age_timer",
     "forward_delay_timer",
+    "fdb_n_learned",
     "installed",
     "last_used",
     "bytes",

@@ -10,9 +10,11 @@ use std::process::{Command, Stdio};
 use nix::sched::{CloneFlags, setns, unshare};
 use serde_json::{Value, json};
 
-/// The container of every case.
-pub(crate) const CONTAINER: &str =
-    "5d2f0a1c9b3e4f60718293a4b5c6d7e8f9012345678901234567890123456789";
+/// The containers of every case, in their order.
+const CONTAINERS: [&str; 2] = [
+    "5d2f0a1c9b3e4f60718293a4b5c6d7e8f9012345678901234567890123456789",
+    "7a2f0a1c9b3e4f60718293a4b5c6d7e8f9012345678901234567890123456789",
+];
 /// Its interface.
 pub(crate) const INTERFACE: &str = "eth0";
 
@@ -29,6 +31,9 @@ pub(crate) enum Side {
 pub(crate) struct World {
     node: File,
     pod: File,
+    /// The namespace of the other pod, if there is one.
+    other: Option<File>,
+    container: &'static str,
     dir: tempfile::TempDir,
 }
 
@@ -38,6 +43,8 @@ impl World {
         let world = Self {
             node: new_namespace(),
             pod: new_namespace(),
+            other: None,
+            container: CONTAINERS[0],
             dir: tempfile::tempdir().expect("a temporary folder"),
         };
         for namespace in [&world.node, &world.pod] {
@@ -59,6 +66,18 @@ impl World {
     /// Another pod on the same node; the former one ends.
     pub(crate) fn next_pod(&mut self) {
         self.pod = new_namespace();
+    }
+
+    /// Turns to the other pod of the node.
+    pub(crate) fn turn(&mut self) {
+        let other = self.other.take().unwrap_or_else(new_namespace);
+        self.other = Some(std::mem::replace(&mut self.pod, other));
+        let [first, second] = CONTAINERS;
+        self.container = if self.container == first {
+            second
+        } else {
+            first
+        };
     }
 
     /// The folder of what plugins keep, `<dir>` in configurations.
@@ -185,7 +204,7 @@ impl World {
                 "DEL" => cni::Command::Del,
                 _ => cni::Command::Check,
             },
-            container_id: CONTAINER,
+            container_id: self.container,
             netns: Some(&netns),
             interface: INTERFACE,
             args: &chain.args,
@@ -205,7 +224,7 @@ impl World {
         let plugins = plugins();
         let mut child = Command::new(plugins.join(kind))
             .env("CNI_COMMAND", command)
-            .env("CNI_CONTAINERID", CONTAINER)
+            .env("CNI_CONTAINERID", self.container)
             .env("CNI_NETNS", self.pod_path())
             .env("CNI_IFNAME", INTERFACE)
             .env("CNI_ARGS", &chain.args)
@@ -283,9 +302,9 @@ impl Chain {
         self
     }
 
-    /// The same where the plugins' CHECK fails even for what they made.
+    /// The same where the plugins' CHECK may fail even for what they made.
     pub(crate) fn unchecked(mut self, why: &str) -> Self {
-        println!("the plugins cannot CHECK what they make: {why}");
+        println!("the plugins may not CHECK what they make: {why}");
         self.is_checked = false;
         self
     }

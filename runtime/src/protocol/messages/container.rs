@@ -12,6 +12,8 @@ pub enum LauncherKind {
     Libcontainer = 1,
     /// The monitor itself.
     Native = 2,
+    /// An OCI command line runtime.
+    Oci = 3,
 }
 
 /// A container's wishes.
@@ -67,6 +69,12 @@ pub struct Create {
     /// The spec for the native launcher.
     #[prost(message, optional, boxed, tag = "16")]
     pub plan: Option<Box<Plan>>,
+    /// The executable of an OCI command line runtime.
+    #[prost(bytes = "vec", optional, tag = "17")]
+    pub runtime: Option<Vec<u8>>,
+    /// Its arguments before those that say what to do.
+    #[prost(bytes = "vec", repeated, tag = "18")]
+    pub runtime_args: Vec<Vec<u8>>,
 }
 
 /// A detached mount and where it belongs.

@@ -331,17 +331,62 @@ fn how_long_add_and_del_take() {
         (adds, dels)
     };
     in_new_namespace(|| {
-        for masquerade in [false, true] {
-            println!("ipMasq {masquerade}");
-            let net = Net::new(
-                json!({"isDefaultGateway": true, "ipMasq": masquerade}),
-                json!({"subnet": "10.88.0.0/16"}),
-            );
+        let v4 = json!([[{"subnet": "10.88.0.0/16"}]]);
+        let both = json!([[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]]);
+        for (number, (masquerade, ranges)) in [(false, &v4), (true, &v4), (true, &both)]
+            .into_iter()
+            .enumerate()
+        {
+            println!("ipMasq {masquerade}, {ranges}");
+            let keys = json!({"isDefaultGateway": true, "ipMasq": masquerade,
+                "bridge": format!("br{number}")});
+            let net = Net::new(keys, json!({"ranges": ranges}));
             let (adds, dels) = rounds(&net, ROUNDS, true);
             show("bridge ADD", adds);
             show("bridge DEL, the namespace goes", dels);
             let (_, dels) = rounds(&net, 30, false);
             show("bridge DEL, the namespace stays", dels);
+        }
+    });
+}
+
+/// The same by several callers at once.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_add_takes_among_callers() {
+    const ROUNDS: usize = 100;
+    in_new_namespace(|| {
+        let keys = json!({"isDefaultGateway": true, "ipMasq": true});
+        let net = Net::new(keys, json!({"subnet": "10.88.0.0/16"}));
+        let host = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        for callers in [1, 4, 8] {
+            let started = std::time::Instant::now();
+            let mut times: Vec<_> = std::thread::scope(|scope| {
+                let (net, host) = (&net, &host);
+                let caller = move |caller: usize| {
+                    nix::sched::setns(host, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                    let attach = |round: usize| {
+                        let (id, pin) = (format!("{caller}-{round}"), Pin::new());
+                        let started = std::time::Instant::now();
+                        net.call(Command::Add, &id, pin.path()).unwrap();
+                        let added = started.elapsed();
+                        net.call_with(Command::Del, &id, pin.path(), true).unwrap();
+                        added
+                    };
+                    (0..ROUNDS).map(attach).collect::<Vec<_>>()
+                };
+                let threads = (0..callers).map(|number| scope.spawn(move || caller(number)));
+                let threads: Vec<_> = threads.collect();
+                threads
+                    .into_iter()
+                    .flat_map(|thread| thread.join().unwrap())
+                    .collect()
+            });
+            let rate = times.len() as f64 / started.elapsed().as_secs_f64();
+            times.sort();
+            let at = |part: usize| times[times.len() * part / 100];
+            let (half, most) = (at(50), at(99));
+            println!("{callers} callers: ADD p50 {half:?} p99 {most:?}, {rate:.0} pods/s");
         }
     });
 }

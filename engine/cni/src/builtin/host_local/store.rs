@@ -11,10 +11,13 @@ use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Dir, FlockOperation, Mode, OFlags, flock, open, openat};
+use rustix::io::{Errno, read};
 
 const LAST: &str = "last_reserved_ip.";
 const LINE_BREAK: &str = "\r\n";
+/// Longer than any owner: a container's id, an interface's name of 15, and a break.
+const LONGEST: usize = 1024;
 
 /// A failure of the store, with the file it is about.
 #[derive(Debug, thiserror::Error)]
@@ -59,17 +62,17 @@ impl Store {
             move |source| StoreError { step, path, source }
         };
         let path = folder.join("lock");
-        let open = || {
+        let open_lock = || {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).mode(0o750);
             options.open(&path)
         };
-        let lock = match open() {
+        let lock = match open_lock() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut builder = DirBuilder::new();
                 builder.recursive(true).mode(0o755);
                 builder.create(folder).map_err(named("create", folder))?;
-                open()
+                open_lock()
             }
             opened => opened,
         };
@@ -84,7 +87,7 @@ impl Store {
         loop {
             match flock(&self.lock, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Held { store: self }),
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(self.failed("lock", "lock", error.into())),
             }
         }
@@ -209,22 +212,30 @@ impl Held<'_> {
         Ok(())
     }
 
-    /// All addresses with their owners.
+    /// All addresses with their owners. There may be hundreds, each looked at in
+    /// every ADD and DEL, so this asks the kernel as little as it can.
     fn all(&self) -> Result<Vec<(IpAddr, String)>, StoreError> {
-        let folder = &self.store.folder;
-        let entries = fs::read_dir(folder).map_err(|error| self.store.failed("read", "", error))?;
+        let failed = |error: Errno| self.store.failed("read", "", error.into());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let folder = open(&self.store.folder, flags | OFlags::DIRECTORY, Mode::empty());
+        let folder = folder.map_err(failed)?;
         let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(|error| self.store.failed("read", "", error))?;
+        for entry in Dir::read_from(&folder).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             // Other files belong to the store, or to nobody it knows.
             let name = entry.file_name();
-            let Some(address) = name.to_str().and_then(|name| name.parse().ok()) else {
+            let Some(address) = name.to_str().ok().and_then(|name| name.parse().ok()) else {
                 continue;
             };
+            let mut text = [0; LONGEST];
+            let read =
+                openat(&folder, name, flags, Mode::empty()).and_then(|file| read(&file, &mut text));
             // Whoever works without the lock may have removed it meanwhile.
-            if let Ok(text) = fs::read_to_string(entry.path()) {
-                found.push((address, text.trim().to_owned()));
-            }
+            let Ok(length) = read else {
+                continue;
+            };
+            let text = String::from_utf8_lossy(&text[..length]);
+            found.push((address, text.trim().to_owned()));
         }
         Ok(found)
     }

@@ -285,3 +285,27 @@ proptest! {
         }
     }
 }
+
+/// Not a test but a measurement, like the bridge's.
+#[test]
+#[ignore = "a measurement"]
+fn how_long_it_takes_among_many() {
+    let net = Net::new(json!({"subnet": "10.0.0.0/16"}));
+    for held in [0, 100, 250] {
+        for id in 0..held {
+            net.del(&format!("{id:064}"));
+            net.add(&format!("{id:064}")).unwrap();
+        }
+        let mut times: Vec<_> = (0..200)
+            .map(|_| {
+                let started = std::time::Instant::now();
+                net.add("mine").unwrap();
+                let added = started.elapsed();
+                net.del("mine");
+                (added, started.elapsed() - added)
+            })
+            .collect();
+        times.sort();
+        println!("{held} held: p50 of ADD, and its DEL: {:?}", times[100]);
+    }
+}

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 
-use super::{bandwidth, bridge, dual_stack, equal, firewall, portmap, ptp};
-use crate::world::Chain;
+use super::{SIDES, alike, bandwidth, bridge, dual_stack, equal, firewall, portmap, ptp};
+use crate::snapshot::Snapshot;
+use crate::world::{Chain, Side, World};
 
 #[test]
 fn port_mappings_of_all_protocols() {
@@ -120,5 +121,53 @@ fn firewall_with_another_chain_of_the_administrator() {
         &Chain::new([bridge(&json!({})), firewall])
             .given(1)
             .version("0.4.0"),
+    );
+}
+
+/// A node that goes from one side to the other while pods run.
+#[test]
+fn pods_of_both_sides_share_a_node() {
+    let limits = json!({"ingressRate": 1_000_000, "ingressBurst": 80_000});
+    let keys = json!({"ipMasq": true, "ipam": dual_stack()});
+    let isolated = json!({"ingressPolicy": "isolated"});
+    let chain = Chain::new([
+        bridge(&keys),
+        portmap(&json!({})),
+        bandwidth(&limits),
+        firewall(&isolated),
+    ]);
+    let done = |result: Result<(), String>| result.unwrap_or_else(|error| panic!("{error}"));
+    let other = |side: Side| if side == SIDES[0] { SIDES[1] } else { SIDES[0] };
+    let worlds = SIDES.map(|first| SIDES.map(|second| (first, second, World::new())));
+    let mut worlds: Vec<_> = worlds.into_iter().flatten().collect();
+    let mut results = Vec::new();
+    for (first, second, world) in &mut worlds {
+        let add = |world: &World, side| {
+            world
+                .add(side, &chain)
+                .unwrap_or_else(|error| panic!("{error}"))
+        };
+        let one = add(world, *first);
+        world.turn();
+        results.push((one, add(world, *second)));
+    }
+    let both = |world: &World, index: usize| Snapshot::take(world, Some(&results[index].1));
+    alike(&worlds, both, "both ADDs");
+    for ((_, second, world), (_, result)) in worlds.iter_mut().zip(&results) {
+        done(world.del(other(*second), &chain, Some(result)));
+        world.turn();
+    }
+    let one = |world: &World, index: usize| Snapshot::take(world, Some(&results[index].0));
+    alike(&worlds, one, "DEL of the second");
+    for ((first, _, world), (result, _)) in worlds.iter_mut().zip(&results) {
+        for side in SIDES {
+            done(world.check(side, &chain, result));
+        }
+        done(world.del(other(*first), &chain, Some(result)));
+    }
+    alike(
+        &worlds,
+        |world, _| Snapshot::take(world, None),
+        "DEL of both",
     );
 }

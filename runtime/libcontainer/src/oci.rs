@@ -1,0 +1,321 @@
+//! Containers by an OCI command line runtime: runc, crun and what speaks as they do.
+//!
+//! `create` and `start` of the OCI runtime specification's command line, with a
+//! bundle and a state folder in the tmpfs of this helper's mount namespace. The
+//! helper lives from `create` until it has run `start`; afterwards nothing is
+//! left of runtime or state but the container, a child of the monitor, so that
+//! there is nothing to `delete`. Processes are run in it as in any other: by its
+//! namespaces. The runtime sets up the cgroups that the engine made; only the
+//! tree of version 2 beside others, which runtimes leave alone, is joined here.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
+use runtime::launcher::{LaunchError, StartSocket};
+use runtime::protocol::{Create, Fds, StreamSlots};
+use runtime::sys::fork::{self, NewNamespaces};
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use rustix::process::WaitOptions;
+
+use crate::bundle::Bundle;
+use crate::cgroups::{self, Cgroups};
+use crate::console::ConsoleSocket;
+use crate::create::{Outcome, Streams, attach, write_config};
+use crate::{devices, propagation, spec};
+
+/// The version of the specification that all of them know.
+const VERSION: &str = "1.0.2";
+/// Where all cgroup filesystems are.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// What runtimes say when the program is not there or cannot be executed.
+const NOT_FOUND: [&str; 5] = [
+    "executable file not found",
+    "executable file `",
+    "no such file or directory",
+    "is a directory",
+    "exec format error",
+];
+
+/// What the monitor asked for.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) create: Create,
+    pub(crate) work_dir: Vec<u8>,
+    pub(crate) start_fd: Option<u32>,
+    pub(crate) streams: StreamSlots,
+    pub(crate) fds: Fds,
+}
+
+/// A container that waits for the runtime's `start`.
+#[derive(Debug)]
+pub(crate) struct Start {
+    runtime: Runtime,
+    id: String,
+    socket: OwnedFd,
+}
+
+/// The runtime, with its state.
+#[derive(Debug)]
+struct Runtime {
+    path: PathBuf,
+    args: Vec<OsString>,
+    state: PathBuf,
+    log: PathBuf,
+}
+
+/// Makes a container.
+pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
+    let Order {
+        create,
+        work_dir,
+        start_fd,
+        streams,
+        mut fds,
+    } = order;
+    let path = create.runtime.clone();
+    let path = path.ok_or_else(|| LaunchError::failed("read the order", "it names no runtime"))?;
+    let socket = fds.take(start_fd, "the start")?;
+    let mut spec = spec::read(&fds.take(create.spec_fd, "the spec")?)?;
+    let streams = Streams::take(&streams, &mut fds)?;
+    streams.give_to(owner(&spec))?;
+    let bundle = Bundle::make(PathBuf::from(OsString::from_vec(work_dir)))?;
+    let sources = attach(&bundle, &mut spec, &create, &mut fds)?;
+    let propagation = propagation::plan(&mut spec, &sources)?;
+    let cgroups = Cgroups::new(&create.cgroup_procs);
+    devices::enforce(&spec, &cgroups)?;
+    cgroups.provide_view(&mut spec, &bundle)?;
+    fit(&mut spec, cgroups.dirs(), create.tty);
+    join_beside(&cgroups)?;
+    let warnings = give_up_score(&mut spec)?;
+    write_config(&bundle, &spec)?;
+    let console = create
+        .tty
+        .then(|| ConsoleSocket::listen(bundle.dir()))
+        .transpose()?;
+    let runtime = Runtime {
+        path: PathBuf::from(OsString::from_vec(path)),
+        args: create
+            .runtime_args
+            .iter()
+            .cloned()
+            .map(OsString::from_vec)
+            .collect(),
+        state: bundle.state(),
+        log: bundle.dir().join("log"),
+    };
+    let pid = runtime.create(&create.id, &bundle, streams, console.as_ref())?;
+    undo(&propagation, pid)?;
+    let console = console.map(|socket| socket.take()).transpose()?;
+    Ok(Outcome {
+        pid,
+        console,
+        warnings,
+        start: Some(Start {
+            runtime,
+            id: create.id,
+            socket,
+        }),
+    })
+}
+
+impl Start {
+    /// Waits for the word and starts the container; says so where it cannot.
+    pub(crate) fn wait(self) {
+        let socket = StartSocket::new(std::os::fd::AsFd::as_fd(&self.socket));
+        // Without a monitor nobody would look after the container.
+        if !socket.wait() {
+            return;
+        }
+        let mut command = self.runtime.command("start");
+        command.arg(&self.id);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(Stdio::null());
+        if let Err(error) = self.runtime.run("start", command) {
+            let not_found = matches!(
+                &error,
+                LaunchError::Failed {
+                    not_found: true,
+                    ..
+                }
+            );
+            socket.fail(&error.to_string(), not_found);
+        }
+    }
+}
+
+impl Runtime {
+    fn create(
+        &self,
+        id: &str,
+        bundle: &Bundle,
+        streams: Streams,
+        console: Option<&ConsoleSocket>,
+    ) -> Result<i32, LaunchError> {
+        let pid_file = bundle.dir().join("pid");
+        let mut command = self.command("create");
+        command.arg("--bundle").arg(bundle.dir());
+        command.arg("--pid-file").arg(&pid_file);
+        if let Some(console) = console {
+            command.arg("--console-socket").arg(console.path());
+            command.stdin(Stdio::null()).stdout(Stdio::null());
+            command.stderr(Stdio::null());
+        } else {
+            command.stdin(streams.stdin).stdout(streams.stdout);
+            command.stderr(streams.stderr);
+        }
+        command.arg(id);
+        self.run("create", command)?;
+        let failed = |message: String| LaunchError::failed("read the runtime's pid file", message);
+        let text = std::fs::read_to_string(&pid_file).map_err(|error| failed(error.to_string()))?;
+        let pid = text.trim().parse();
+        pid.map_err(|_| failed(format!("{text:?} is no number")))
+    }
+
+    fn command(&self, what: &str) -> Command {
+        let mut command = Command::new(&self.path);
+        // Runtimes look for newuidmap and systemd by these.
+        command.env_clear();
+        command.env("PATH", OsStr::from_bytes(runtime::exec::DEFAULT_PATH));
+        command.current_dir("/");
+        command.args(&self.args);
+        command.arg("--root").arg(&self.state);
+        command.arg("--log").arg(&self.log);
+        command.arg("--log-format").arg("json");
+        command.arg(what);
+        command
+    }
+
+    /// Runs it to its end.
+    fn run(&self, what: &str, mut command: Command) -> Result<(), LaunchError> {
+        let name = self.path.file_name().unwrap_or(OsStr::new("the runtime"));
+        let step = format!("{} {what}", name.to_string_lossy());
+        let status = command.status().map_err(|error| {
+            LaunchError::failed(&step, format!("{}: {error}", self.path.display()))
+        })?;
+        // What holds the container's streams must be closed with it.
+        drop(command);
+        if status.success() {
+            return Ok(());
+        }
+        let message = self.complaint().unwrap_or_else(|| status.to_string());
+        let not_found = NOT_FOUND.iter().any(|words| message.contains(words));
+        Err(LaunchError::Failed {
+            step,
+            message,
+            not_found,
+        })
+    }
+
+    /// The last error of the log.
+    fn complaint(&self) -> Option<String> {
+        let text = std::fs::read_to_string(&self.log).ok()?;
+        let entries = text.lines().rev();
+        let mut entries =
+            entries.filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let error = entries.find(|entry| entry["level"] == "error")?;
+        error["msg"].as_str().map(str::to_owned)
+    }
+}
+
+fn owner(spec: &Spec) -> (u32, u32) {
+    let user = spec.process().as_ref().map(|process| process.user());
+    user.map_or((0, 0), |user| (user.uid(), user.gid()))
+}
+
+/// Says what runtimes of any age understand: the container's own cgroups, a terminal
+/// where one was asked for, no limits, which the engine has set on controllers that
+/// a runtime may not find.
+fn fit(spec: &mut Spec, cgroups: &[PathBuf], tty: bool) {
+    spec.set_version(VERSION.to_owned());
+    if let Some(process) = spec.process_mut() {
+        process.set_terminal(Some(tty));
+    }
+    let unified = Path::new(CGROUPS).join("cgroup.controllers").exists();
+    if let Some(linux) = spec.linux_mut() {
+        let path = cgroups.iter().find_map(|dir| own_path(dir, unified));
+        linux.set_cgroups_path(path);
+        let devices = linux.resources().as_ref().map(|all| all.devices().clone());
+        let mut resources = LinuxResources::default();
+        resources.set_devices(devices.flatten());
+        linux.set_resources(Some(resources));
+        // All of it or the top alone is the same to the launchers made here.
+        let propagation = linux.rootfs_propagation().clone();
+        linux.set_rootfs_propagation(propagation.map(|kind| match kind.starts_with('r') {
+            true => kind,
+            false => format!("r{kind}"),
+        }));
+    }
+}
+
+/// Joins the tree of version 2 beside others, so that runtime and container are born
+/// there, and takes it out of the runtime's sight: some refuse to run where it has
+/// controllers.
+fn join_beside(cgroups: &Cgroups) -> Result<(), LaunchError> {
+    let root = Path::new(CGROUPS);
+    if root.join("cgroup.controllers").exists() {
+        return Ok(());
+    }
+    let is_v2 = |dir: &&PathBuf| dir.join("cgroup.controllers").exists();
+    let Some(dir) = cgroups.dirs().iter().find(is_v2) else {
+        return Ok(());
+    };
+    let failed = |path: &Path| {
+        let path = path.display().to_string();
+        move |errno| LaunchError::failed("join cgroup", format!("{path}: {errno}"))
+    };
+    let procs = dir.join("cgroup.procs");
+    cgroups::write(&procs, b"0").map_err(failed(&procs))?;
+    let below = dir.strip_prefix(root).ok();
+    let Some(tree) = below.and_then(|below| below.components().next()) else {
+        return Ok(());
+    };
+    let tree = root.join(tree);
+    rustix::mount::unmount(&tree, UnmountFlags::DETACH).map_err(failed(&tree))
+}
+
+/// Takes back what sharing all mounts did to some, in a process of its own, since it
+/// does not come back from the container's mounts.
+fn undo(propagation: &propagation::Plan, init: i32) -> Result<(), LaunchError> {
+    let failed = |error: &dyn std::fmt::Display| LaunchError::failed("set propagation", error);
+    let work = || u8::from(propagation.undo(init).is_err());
+    let child = fork::spawn(NewNamespaces::default(), work).map_err(|errno| failed(&errno))?;
+    let ended = rustix::process::waitpid(Some(child.pid), WaitOptions::empty());
+    match ended.map_err(|errno| failed(&errno))? {
+        Some((_, status)) if status.exit_status() == Some(0) => Ok(()),
+        other => Err(failed(&format!("it ended with {other:?}"))),
+    }
+}
+
+/// A cgroup's path in its hierarchy.
+fn own_path(dir: &Path, unified: bool) -> Option<PathBuf> {
+    let below = dir.strip_prefix(CGROUPS).ok()?;
+    let mut parts = below.components();
+    if !unified {
+        parts.next()?;
+    }
+    Some(Path::new("/").join(parts.as_path()))
+}
+
+/// A score that cannot be set ends a runtime: it is tried here first.
+fn give_up_score(spec: &mut Spec) -> Result<Vec<String>, LaunchError> {
+    let Some(process) = spec.process_mut() else {
+        return Ok(Vec::new());
+    };
+    let Some(score) = process.oom_score_adj() else {
+        return Ok(Vec::new());
+    };
+    let file = Path::new("/proc/self/oom_score_adj");
+    match cgroups::write(file, score.to_string().as_bytes()) {
+        Ok(()) => Ok(Vec::new()),
+        Err(Errno::ACCESS | Errno::PERM) => {
+            process.set_oom_score_adj(None);
+            Ok(vec![format!("oom_score_adj {score}: permission denied")])
+        }
+        Err(errno) => Err(LaunchError::failed("set oom_score_adj", errno)),
+    }
+}
