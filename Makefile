@@ -49,7 +49,7 @@ demo: build
 test: build test-tools unit suite critest bench-short guard
 
 unit: plugins
-	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine
+	$(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine --features engine/otel
 
 suite:
 	$(CARGO) build --locked -p engine --features failpoints
@@ -67,7 +67,7 @@ fmt:
 	$(CARGO) fmt --all --check
 
 clippy: tools
-	$(CARGO) clippy --locked --workspace --all-targets --features engine/failpoints -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features engine/failpoints,engine/otel -- -D warnings
 
 doc: tools
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items

@@ -1,6 +1,7 @@
 //! `make guard`: the counts of a pod's life against recorded bounds, and against
 //! those of another build if there is one.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -113,11 +114,17 @@ async fn compare(
 
 fn print(bounds: &Bounds, machine: &str, counts: &Counts, base: Option<&Counts>) {
     println!("| a pod's life | now | bound | base |\n|---|---:|---:|---:|");
-    for (name, count) in counts {
-        let number = |number: Option<f64>| number.map_or("-".to_owned(), |one| format!("{one:.1}"));
+    // What only the base did is worth telling, too.
+    let names: BTreeSet<&String> = counts
+        .keys()
+        .chain(base.iter().flat_map(|one| one.keys()))
+        .collect();
+    let number = |number: Option<f64>| number.map_or("-".to_owned(), |one| format!("{one:.1}"));
+    for name in names {
+        let now = number(counts.get(name).copied());
         let bound = number(bounds.of(machine, name));
         let base = number(base.and_then(|base| base.get(name).copied()));
-        println!("| {name} | {count:.1} | {bound} | {base} |");
+        println!("| {name} | {now} | {bound} | {base} |");
     }
     println!();
 }
