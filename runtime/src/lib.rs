@@ -19,10 +19,10 @@ pub mod log;
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
-pub mod parked;
 #[cfg(feature = "engine")]
 mod pool;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;
 pub mod sys;
+pub mod ways;

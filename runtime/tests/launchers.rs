@@ -156,6 +156,5 @@ macro_rules! oci_launcher {
 
 own_launcher!(libcontainer, crate::support::Kind::Libcontainer);
 own_launcher!(native, crate::support::Kind::Native);
-own_launcher!(parked, crate::support::Kind::Parked);
 oci_launcher!(runc, crate::support::Kind::Runc);
 oci_launcher!(crun, crate::support::Kind::Crun);

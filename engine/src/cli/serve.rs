@@ -44,8 +44,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     let config = config::load(&places.places())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        // Where cgroups are of version 1 a thread cannot be made while something
-        // joins one: those that are there should be, for the next pod.
+        // A thread that has to be made first costs the next pod some of its time.
         .thread_keep_alive(Duration::from_secs(60))
         .build()
         .context("start the async runtime")?;

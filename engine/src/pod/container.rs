@@ -107,7 +107,7 @@ async fn make(
         let id = record.id.as_str();
         engine.images.create_snapshot(id, &image.id).await
     };
-    let (snapshot, cgroup) = tokio::join!(snapshot, enter_cgroup(engine, host, &record));
+    let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
     let prepared = {
@@ -138,26 +138,15 @@ async fn make(
     })
 }
 
-/// Makes the container's cgroup and has the monitor's parked process begin to join
-/// it, which may take longer than all the rest.
-async fn enter_cgroup(
-    engine: &Arc<Engine>,
-    host: &Host,
-    record: &ContainerRecord,
-) -> Result<Cgroup, PodError> {
+/// Makes the container's cgroup.
+async fn make_cgroup(engine: &Arc<Engine>, record: &ContainerRecord) -> Result<Cgroup, PodError> {
     let path = record.cgroup.clone();
-    let cgroup = blocking_with(engine, move |engine| {
+    blocking_with(engine, move |engine| {
         let _step = mark("cgroup");
         let made = engine.cgroups.create(&path);
         made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
     })
-    .await?;
-    // On v2 it is born there, for nothing.
-    if !engine.unified() && launcher(engine, &host.pod)? == LauncherKind::Native {
-        let procs = cgroup.procs_files();
-        host.monitor.park(record.id.as_str(), &procs).await;
-    }
-    Ok(cgroup)
+    .await
 }
 
 struct Prepared {

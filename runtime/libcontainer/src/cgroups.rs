@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use runtime::launcher::LaunchError;
+use runtime::ways::file_to_join;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -52,8 +53,10 @@ impl Cgroups {
     pub(crate) fn join(&self) -> Result<(), LaunchError> {
         for dir in &self.dirs {
             let procs = dir.join("cgroup.procs");
-            write(&procs, b"0").map_err(|errno| {
-                LaunchError::failed("join cgroup", format!("{}: {errno}", procs.display()))
+            let file = file_to_join(procs.as_os_str().as_bytes());
+            let file = Path::new(OsStr::from_bytes(&file));
+            write(file, b"0").map_err(|errno| {
+                LaunchError::failed("join cgroup", format!("{}: {errno}", file.display()))
             })?;
         }
         Ok(())

@@ -1,13 +1,12 @@
 //! Processes that are run in containers beside their first ones.
 //!
-//! Owns them until they are reaped: those that the monitor makes itself and those
-//! that it asks a parked process for (`parking`). A timeout kills the whole session that the
+//! Owns them until they are reaped. A timeout kills the whole session that the
 //! process leads, not only the process.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use runtime::exec::{self, Birth, Plan, Problem, Running, Stdio, Step};
+use runtime::exec::{self, Plan, Problem, Running, Stdio, Step};
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
@@ -15,224 +14,99 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::connection::ReplyTo;
-use crate::container::{Container, KILL, raw, send_signal};
+use crate::container::{KILL, raw, send_signal};
 use crate::monitor::Monitor;
-use crate::reactor::{Key, Source, Token};
 
 /// A second look finds what was born between a look and its kill; what has a
 /// kill pending cannot have children any more.
 const KILL_ROUNDS: usize = 3;
 
-/// What an engine asked for.
+/// A process that was run.
 #[derive(Debug)]
-struct Wish {
+pub(crate) struct Exec {
     /// The container's id.
     container: String,
+    pid: Pid,
     plan: Plan,
-    /// The container's `cgroup.procs` files.
-    procs: Vec<Vec<u8>>,
+    report: OwnedFd,
+    /// Where its session is searched; `None`: among all processes.
+    procs: Option<PathBuf>,
     deadline: Option<u64>,
     timed_out: bool,
     reply: ReplyTo,
 }
 
-impl Wish {
-    /// When its time is up; `None`: never, or that was seen to.
-    fn deadline(&self) -> Option<u64> {
+impl Exec {
+    /// Kills it.
+    pub(crate) fn kill(&self) {
+        let _gone = send_signal(self.pid, KILL);
+    }
+
+    /// When its time is up; `None`: never, or it was killed for that.
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.deadline.filter(|_| !self.timed_out)
     }
-
-    /// Whether its time is just up.
-    fn times_out(&mut self, now: u64) -> bool {
-        let up = self.deadline().is_some_and(|deadline| deadline <= now);
-        self.timed_out |= up;
-        up
-    }
-
-    /// What an engine is told of a step that failed.
-    fn failure(&self, problem: Problem) -> Failure {
-        if is_end_of_container(problem) {
-            let message = "it ended before it was entered";
-            return Failure::new(FailureKind::NotRunning, &self.container, message);
-        }
-        let (message, not_found) = self.plan.explain(problem);
-        Failure {
-            not_found,
-            ..Failure::new(FailureKind::Launch, problem.step.name(), message)
-        }
-    }
-}
-
-/// A process that was run.
-#[derive(Debug)]
-pub(crate) struct Exec {
-    wish: Wish,
-    report: OwnedFd,
-}
-
-/// A process that a parked one is to make.
-#[derive(Debug)]
-pub(crate) struct Unborn {
-    wish: Wish,
-    /// Kept for the case that nobody makes it.
-    stdio: Stdio,
-    report: OwnedFd,
-    token: Token,
 }
 
 impl Monitor {
     /// Runs a process; the answer follows when it ended.
-    pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, reply: ReplyTo) {
-        let (plan, stdio) = match self.prepare_exec(request, fds) {
-            Ok(prepared) => prepared,
-            Err(failure) => return self.reply(reply, Err(failure)),
-        };
-        let deadline =
-            (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
-        let mut wish = Wish {
-            container: request.id.clone(),
-            plan,
-            procs: request.cgroup_procs.clone(),
-            deadline,
-            timed_out: false,
-            reply,
-        };
-        let key = self.new_key();
-        match self.ask_parked(key, request, &stdio) {
-            Some((report, token)) => {
-                wish.reply.step("ask");
-                let unborn = Unborn {
-                    wish,
-                    stdio,
+    pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
+        match self.begin_exec(request, fds) {
+            Ok((plan, running)) => {
+                reply.step("clone");
+                let Running {
+                    pid,
+                    pidfd: _,
                     report,
-                    token,
+                } = running;
+                let procs = request
+                    .cgroup_procs
+                    .first()
+                    .map(|path| bytes_path(path).to_owned());
+                let deadline =
+                    (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
+                let exec = Exec {
+                    container: request.id.clone(),
+                    pid,
+                    plan,
+                    report,
+                    procs,
+                    deadline,
+                    timed_out: false,
+                    reply,
                 };
-                self.unborn.insert(key, unborn);
+                self.execs.insert(raw(pid), exec);
             }
-            None => self.spawn_exec(wish, &stdio),
+            Err(failure) => self.reply(reply, Err(failure)),
         }
     }
 
-    /// Checks what is to be run, and where.
-    fn prepare_exec(
-        &self,
+    fn begin_exec(
+        &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Stdio), Failure> {
-        let container = self.running(&request.id)?;
+    ) -> Result<(Plan, Running), Failure> {
+        let key = self.find(&request.id)?;
+        let not_running =
+            || Failure::new(FailureKind::NotRunning, &request.id, "it is not running");
+        let container = self.containers.get(&key).ok_or_else(not_running)?;
+        let pidfd = container.running().ok_or_else(not_running)?;
         let process = request.process.as_ref().ok_or_else(|| {
             Failure::new(FailureKind::Protocol, "exec", "there is no process to run")
         })?;
         let plan = Plan::new(process, &request.cgroup_procs, container.seccomp.as_deref())
             .map_err(|error| Failure::new(FailureKind::Launch, "exec", error.to_string()))?;
-        Ok((plan, self.take_streams(request, &mut fds)?))
-    }
-
-    /// A container whose program runs.
-    fn running(&self, id: &str) -> Result<&Container, Failure> {
-        let key = self.find(id)?;
-        let container = self.containers.get(&key);
-        container
-            .filter(|container| container.running().is_some())
-            .ok_or_else(|| Failure::new(FailureKind::NotRunning, id, "it is not running"))
-    }
-
-    /// Makes it in this process's cgroups; it joins the container's itself.
-    fn spawn_exec(&mut self, mut wish: Wish, stdio: &Stdio) {
-        let id = &wish.container;
-        let spawned = self.running(id).and_then(|container| {
-            let not_running = |message: String| Failure::new(FailureKind::NotRunning, id, message);
-            let pidfd = container
-                .running()
-                .ok_or_else(|| not_running("it is not running".to_owned()))?;
-            let place = exec::Container {
-                pidfd: pidfd.as_fd(),
-                own_pid_namespace: self.descriptors.pid_namespace.as_fd(),
-            };
+        let stdio = self.take_streams(request, &mut fds)?;
+        let place = exec::Container {
+            pidfd: pidfd.as_fd(),
+            own_pid_namespace: self.descriptors.pid_namespace.as_fd(),
+        };
+        let running = exec::spawn(&plan, place, &stdio).map_err(|problem| {
             // A pid namespace whose first process died takes no others.
-            exec::spawn(&wish.plan, place, stdio)
-                .map_err(|problem| not_running(problem.errno.to_string()))
-        });
-        match spawned {
-            Ok(Running {
-                pid,
-                pidfd: _,
-                report,
-            }) => {
-                wish.reply.step("clone");
-                self.execs.insert(raw(pid), Exec { wish, report });
-            }
-            Err(failure) => self.reply(wish.reply, Err(failure)),
-        }
-    }
-
-    /// Has the container's parked process make it, if there is one.
-    fn ask_parked(
-        &mut self,
-        key: Key,
-        request: &protocol::Exec,
-        stdio: &Stdio,
-    ) -> Option<(OwnedFd, Token)> {
-        self.parking.find(&request.id)?;
-        let (report, theirs) = exec::report_pair().ok()?;
-        // Before it is asked: afterwards there is no way back.
-        let watched = self.reactor.watch(report.as_fd(), Source::Born(key));
-        let token = watched.ok()?;
-        let asked = self.running(&request.id).ok().and_then(|container| {
-            let parked = self.parking.find(&request.id)?;
-            let pidfd = container.running()?.as_fd();
-            parked.run(request, pidfd, stdio, theirs.as_fd()).ok()
-        });
-        if asked.is_none() {
-            self.reactor.unwatch(report.as_fd(), token);
-            return None;
-        }
-        self.parking.used(&request.id);
-        Some((report, token))
-    }
-
-    /// A process that a parked one was to make is there, or will not be.
-    pub(crate) fn born(&mut self, key: Key) {
-        let Some(unborn) = self.unborn.get(&key) else {
-            return;
-        };
-        let Some(birth) = Birth::read(unborn.report.as_fd()) else {
-            return;
-        };
-        let Some(unborn) = self.unborn.remove(&key) else {
-            return;
-        };
-        let Unborn {
-            mut wish,
-            stdio,
-            report,
-            token,
-        } = unborn;
-        self.reactor.unwatch(report.as_fd(), token);
-        match birth {
-            Birth::Born(pid) => {
-                wish.reply.step("clone");
-                if wish.timed_out {
-                    kill_session(pid, wish.procs.first());
-                }
-                self.execs.insert(raw(pid), Exec { wish, report });
-                self.end_if_known(pid);
-            }
-            Birth::Nobody if wish.timed_out => {
-                let ended = ExecEnded {
-                    code: 128 + KILL,
-                    timed_out: true,
-                };
-                self.reply(wish.reply, Ok(Body::ExecEnded(ended)));
-            }
-            // It never was, so this is not the second time.
-            Birth::Nobody => self.spawn_exec(wish, &stdio),
-            Birth::Failed(problem) => {
-                let failure = wish.failure(problem);
-                self.reply(wish.reply, Err(failure));
-            }
-        }
-        self.forget_unknown_exits();
+            let message = problem.errno.to_string();
+            Failure::new(FailureKind::NotRunning, &request.id, message)
+        })?;
+        Ok((plan, running))
     }
 
     fn take_streams(&self, request: &protocol::Exec, fds: &mut Fds) -> Result<Stdio, Failure> {
@@ -263,68 +137,39 @@ impl Monitor {
 
     /// A process that was run was reaped.
     pub(crate) fn exec_ended(&mut self, pid: Pid, code: i32) {
-        let Some(Exec { mut wish, report }) = self.execs.remove(&raw(pid)) else {
+        let Some(mut exec) = self.execs.remove(&raw(pid)) else {
             return;
         };
-        wish.reply.step("run");
-        let timed_out = wish.timed_out;
-        let result = match Problem::read(report.as_fd()) {
-            Some(problem) if !timed_out => Err(wish.failure(problem)),
-            _ => Ok(Body::ExecEnded(ExecEnded { code, timed_out })),
+        exec.reply.step("run");
+        let result = match Problem::read(exec.report.as_fd()) {
+            Some(problem) if !exec.timed_out && is_end_of_container(problem) => Err(Failure::new(
+                FailureKind::NotRunning,
+                &exec.container,
+                "it ended before it was entered",
+            )),
+            Some(problem) if !exec.timed_out => {
+                let (message, not_found) = exec.plan.explain(problem);
+                let step = problem.step.name();
+                Err(Failure {
+                    not_found,
+                    ..Failure::new(FailureKind::Launch, step, message)
+                })
+            }
+            _ => Ok(Body::ExecEnded(ExecEnded {
+                code,
+                timed_out: exec.timed_out,
+            })),
         };
-        let Wish {
-            container,
-            procs,
-            reply,
-            ..
-        } = wish;
-        self.reply(reply, result);
-        self.park_for_next(&container, &procs);
-    }
-
-    /// Where one process was run lately another will be, as probes are.
-    fn park_for_next(&mut self, id: &str, procs: &[Vec<u8>]) {
-        let Ok(key) = self.find(id) else {
-            return;
-        };
-        let container = self.containers.get(&key);
-        let Some(container) = container.filter(|container| container.running().is_some()) else {
-            return;
-        };
-        let seccomp = container.seccomp.as_deref();
-        // Without one the next process takes longer, no more.
-        let replaced = self.parking.park(id, procs, seccomp).unwrap_or_default();
-        self.dying.extend(replaced);
-    }
-
-    /// The next moment at which a process has had its time.
-    pub(crate) fn next_exec_deadline(&self) -> Option<u64> {
-        let born = self.execs.values().map(|exec| &exec.wish);
-        let unborn = self.unborn.values().map(|unborn| &unborn.wish);
-        born.chain(unborn).filter_map(Wish::deadline).min()
+        self.reply(exec.reply, result);
     }
 
     /// Kills what has had its time. The answer follows when it is reaped.
     pub(crate) fn end_overdue_execs(&mut self, now: u64) {
-        for (pid, exec) in &mut self.execs {
-            if exec.wish.times_out(now)
-                && let Some(pid) = Pid::from_raw(*pid)
-            {
-                kill_session(pid, exec.wish.procs.first());
+        for exec in self.execs.values_mut() {
+            if exec.deadline().is_some_and(|deadline| deadline <= now) {
+                exec.timed_out = true;
+                kill_session(exec.pid, exec.procs.as_deref());
             }
-        }
-        for unborn in self.unborn.values_mut() {
-            if unborn.wish.times_out(now) {
-                // The end of the report tells that nobody makes it any more.
-                self.dying.extend(self.parking.end(&unborn.wish.container));
-            }
-        }
-    }
-
-    /// Kills all processes that were run.
-    pub(crate) fn kill_execs(&self) {
-        for pid in self.execs.keys().copied().filter_map(Pid::from_raw) {
-            let _gone = send_signal(pid, KILL);
         }
     }
 }
@@ -336,8 +181,7 @@ fn is_end_of_container(problem: Problem) -> bool {
 }
 
 /// Kills all processes of the session that a child leads.
-fn kill_session(leader: Pid, procs: Option<&Vec<u8>>) {
-    let procs = procs.map(|path| bytes_path(path));
+fn kill_session(leader: Pid, procs: Option<&Path>) {
     for _ in 0..KILL_ROUNDS {
         let pids = procs.map_or_else(all_processes, processes);
         for pid in pids {

@@ -200,7 +200,6 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
-        self.dying.extend(self.parking.end(&container.id));
         let oom_killed = container.was_oom_killed(signal);
         if !container.own_pid_namespace {
             container.kill_group();
@@ -235,7 +234,6 @@ impl Monitor {
     /// Takes a container out of the monitor: watches end, streams close.
     pub(crate) fn remove(&mut self, key: Key) -> Option<Container> {
         let mut container = self.containers.remove(&key)?;
-        self.dying.extend(self.parking.end(&container.id));
         // One that has not quite ended yet.
         if let Some(helper) = container.helper() {
             let _gone = send_signal(helper, KILL);
@@ -255,8 +253,9 @@ impl Monitor {
 
     /// Kills all processes of the pod.
     pub(crate) fn kill_everything(&mut self) {
-        self.kill_execs();
-        self.dying.extend(self.parking.end_all());
+        for exec in self.execs.values() {
+            exec.kill();
+        }
         let mut launching = Vec::new();
         for (key, container) in &self.containers {
             if container.deadline().is_some() {
@@ -286,8 +285,12 @@ impl Monitor {
     }
 
     /// Nobody will ask for these any more.
-    pub(crate) fn forget_unknown_exits(&mut self) {
-        if !self.expects_unknown() {
+    fn forget_unknown_exits(&mut self) {
+        if self
+            .containers
+            .values()
+            .all(|container| container.deadline().is_none())
+        {
             self.unknown_exits = Vec::new();
         }
     }

@@ -12,7 +12,6 @@ mod init;
 mod life;
 mod monitor;
 mod output;
-mod parking;
 mod reactor;
 mod reap;
 mod requests;

@@ -21,9 +21,8 @@ use rustix::process::{Pid, WaitStatus};
 
 use crate::connection::{Connection, ReplyTo, Sent};
 use crate::container::Container;
-use crate::execs::{Exec, Unborn};
+use crate::execs::Exec;
 use crate::output::Scratch;
-use crate::parking::Parking;
 use crate::reactor::{Key, Reactor, Source};
 use crate::startup::Descriptors;
 
@@ -81,14 +80,10 @@ pub(crate) struct Monitor {
     pub(crate) containers: BTreeMap<Key, Container>,
     /// Processes that were run in containers.
     pub(crate) execs: BTreeMap<i32, Exec>,
-    /// Processes that parked ones are to make.
-    pub(crate) unborn: BTreeMap<Key, Unborn>,
-    /// Processes that wait in containers' cgroups.
-    pub(crate) parking: Parking,
     /// Children that ended while a launcher might still tell who they are.
     pub(crate) unknown_exits: Vec<(Pid, WaitStatus)>,
-    /// Helpers of launches that were given up, and parked processes whose time was
-    /// up: killed, not reaped.
+    /// Helpers of launches that were given up or are not quite over: killed, not
+    /// reaped.
     pub(crate) dying: Vec<Pid>,
     /// Set when it is asked to end.
     pub(crate) shutdown: Option<Shutdown>,
@@ -114,8 +109,6 @@ impl Monitor {
             setup_tried: false,
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
-            unborn: BTreeMap::new(),
-            parking: Parking::default(),
             unknown_exits: Vec::new(),
             dying: Vec::new(),
             shutdown: None,
@@ -183,7 +176,6 @@ impl Monitor {
             Source::Connection(number) => self.serve(number),
             Source::Launch(key) => self.launch_progress(key),
             Source::Start(key) => self.start_progress(key),
-            Source::Born(key) => self.born(key),
             Source::Output(key, stream) => self.read_output(key, stream),
         }
     }
@@ -303,7 +295,6 @@ impl Monitor {
         let no_init = self.pod.as_ref().is_none_or(|pod| pod.init.is_none());
         no_init
             && self.execs.is_empty()
-            && self.unborn.is_empty()
             && self.dying.is_empty()
             && self.containers.values().all(Container::is_over)
             && self

@@ -32,8 +32,6 @@ pub(crate) enum Source {
     Launch(Key),
     /// A container that was let go runs, or does not.
     Start(Key),
-    /// A process that a parked one makes is there, or will not be.
-    Born(Key),
     /// A container wrote something.
     Output(Key, Stream),
 }

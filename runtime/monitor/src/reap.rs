@@ -47,54 +47,32 @@ impl Monitor {
         {
             return;
         }
-        if self.parking.reaped(pid) {
-            return;
-        }
         if let Some(index) = self.dying.iter().position(|known| *known == pid) {
             self.dying.swap_remove(index);
             return;
         }
-        if self.expects_unknown() {
+        // It may be a first process that its launcher has not named yet.
+        if self
+            .containers
+            .values()
+            .any(|container| container.deadline().is_some())
+        {
             self.unknown_exits.push((pid, status));
-        }
-    }
-
-    /// Whether a child may be a first process that its launcher has not named yet,
-    /// or one that a parked process made.
-    pub(crate) fn expects_unknown(&self) -> bool {
-        let mut containers = self.containers.values();
-        !self.unborn.is_empty() || containers.any(|container| container.deadline().is_some())
-    }
-
-    /// A process that is known by now may have been reaped before.
-    pub(crate) fn end_if_known(&mut self, pid: Pid) {
-        let position = self
-            .unknown_exits
-            .iter()
-            .position(|(known, _)| *known == pid);
-        if let Some(position) = position {
-            let (pid, status) = self.unknown_exits.swap_remove(position);
-            self.ended(pid, status);
         }
     }
 
     /// The next moment at which something is overdue, monotonic nanoseconds.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let launches = self.containers.values().filter_map(Container::deadline);
+        let execs = self.execs.values().filter_map(crate::execs::Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
-        let others = [
-            self.next_exec_deadline(),
-            self.parking.next_deadline(),
-            shutdown,
-        ];
-        launches.chain(others.into_iter().flatten()).min()
+        launches.chain(execs).chain(shutdown).min()
     }
 
     /// Ends what is overdue.
     pub(crate) fn meet_deadlines(&mut self) {
         let now = monotonic_now();
         self.end_overdue_execs(now);
-        self.dying.extend(self.parking.end_overdue(now));
         let overdue: Vec<_> = self
             .containers
             .iter()

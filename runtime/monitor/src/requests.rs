@@ -2,9 +2,9 @@
 //!
 //! Each answers at once or puts the reply address where the work ends.
 
-use runtime::launcher::{Launcher, Through};
+use runtime::launcher::Launcher;
 use runtime::protocol::{
-    Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Park, Setup, Signal,
+    Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
     Welcome,
 };
 
@@ -24,7 +24,6 @@ impl Monitor {
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(name) => self.reopen_log(&name.id).map(|()| DONE),
             Body::Setup(setup) => self.setup(&setup, fds, &mut reply),
-            Body::Park(park) => self.park(&park).map(|()| DONE),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
             Body::Exec(exec) => return self.exec(&exec, fds, reply),
@@ -93,18 +92,6 @@ impl Monitor {
         log.reopen().map_err(|error| wrong(error.to_string()))
     }
 
-    fn park(&mut self, park: &Park) -> Result<(), Failure> {
-        if self.pod.is_none() || self.shutdown.is_some() {
-            let message = "there is no pod, or it is shut down";
-            return Err(Failure::new(FailureKind::Protocol, "park", message));
-        }
-        let parked = self.parking.park(&park.id, &park.cgroup_procs, None);
-        let replaced =
-            parked.map_err(|errno| Failure::new(FailureKind::Launch, "park", errno.to_string()))?;
-        self.dying.extend(replaced);
-        Ok(())
-    }
-
     fn create(&mut self, create: Create, fds: Fds, mut reply: ReplyTo) {
         match self.begin_create(create, fds) {
             Ok(key) => {
@@ -136,14 +123,12 @@ impl Monitor {
         }
         let key = self.new_key();
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
-        let mut through = self.parking.find(&create.id).map(Through::new);
-        let launcher: &mut dyn Launcher = match (create.launcher(), &mut through) {
-            (LauncherKind::Libcontainer | LauncherKind::Oci, _) => {
+        let launcher: &mut dyn Launcher = match create.launcher() {
+            LauncherKind::Libcontainer | LauncherKind::Oci => {
                 pod.launcher.as_mut().ok_or_else(no_pod)?
             }
-            (LauncherKind::Native, Some(through)) => through,
-            (LauncherKind::Native, None) => &mut self.native,
-            (LauncherKind::Unspecified, _) => {
+            LauncherKind::Native => &mut self.native,
+            LauncherKind::Unspecified => {
                 let message = "this monitor knows no such launcher";
                 return Err(Failure::new(FailureKind::Unsupported, "launcher", message));
             }
@@ -167,8 +152,6 @@ impl Monitor {
 
     fn delete(&mut self, id: &str, reply: ReplyTo) {
         let Ok(key) = self.find(id) else {
-            // One may be parked for a container that was never made.
-            self.dying.extend(self.parking.end(id));
             return self.reply(reply, Ok(DONE));
         };
         let Some(container) = self.containers.get_mut(&key) else {

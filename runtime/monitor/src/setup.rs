@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::CloneFlags;
 use runtime::launcher::{Libcontainer, SOCKET_NAME, open_directory, socket_path};
 use runtime::protocol::{Failure, FailureKind, Fds, PodReady, Setup, Sysctl};
+use runtime::ways;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -40,11 +41,7 @@ pub(crate) fn set_up(
 ) -> Result<(Pod, PodReady), Failure> {
     let launcher = take_launcher(setup, &mut fds)?;
     let mut warnings = Vec::new();
-    for procs in &setup.cgroup_procs {
-        let path = path(procs);
-        write(path, b"0")
-            .map_err(|errno| failed("join cgroup", format!("{}: {errno}", path.display())))?;
-    }
+    join_cgroups(&setup.cgroup_procs)?;
     clock.step("join cgroups");
     set_oom_score(setup.oom_score_adj, &mut warnings)?;
     enter_namespaces(setup)?;
@@ -121,6 +118,20 @@ fn take_launcher(setup: &Setup, fds: &mut Fds) -> Result<Option<Libcontainer>, F
     }
     let work_dir = work_dir.into_os_string().into_encoded_bytes();
     Ok(executable.map(|executable| Libcontainer::new(executable, work_dir)))
+}
+
+/// Joins the pod's cgroups; of the v2 tree only where there is no other. Nobody can
+/// move there without a wait for all processors, and beside hierarchies of version 1
+/// it holds no limits: the engine finds the monitor by those.
+fn join_cgroups(procs: &[Vec<u8>]) -> Result<(), Failure> {
+    let only_v2 = procs.iter().all(|procs| ways::is_v2(procs));
+    let wanted = procs.iter().filter(|procs| only_v2 || !ways::is_v2(procs));
+    for file in wanted.map(|procs| ways::file_to_join(procs)) {
+        let file = path(&file);
+        write(file, b"0")
+            .map_err(|errno| failed("join cgroup", format!("{}: {errno}", file.display())))?;
+    }
+    Ok(())
 }
 
 /// Raising one's own score is free, lowering it needs CAP_SYS_RESOURCE.

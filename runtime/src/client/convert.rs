@@ -344,7 +344,7 @@ fn bytes(path: PathBuf) -> Vec<u8> {
     path.into_os_string().into_vec()
 }
 
-pub(super) fn all_bytes(paths: Vec<PathBuf>) -> Vec<Vec<u8>> {
+fn all_bytes(paths: Vec<PathBuf>) -> Vec<Vec<u8>> {
     paths.into_iter().map(bytes).collect()
 }
 

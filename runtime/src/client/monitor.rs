@@ -5,7 +5,7 @@
 //! may be dropped at any time, the monitor finishes what it began.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::types::{
     Started,
 };
 use crate::launcher::socket_path;
-use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, Park, ProtocolError, Signal};
+use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, ProtocolError, Signal};
 
 /// How long a monitor that lives may take to say hello.
 const HELLO: Duration = Duration::from_secs(3);
@@ -156,26 +156,6 @@ impl Monitor {
             .take_events()
             .ok_or_else(|| MonitorError::Exists("the receiver of this monitor's events".into()))?;
         Ok((convert::pod_ready(ready), events))
-    }
-
-    /// Has a process join a container's cgroups, so that the container is made
-    /// there at once when its time comes. Answers when the request is sent: it saves
-    /// time only, and neither a failure nor a monitor that knows no such request
-    /// matters.
-    pub async fn park(&self, container: &str, cgroup_procs: &[PathBuf]) {
-        let park = Park {
-            id: container.to_owned(),
-            cgroup_procs: convert::all_bytes(cgroup_procs.to_vec()),
-        };
-        const NONE: &[BorrowedFd<'_>] = &[];
-        let asked = self
-            .inner
-            .connection
-            .begin(Body::Park(Box::new(park)), NONE);
-        // Nobody waits for the answer.
-        if let Err(error) = asked.await {
-            tracing::debug!(container, %error, "no process is parked");
-        }
     }
 
     /// Makes a container that waits for its start.

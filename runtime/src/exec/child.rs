@@ -6,13 +6,12 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 
 use super::plan::Plan;
-use super::report::{self, Problem, Step};
+use super::report::{Problem, Step};
 use super::steps;
 use crate::sys::fork;
 use crate::sys::fork::{Child, NewNamespaces};
@@ -48,22 +47,6 @@ pub struct Running {
     pub report: OwnedFd,
 }
 
-/// The two ends of a report: what is read never waits, and knows its sender.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn report_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (read, write) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    rustix::io::ioctl_fionbio(&read, true)?;
-    rustix::net::sockopt::set_socket_passcred(&read, true)?;
-    Ok((read, write))
-}
-
 /// Makes the process. It is a child of the caller, wherever it lives.
 ///
 /// # Errors
@@ -75,53 +58,22 @@ pub fn spawn(plan: &Plan, container: Container<'_>, stdio: &Stdio) -> Result<Run
     };
     let (report, child_report) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(namespaces)?;
-    let life = || become_process(plan, container, stdio, child_report.as_fd());
-    let spawned = born_in(container, || fork::spawn(NewNamespaces::default(), life));
-    let Child { pid, pidfd } = spawned.map_err(namespaces)?;
-    Ok(Running { pid, pidfd, report })
-}
-
-/// Makes the process as a sibling of the caller, which is in the container's
-/// cgroups; it tells of its birth before it does anything else.
-pub(crate) fn spawn_sibling(
-    plan: &Plan,
-    container: Container<'_>,
-    stdio: &Stdio,
-    report: BorrowedFd<'_>,
-) {
-    let life = || {
-        if report::send_born(report).is_err() {
-            return 127;
-        }
-        become_process(plan, container, stdio, report)
-    };
-    let spawned = born_in(container, || {
-        fork::spawn_sibling(NewNamespaces::default(), life)
+    enter_pid_namespace(container.pidfd).map_err(namespaces)?;
+    let cgroup = plan.born_in.as_ref().map(AsFd::as_fd);
+    let child = fork::spawn_into(NewNamespaces::default(), cgroup, || {
+        become_process(plan, container, stdio, child_report.as_fd())
     });
-    if let Err(errno) = spawned {
-        let step = Step::Namespaces;
-        tell(report, Problem { step, errno });
-    }
-}
-
-/// Makes a child that is born in the container's pid namespace.
-fn born_in(
-    container: Container<'_>,
-    spawn: impl FnOnce() -> Result<Child, Errno>,
-) -> Result<Child, Errno> {
-    enter_pid_namespace(container.pidfd)?;
-    let child = spawn();
     let back = rustix::thread::move_into_link_name_space(
         container.own_pid_namespace,
         Some(LinkNameSpaceType::ProcessID),
     );
-    let child = child?;
+    let Child { pid, pidfd } = child.map_err(namespaces)?;
     if let Err(errno) = back {
         // All later children would be born in this container.
-        let _killed = rustix::process::kill_process(child.pid, rustix::process::Signal::KILL);
-        return Err(errno);
+        let _killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        return Err(namespaces(errno));
     }
-    Ok(child)
+    Ok(Running { pid, pidfd, report })
 }
 
 /// Children are born there from now on.
@@ -153,7 +105,7 @@ fn become_process(
 }
 
 /// The exit code tells that something is wrong even where the pipe does not.
-pub(crate) fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
+fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
     let _lost = rustix::io::write(report, &problem.to_bytes());
     127
 }

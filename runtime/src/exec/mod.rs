@@ -12,8 +12,7 @@ mod program;
 mod report;
 pub(crate) mod steps;
 
-pub use child::{Container, Running, Stdio, report_pair, spawn};
-pub(crate) use child::{spawn_sibling, tell};
+pub use child::{Container, Running, Stdio, spawn};
 pub use plan::{BadProcess, Plan, capability_number};
 pub use program::{DEFAULT_PATH, Program};
-pub use report::{Birth, Problem, Step};
+pub use report::{Problem, Step};

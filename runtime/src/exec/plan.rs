@@ -3,13 +3,16 @@
 //! Owns the checks of what came from outside. Knows nothing of a container.
 
 use std::ffi::{CString, NulError};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 
 use super::program::Program;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
+use crate::ways::Ways;
 
 /// Capabilities by their numbers.
 const CAPABILITIES: [&str; 41] = [
@@ -84,6 +87,14 @@ pub enum BadProcess {
     /// An id is the kernel's word for "none".
     #[error("{0} is not a valid id")]
     BadId(u32),
+    /// A cgroup is not there.
+    #[error("join cgroup {dir}: {errno}")]
+    Cgroup {
+        /// Its directory.
+        dir: String,
+        /// Why it cannot be opened.
+        errno: Errno,
+    },
     /// The seccomp filter is no program.
     #[error("seccomp filter is not a BPF program")]
     BadFilter,
@@ -113,7 +124,10 @@ pub struct Plan {
     pub(super) labels: Vec<Label>,
     pub(crate) oom_score_adj: Option<String>,
     pub(super) seccomp: Option<Filter>,
-    pub(super) cgroup_procs: Vec<CString>,
+    /// The cgroup to be born in.
+    pub(crate) born_in: Option<OwnedFd>,
+    /// Files of other cgroups, each to be joined.
+    pub(super) joined: Vec<CString>,
 }
 
 impl Plan {
@@ -135,9 +149,9 @@ impl Plan {
         } else {
             process.cwd.as_slice()
         };
-        let cgroup_procs = cgroup_procs
-            .iter()
-            .map(|path| CString::new(path.as_slice()));
+        let Ways { born_in, joined } =
+            Ways::new(cgroup_procs).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
+        let joined = joined.into_iter().map(CString::new);
         Ok(Self {
             program,
             cwd: CString::new(cwd).map_err(nul("working directory"))?,
@@ -161,7 +175,8 @@ impl Plan {
             seccomp: seccomp
                 .map(|bytes| Filter::parse(bytes).ok_or(BadProcess::BadFilter))
                 .transpose()?,
-            cgroup_procs: cgroup_procs
+            born_in,
+            joined: joined
                 .collect::<Result<_, _>>()
                 .map_err(nul("cgroup path"))?,
         })

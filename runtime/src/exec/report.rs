@@ -3,13 +3,9 @@
 //! Owns the few bytes that travel through a pipe which closes on exec: nothing
 //! means that the program runs.
 
-use std::io::IoSliceMut;
-use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use rustix::process::Pid;
 
 /// What the child was doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,11 +100,9 @@ pub struct Problem {
 }
 
 impl Problem {
-    const LENGTH: usize = 5;
-
     /// As bytes for the pipe.
     #[must_use]
-    pub fn to_bytes(self) -> [u8; Self::LENGTH] {
+    pub fn to_bytes(self) -> [u8; 5] {
         let [a, b, c, d] = self.errno.raw_os_error().to_ne_bytes();
         [self.step as u8, a, b, c, d]
     }
@@ -116,67 +110,17 @@ impl Problem {
     /// Reads what came through the pipe, without waiting. `None`: nothing.
     #[must_use]
     pub fn read(pipe: BorrowedFd<'_>) -> Option<Self> {
-        let mut bytes = [0; Self::LENGTH];
+        let mut bytes = [0; 5];
         let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut bytes)).ok()?;
-        Self::of(bytes.get(..length)?)
-    }
-
-    fn of(bytes: &[u8]) -> Option<Self> {
-        let &[step, a, b, c, d] = bytes else {
+        if length != bytes.len() {
             return None;
-        };
+        }
+        let [step, a, b, c, d] = bytes;
         let step = Step::of(step)?;
         Some(Self {
             step,
             errno: Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])),
         })
-    }
-}
-
-/// What a process that a parked one makes says first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Birth {
-    /// It is there and has done nothing yet.
-    Born(Pid),
-    /// It could not be made.
-    Failed(Problem),
-    /// Nobody is there to make it.
-    Nobody,
-}
-
-/// The packet of a birth; problems are longer.
-const BORN: [u8; 1] = [b'b'];
-
-/// Says that the process is there.
-pub(super) fn send_born(report: BorrowedFd<'_>) -> Result<(), Errno> {
-    rustix::io::write(report, &BORN).map(drop)
-}
-
-impl Birth {
-    /// What was said first, without waiting; `None`: nothing yet.
-    #[must_use]
-    pub fn read(report: BorrowedFd<'_>) -> Option<Self> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [0; Problem::LENGTH];
-        let received = {
-            let mut text = [IoSliceMut::new(&mut bytes)];
-            let flags = RecvFlags::DONTWAIT;
-            match rustix::net::recvmsg(report, &mut text, &mut control, flags) {
-                Ok(received) => received.bytes,
-                Err(Errno::AGAIN | Errno::INTR) => return None,
-                Err(_) => return Some(Self::Nobody),
-            }
-        };
-        let sender = control.drain().find_map(|part| match part {
-            RecvAncillaryMessage::ScmCredentials(credentials) => Some(credentials.pid),
-            _ => None,
-        });
-        let said = bytes.get(..received).unwrap_or_default();
-        if said == BORN {
-            return Some(sender.map_or(Self::Nobody, Self::Born));
-        }
-        Some(Problem::of(said).map_or(Self::Nobody, Self::Failed))
     }
 }
 
@@ -199,22 +143,5 @@ mod tests {
             drop(write);
             assert_eq!(Problem::read(read.as_fd()), None);
         }
-    }
-
-    #[test]
-    fn a_birth_names_the_sender_and_its_absence_is_told() {
-        let (read, write) = super::super::report_pair().unwrap();
-        assert_eq!(Birth::read(read.as_fd()), None);
-        send_born(write.as_fd()).unwrap();
-        let own = rustix::process::getpid();
-        assert_eq!(Birth::read(read.as_fd()), Some(Birth::Born(own)));
-        let problem = Problem {
-            step: Step::Cgroup,
-            errno: Errno::NODEV,
-        };
-        rustix::io::write(&write, &problem.to_bytes()).unwrap();
-        assert_eq!(Birth::read(read.as_fd()), Some(Birth::Failed(problem)));
-        drop(write);
-        assert_eq!(Birth::read(read.as_fd()), Some(Birth::Nobody));
     }
 }

@@ -31,8 +31,8 @@ pub(crate) fn leave_monitor(plan: &Plan) -> Result<bool, Problem> {
         signals::default_sigpipe().and_then(|()| signals::unblock_all()),
     )?;
     at(Step::Session, rustix::process::setsid().map(drop))?;
-    for procs in &plan.cgroup_procs {
-        at(Step::Cgroup, write_file(procs, b"0"))?;
+    for file in &plan.joined {
+        at(Step::Cgroup, write_file(file, b"0"))?;
     }
     let mut honoured = true;
     if let Some(score) = &plan.oom_score_adj {

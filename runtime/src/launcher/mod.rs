@@ -30,7 +30,7 @@ use crate::protocol::{
 };
 
 pub use libcontainer::Libcontainer;
-pub use native::{Native, Through};
+pub use native::Native;
 pub use start::{StartGate, StartOutcome, StartSocket, start_pair};
 
 /// Name of a monitor's socket in its pod's state directory.
@@ -138,17 +138,6 @@ pub struct ContainerStdio {
     pub stdout: Option<OwnedFd>,
     /// What it complains to.
     pub stderr: Option<OwnedFd>,
-}
-
-impl ContainerStdio {
-    /// Takes the descriptors of a message.
-    fn take(slots: &StreamSlots, fds: &mut Fds) -> Result<Self, LaunchError> {
-        Ok(Self {
-            stdin: fds.take_optional(slots.stdin, "stdin")?,
-            stdout: fds.take_optional(slots.stdout, "stdout")?,
-            stderr: fds.take_optional(slots.stderr, "stderr")?,
-        })
-    }
 }
 
 /// A container whose first process waits for its start.

@@ -18,7 +18,7 @@ pub use plan::{
     NamespaceKind, Parameter, Plan,
 };
 pub use pod::{PodReady, Setup, Sysctl};
-pub use process::{CapabilitySets, Exec, ExecEnded, Park, Process, Rlimit, Run};
+pub use process::{CapabilitySets, Exec, ExecEnded, Process, Rlimit};
 
 /// Every packet.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -44,7 +44,7 @@ pub struct Envelope {
     /// What is said.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50"
     )]
     pub body: Option<Body>,
 }
@@ -107,12 +107,6 @@ pub enum Body {
     /// Monitor to launcher helper: make this container.
     #[prost(message, boxed, tag = "20")]
     Launch(Box<Launch>),
-    /// Has a process join a container's cgroups before anything else is known.
-    #[prost(message, boxed, tag = "21")]
-    Park(Box<Park>),
-    /// Monitor to parked process: run this beside a container's first process.
-    #[prost(message, boxed, tag = "22")]
-    Run(Box<Run>),
 
     /// Answers `Hello`.
     #[prost(message, tag = "30")]

@@ -82,33 +82,19 @@ pub fn spawn_into(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> u8,
 ) -> Result<Child, Errno> {
-    let mut arguments = arguments(new);
-    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    if let Some(cgroup) = cgroup {
-        arguments.flags |= INTO_CGROUP;
-        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-    }
-    clone(arguments, child)
-}
-
-/// Does what [`spawn`] does; the process is no child but a sibling: a child of
-/// this process's parent, which is told of its end.
-///
-/// # Errors
-/// See [`spawn`].
-pub fn spawn_sibling(new: NewNamespaces, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
-    let mut arguments = arguments(new);
-    // Its exit signal is this process's own: the kernel wants none here.
-    arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
-    clone(arguments, child)
-}
-
-fn clone(mut arguments: libc::clone_args, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
     if thread_count()? != 1 {
         return Err(Errno::DEADLK);
     }
     let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_PIDFD | new.flags();
+    let mut arguments = clone_arguments();
+    arguments.flags = u64::from(flags.cast_unsigned());
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
     arguments.pidfd = std::ptr::from_mut(&mut pidfd).expose_provenance() as u64;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
     // SAFETY: without CLONE_VM the child has a copy of the memory, as after
     // fork. There is one thread, checked above, so no lock is held by another.
     // `pidfd` outlives the call.
@@ -136,12 +122,9 @@ fn clone(mut arguments: libc::clone_args, child: impl FnOnce() -> u8) -> Result<
     Ok(Child { pid, pidfd })
 }
 
-fn arguments(new: NewNamespaces) -> libc::clone_args {
+fn clone_arguments() -> libc::clone_args {
     // SAFETY: all fields are integers; zero is valid for each.
-    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
-    let flags = libc::CLONE_PIDFD | new.flags();
-    arguments.flags = u64::from(flags.cast_unsigned());
-    arguments
+    unsafe { std::mem::zeroed() }
 }
 
 /// The directory of threads has two links more than there are threads.

@@ -43,6 +43,10 @@ pub(crate) async fn exit_and_output_come_back(launcher: Kind) {
 pub(crate) async fn namespaces_are_the_containers(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = sleeper(&mut pod).await;
+    // An OCI runtime's `start` ends before the program begins.
+    let comm = format!("/proc/{}/comm", container.created.pid);
+    let begun = || std::fs::read_to_string(&comm).unwrap() == "sleep\n";
+    assert!(wait_until(begun));
     let script = "for n in cgroup ipc mnt net pid user uts; do readlink /proc/self/ns/$n; done; hostname; \
                   cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l";
     let ended = pod
@@ -186,7 +190,7 @@ pub(crate) async fn end_of_the_container_ends_its_processes(launcher: Kind) {
     let monitor = pod.monitor.clone();
     let id = container.id.clone();
     let procs = container.cgroup.file("cgroup.procs").unwrap();
-    // A launcher's helper may be there for a moment longer, or a parked process.
+    // A launcher's helper may be there for a moment longer.
     let before = container.cgroup.pids();
     let ending = tokio::spawn(async move {
         let both = || {

@@ -155,7 +155,7 @@ pub(crate) async fn shared_processes_end_with_their_container(launcher: Kind) {
         wait_until(|| container.cgroup.pids().is_empty()),
         "what it left lives on"
     );
-    assert_eq!(other.processes(), [other.created.pid]);
+    assert_eq!(other.cgroup.pids(), [other.created.pid]);
     let zombies = || {
         let children = format!("/proc/{init}/task/{init}/children");
         std::fs::read_to_string(children)

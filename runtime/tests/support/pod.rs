@@ -72,8 +72,6 @@ pub(crate) enum Kind {
     Libcontainer,
     /// By the monitor.
     Native,
-    /// By a process that was parked in the container's cgroups before.
-    Parked,
     /// By runc.
     Runc,
     /// By crun.
@@ -85,7 +83,7 @@ impl Kind {
     pub(crate) fn launcher(self) -> LauncherKind {
         match self {
             Self::Libcontainer => LauncherKind::Libcontainer,
-            Self::Native | Self::Parked => LauncherKind::Native,
+            Self::Native => LauncherKind::Native,
             Self::Runc | Self::Crun => LauncherKind::Oci,
         }
     }
@@ -95,7 +93,7 @@ impl Kind {
         let name = match self {
             Self::Runc => "runc",
             Self::Crun => "crun",
-            Self::Libcontainer | Self::Native | Self::Parked => return None,
+            Self::Libcontainer | Self::Native => return None,
         };
         let dirs = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
         let mut paths = dirs.iter().map(|dir| Path::new(dir).join(name));
@@ -122,21 +120,6 @@ pub(crate) struct TestContainer {
     pub(crate) log: PathBuf,
     /// The changes to its root filesystem.
     pub(crate) upper: PathBuf,
-}
-
-impl TestContainer {
-    /// Its processes, but for one that is parked for the next exec.
-    pub(crate) fn processes(&self) -> Vec<i32> {
-        let is_parked = |pid: &i32| {
-            let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-            // The copy of the monitor that becomes one has the monitor's name first.
-            let names = ["slipway-parked", "slipway-monitor"];
-            name.is_ok_and(|name| names.contains(&name.trim()))
-        };
-        let mut pids = self.cgroup.pids();
-        pids.retain(|pid| !is_parked(pid));
-        pids
-    }
 }
 
 /// What a process that was run left.
@@ -258,9 +241,6 @@ impl Pod {
         change(&mut request);
         let id = request.id.clone();
         let log = request.log_path.clone().unwrap_or_default();
-        if self.launcher == Kind::Parked {
-            self.monitor.park(&id, &request.cgroup_procs).await;
-        }
         let created = self.monitor.create(request).await?;
         Ok(TestContainer {
             id,
@@ -372,7 +352,9 @@ impl Pod {
             !self.state_dir().join("launch").exists(),
             "launch directory is left"
         );
-        assert_eq!(self.cgroup.pids(), Vec::<i32>::new(), "processes are left");
+        // An OCI runtime's own process may need a moment more.
+        let is_empty = || self.cgroup.pids().is_empty();
+        assert!(wait_until(is_empty), "left: {:?}", self.cgroup.pids());
     }
 }
 

@@ -91,8 +91,8 @@ impl Namespace {
     /// namespace and may be brought back. The thread is in its own namespace again
     /// afterwards, also when `work` panics.
     ///
-    /// No thread is made for it: while a process somewhere joins a cgroup of
-    /// version 1, no thread can be made on the whole machine, for 7 ms and more.
+    /// No thread is made for it: while any process on the machine is moved to
+    /// another cgroup by `cgroup.procs`, none can be, for 7 ms and more.
     pub fn run<T>(&self, work: impl FnOnce() -> T) -> Result<T, NamespaceError> {
         let failed = |step, source| NamespaceError::System {
             path: self.path.clone(),

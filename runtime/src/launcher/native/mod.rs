@@ -5,9 +5,6 @@
 //!                                 └─▶ child: cgroups, namespaces, pivot_root, mounts, devices,
 //!                                     terminal, masks, privileges, "ready" ──▶ gate ──▶ execve
 //! ```
-//! Where a process waits in the container's cgroups already ([`Parked`]), all
-//! from `prepare` to the clone happens in that one.
-//!
 //! Owns the way from the engine's plan to a process that waits for its start.
 //! Everything that allocates or needs the host's view is done before the clone.
 //! The child leaves the host's mounts first of all: afterwards no path leads
@@ -30,8 +27,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
 use crate::devices::{EnforceError, Rule, enforce};
-use crate::parked::Parked;
-use crate::protocol::{self, Create, Fds, Plan};
+use crate::protocol::{Create, Fds, Plan};
 use crate::sys::fork::{self, Child};
 use prepare::Prepared;
 use report::Packet;
@@ -58,20 +54,14 @@ impl Native {
         })
     }
 
-    /// The pid namespace of this process.
-    pub(crate) fn pid_namespace(&self) -> BorrowedFd<'_> {
-        self.pid_namespace.as_fd()
-    }
-
     /// Makes the container's first process, which waits at the socket.
     fn make(
         &self,
         (plan, create): (&Plan, &Create),
         streams: (Fds, ContainerStdio),
         socket: &OwnedFd,
-        place: Place,
     ) -> Result<Child, LaunchError> {
-        let prepared = Prepared::new((plan, create), streams, &self.null, place)?;
+        let prepared = Prepared::new((plan, create), streams, &self.null)?;
         let failed = |step: &'static str| move |errno| LaunchError::failed(step, errno);
         let enter = |namespace: &OwnedFd| {
             rustix::thread::move_into_link_name_space(
@@ -82,14 +72,8 @@ impl Native {
         if let Some(namespace) = &prepared.pid_namespace {
             enter(namespace).map_err(failed("enter pid namespace"))?;
         }
-        let life = || child::run(&prepared, socket);
-        let child = match place {
-            Place::Elsewhere => {
-                let cgroup = prepared.cgroup.as_ref().map(AsFd::as_fd);
-                fork::spawn_into(prepared.new, cgroup, life)
-            }
-            Place::Here => fork::spawn_sibling(prepared.new, life),
-        };
+        let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
+        let child = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, socket));
         if prepared.pid_namespace.is_some()
             && let Err(errno) = enter(&self.pid_namespace)
         {
@@ -102,50 +86,6 @@ impl Native {
         }
         child.map_err(failed("clone"))
     }
-
-    /// Makes a container in a process that is in the container's cgroups; what
-    /// goes wrong is said through the start socket.
-    pub(crate) fn make_here(
-        &self,
-        launch: protocol::Launch,
-        mut fds: Fds,
-        joined: Result<(), Errno>,
-    ) {
-        let protocol::Launch {
-            create,
-            work_dir: _,
-            start_fd,
-            stdio,
-        } = launch;
-        let Ok(socket) = fds.take(start_fd, "the start") else {
-            return;
-        };
-        let stdio = ContainerStdio::take(&stdio.unwrap_or_default(), &mut fds);
-        let made = stdio.and_then(|stdio| {
-            joined.map_err(|errno| LaunchError::failed("join cgroup", errno))?;
-            let mut create =
-                create.ok_or_else(|| LaunchError::failed("read the order", "it is empty"))?;
-            let plan = take_plan(&mut create)?;
-            self.make((&plan, &create), (fds, stdio), &socket, Place::Here)
-        });
-        if let Err(error) = made {
-            report::send_error(socket.as_fd(), &error);
-        }
-    }
-}
-
-/// Where a container's first process is born.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// In the cgroups of the process that makes it: the container's.
-    Here,
-    /// In a cgroup of the v2 tree; it joins those of other hierarchies.
-    Elsewhere,
-}
-
-fn take_plan(create: &mut Create) -> Result<Box<Plan>, LaunchError> {
-    let plan = create.plan.take();
-    plan.ok_or_else(|| LaunchError::failed("read the plan", "there is none"))
 }
 
 impl Launcher for Native {
@@ -155,45 +95,23 @@ impl Launcher for Native {
             fds,
             stdio,
         } = order;
-        let plan = take_plan(&mut create)?;
+        let plan = create.plan.take();
+        let plan = plan.ok_or_else(|| LaunchError::failed("read the plan", "there is none"))?;
         restrict_devices(&plan, &prepare::cgroup_dirs(&create))?;
         let (gate, socket) =
             start_pair().map_err(|errno| LaunchError::failed("make the start socket", errno))?;
-        let mut progress = InProgress::new(gate, plan.clone())?;
-        let child = self.make((&plan, &create), (fds, stdio), &socket, Place::Elsewhere)?;
-        progress.pid = Some(child.pid);
-        Ok(Box::new(progress))
-    }
-}
-
-/// Makes containers by a parked process.
-#[derive(Debug, Clone, Copy)]
-pub struct Through<'a>(&'a Parked);
-
-impl<'a> Through<'a> {
-    /// A launcher that asks this process, which is in the container's cgroups.
-    #[must_use]
-    pub fn new(parked: &'a Parked) -> Self {
-        Self(parked)
-    }
-}
-
-impl Launcher for Through<'_> {
-    fn begin(&mut self, order: Order) -> Result<Box<dyn Launch>, LaunchError> {
-        let plan = order.create.plan.clone();
-        let plan = plan.ok_or_else(|| LaunchError::failed("read the plan", "there is none"))?;
-        restrict_devices(&plan, &prepare::cgroup_dirs(&order.create))?;
-        let (gate, socket) =
-            start_pair().map_err(|errno| LaunchError::failed("make the start socket", errno))?;
-        // The first process tells who it is by what the kernel says of a sender.
-        rustix::net::sockopt::set_socket_passcred(gate.as_fd(), true)
-            .map_err(|errno| LaunchError::failed("prepare the start socket", errno))?;
-        let progress = InProgress::new(gate, plan)?;
-        let (body, fds) = order.into_message(Vec::new(), socket)?;
-        self.0
-            .ask(body, &fds)
-            .map_err(|error| LaunchError::failed("ask the parked process", error))?;
-        Ok(Box::new(progress))
+        let watched = rustix::io::fcntl_dupfd_cloexec(gate.as_fd(), 3)
+            .map_err(|errno| LaunchError::failed("copy the start socket", errno))?;
+        let child = self.make((&plan, &create), (fds, stdio), &socket)?;
+        let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
+        Ok(Box::new(InProgress {
+            pid: child.pid,
+            gate: Some(gate),
+            watched,
+            console: None,
+            score: score.unwrap_or_default(),
+            plan,
+        }))
     }
 }
 
@@ -212,8 +130,7 @@ fn restrict_devices(plan: &Plan, dirs: &[std::path::PathBuf]) -> Result<(), Laun
 /// A child at work.
 #[derive(Debug)]
 struct InProgress {
-    /// Its process; `None`: that process will say so.
-    pid: Option<Pid>,
+    pid: Pid,
     gate: Option<StartGate>,
     /// A copy of the gate's descriptor: watched until this is dropped, while
     /// the gate may be watched already.
@@ -225,24 +142,10 @@ struct InProgress {
 }
 
 impl InProgress {
-    fn new(gate: StartGate, plan: Box<Plan>) -> Result<Self, LaunchError> {
-        let watched = rustix::io::fcntl_dupfd_cloexec(gate.as_fd(), 3)
-            .map_err(|errno| LaunchError::failed("copy the start socket", errno))?;
-        let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
-        Ok(Self {
-            pid: None,
-            gate: Some(gate),
-            watched,
-            console: None,
-            score: score.unwrap_or_default(),
-            plan,
-        })
-    }
-
-    fn ready(&mut self, gate: StartGate, pid: Pid, honoured: bool) -> Ready {
+    fn ready(&mut self, gate: StartGate, honoured: bool) -> Ready {
         let warning = || format!("oom_score_adj {}: permission denied", self.score);
         Ready {
-            pid,
+            pid: self.pid,
             gate,
             console: self.console.take(),
             steps: Vec::new(),
@@ -257,7 +160,7 @@ impl Launch for InProgress {
     }
 
     fn helper(&self) -> Option<Pid> {
-        self.pid
+        Some(self.pid)
     }
 
     fn progress(&mut self) -> Result<Option<Ready>, LaunchError> {
@@ -270,24 +173,12 @@ impl Launch for InProgress {
         loop {
             match report::receive(gate.as_fd()) {
                 Ok(Packet::Console(console)) => self.console = Some(console),
-                Ok(Packet::Ready {
-                    honoured,
-                    sender,
-                    moments,
-                }) => {
-                    let pid = self.pid.or(sender);
-                    let pid = pid.ok_or_else(|| {
-                        LaunchError::failed("container's first process", "it has no number")
-                    })?;
-                    let ready = self.ready(gate, pid, honoured);
+                Ok(Packet::Ready { honoured, moments }) => {
+                    let ready = self.ready(gate, honoured);
                     return Ok(Some(Ready {
                         steps: moments.steps(),
                         ..ready
                     }));
-                }
-                Ok(Packet::Error(error)) => {
-                    self.gate = Some(gate);
-                    return Err(error);
                 }
                 Ok(Packet::Problem(problem)) => {
                     self.gate = Some(gate);

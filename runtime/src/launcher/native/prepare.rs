@@ -14,9 +14,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use rustix::process::{Gid, Uid};
 
 use super::super::{ContainerStdio, LaunchError};
-use super::Place;
 use crate::exec;
-use crate::parked::Ways;
 use crate::protocol::{
     self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
 };
@@ -41,8 +39,6 @@ pub(super) struct Prepared {
     pub(super) joined: Vec<OwnedFd>,
     /// The pid namespace to be born in.
     pub(super) pid_namespace: Option<OwnedFd>,
-    /// The cgroup to be born in.
-    pub(super) cgroup: Option<OwnedFd>,
     /// How it sees its cgroups.
     pub(super) view: CgroupView,
     /// Its root.
@@ -153,21 +149,13 @@ impl Prepared {
         (plan, create): (&Plan, &Create),
         (mut fds, stdio): (Fds, ContainerStdio),
         null: &OwnedFd,
-        place: Place,
     ) -> Result<Self, LaunchError> {
-        let missing: &[Vec<u8>] = match place {
-            Place::Here => &[],
-            Place::Elsewhere => &create.cgroup_procs,
-        };
-        let Ways { born_in, joined } = Ways::new(missing).map_err(|(dir, errno)| {
-            LaunchError::failed("join cgroup", format!("{dir}: {errno}"))
-        })?;
         let process = plan
             .process
             .as_ref()
             .ok_or_else(|| LaunchError::failed("read the plan", "it has no process"))?;
         let filter = create.seccomp_bpf.as_deref();
-        let process = exec::Plan::new(process, &joined, filter)
+        let process = exec::Plan::new(process, &create.cgroup_procs, filter)
             .map_err(|error| LaunchError::failed("read process", error))?
             .with_seccomp_flags(plan.seccomp_flags);
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
@@ -197,7 +185,6 @@ impl Prepared {
             new_cgroup,
             joined,
             pid_namespace,
-            cgroup: born_in,
             view: CgroupView::new(&create.cgroup_procs)?,
             rootfs,
             mounts: mounts.collect::<Result<_, _>>()?,

@@ -10,7 +10,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
-use rustix::process::Pid;
 
 use super::super::LaunchError;
 use crate::exec;
@@ -21,11 +20,10 @@ mod tag {
     pub(super) const CONSOLE: u8 = b'c';
     pub(super) const READY: u8 = b'r';
     pub(super) const PROBLEM: u8 = b'p';
-    pub(super) const ERROR: u8 = b'e';
 }
 
 /// Longest packet.
-const MAX_PACKET: usize = 1024;
+const MAX_PACKET: usize = 128;
 
 /// Numbers of stages from here on are this launcher's own.
 const FIRST_STAGE: u8 = 100;
@@ -232,15 +230,11 @@ pub(super) enum Packet {
     Ready {
         /// Whether the OOM score was set.
         honoured: bool,
-        /// Who says so, if the socket was told to ask for it.
-        sender: Option<Pid>,
         /// When it was done with what.
         moments: Moments,
     },
     /// It gave up.
     Problem(Problem),
-    /// It was never made.
-    Error(LaunchError),
 }
 
 /// Sends the terminal.
@@ -273,30 +267,9 @@ pub(super) fn send_problem(socket: BorrowedFd<'_>, problem: Problem) {
     let _lost = rustix::io::write(socket, &problem.to_bytes());
 }
 
-/// Says why there is no first process.
-pub(super) fn send_error(socket: BorrowedFd<'_>, error: &LaunchError) {
-    let LaunchError::Failed { step, message, .. } = error else {
-        return send_error(socket, &LaunchError::failed("launch", error));
-    };
-    let mut text = vec![tag::ERROR];
-    text.extend_from_slice(step.as_bytes());
-    text.push(0);
-    text.extend_from_slice(message.as_bytes());
-    text.truncate(MAX_PACKET);
-    // The end of the socket tells as much, should this fail.
-    let _lost = rustix::io::write(socket, &text);
-}
-
-fn error_of(text: &[u8]) -> LaunchError {
-    let mut parts = text.splitn(2, |byte| *byte == 0);
-    let mut part = || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
-    let (step, message) = (part(), part());
-    LaunchError::failed(&step, message)
-}
-
 /// Takes the next packet, without waiting. `CONNRESET`: there will be none.
 pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = [0; MAX_PACKET];
     let received = {
@@ -304,26 +277,20 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
         let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
         rustix::net::recvmsg(socket, &mut text, &mut control, flags)?
     };
-    let (mut console, mut sender) = (None, None);
-    for part in control.drain() {
-        match part {
-            RecvAncillaryMessage::ScmRights(mut fds) => console = fds.next(),
-            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials.pid),
-            _ => {}
-        }
-    }
+    let mut fds = control.drain().filter_map(|part| match part {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
     match bytes.get(..received.bytes) {
         Some([]) => Err(Errno::CONNRESET),
-        Some([tag::CONSOLE]) => console.map(Packet::Console).ok_or(Errno::BADMSG),
+        Some([tag::CONSOLE]) => fds.next().map(Packet::Console).ok_or(Errno::BADMSG),
         Some([tag::READY, honoured, rest @ ..]) => Ok(Packet::Ready {
             honoured: *honoured == 1,
-            sender,
             moments: Moments::of(rest).ok_or(Errno::BADMSG)?,
         }),
         Some([tag::PROBLEM, rest @ ..]) => {
             Problem::of(rest).map(Packet::Problem).ok_or(Errno::BADMSG)
         }
-        Some([tag::ERROR, rest @ ..]) => Ok(Packet::Error(error_of(rest))),
         _ => Err(Errno::BADMSG),
     }
 }
@@ -369,31 +336,10 @@ mod tests {
             receive(gate.as_fd()),
             Ok(Packet::Ready {
                 honoured: false,
-                sender: None,
                 moments: got,
             }) if got == moments
         ));
         assert!(matches!(receive(gate.as_fd()), Err(Errno::CONNRESET)));
-    }
-
-    #[test]
-    fn errors_keep_their_words_and_the_sender_is_known_where_asked_for() {
-        let (gate, socket) = start_pair().unwrap();
-        rustix::net::sockopt::set_socket_passcred(gate.as_fd(), true).unwrap();
-        send_error(
-            socket.as_fd(),
-            &LaunchError::failed("read the plan", "none"),
-        );
-        let Packet::Error(error) = receive(gate.as_fd()).unwrap() else {
-            panic!("another packet")
-        };
-        assert_eq!(error.to_string(), "read the plan: none");
-        send_ready(socket.as_fd(), true, &Moments::default()).unwrap();
-        let own = rustix::process::getpid();
-        assert!(matches!(
-            receive(gate.as_fd()),
-            Ok(Packet::Ready { honoured: true, sender: Some(pid), .. }) if pid == own
-        ));
     }
 
     #[test]

@@ -22,31 +22,6 @@ pub struct Exec {
     pub cgroup_procs: Vec<Vec<u8>>,
 }
 
-/// A process that is to wait in a container's cgroups for what is made there.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Park {
-    /// The container, which need not be there yet.
-    #[prost(string, tag = "1")]
-    pub id: String,
-    /// `cgroup.procs` files to join.
-    #[prost(bytes = "vec", repeated, tag = "2")]
-    pub cgroup_procs: Vec<Vec<u8>>,
-}
-
-/// Monitor to parked process: a process to run where it is parked.
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Run {
-    /// The process, with the slots of its streams.
-    #[prost(message, optional, boxed, tag = "1")]
-    pub exec: Option<Box<Exec>>,
-    /// Slot of a descriptor of the container's first process.
-    #[prost(uint32, optional, tag = "2")]
-    pub container_fd: Option<u32>,
-    /// Slot of the socket that tells of its birth and of what goes wrong.
-    #[prost(uint32, optional, tag = "3")]
-    pub report_fd: Option<u32>,
-}
-
 /// What a process is to be.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Process {
