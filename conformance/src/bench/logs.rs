@@ -64,7 +64,7 @@ async fn of(one: &Contestant, time: Duration) -> anyhow::Result<(f64, f64)> {
     let pod = one.run_pod(&sandbox).await.context("RunPodSandbox")?;
     let id = client.create(&pod, &config, &sandbox).await?;
     client.start(&id).await?;
-    let helpers = Born::since(&known).names(&[PROGRAM, "sleep"]);
+    let helpers = Born::since(&known).helpers(&[PROGRAM, "sleep"], one.daemon);
     let (began, before) = (Instant::now(), time_of(&helpers, one.daemon));
     tokio::time::sleep(time).await;
     let log = format!("{}/{}", sandbox.log_directory, config.log_path);

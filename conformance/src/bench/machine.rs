@@ -159,17 +159,30 @@ impl Born {
         self.by_name.values().map(|(_, memory)| memory).sum()
     }
 
-    /// Their names, without those of the containers' programs.
+    /// The names of an engine's helpers: of what was born, without the containers'
+    /// programs, and of the daemon's own children, which may have waited in a pool
+    /// since long before.
     #[must_use]
-    pub fn names(&self, programs: &[&str]) -> BTreeSet<String> {
-        let names = self.by_name.keys();
-        let names = names.filter(|name| !programs.contains(&name.as_str()));
-        names.cloned().collect()
+    pub fn helpers(&self, programs: &[&str], daemon: Option<i32>) -> BTreeSet<String> {
+        let children = daemon.into_iter().flat_map(children).filter_map(name);
+        let names = self.by_name.keys().cloned().chain(children);
+        names
+            .filter(|name| !programs.contains(&name.as_str()))
+            .collect()
     }
 }
 
+fn children(pid: i32) -> Vec<i32> {
+    let parent = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = text.rsplit_once(") ")?;
+        rest.split(' ').nth(1)?.parse::<i32>().ok()
+    };
+    let pids = processes().into_iter();
+    pids.filter(|child| parent(*child) == Some(pid)).collect()
+}
+
 /// What all processes of these names, and one more, have used of the processors.
-/// Helpers may have waited in a pool since before they were anyone's.
 #[must_use]
 pub fn time_of(names: &BTreeSet<String>, more: Option<i32>) -> Duration {
     let counted =

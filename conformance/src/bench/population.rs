@@ -171,7 +171,7 @@ async fn idle(
     table: &mut Table,
 ) -> anyhow::Result<()> {
     let mut client = one.client.clone();
-    let helpers = born.names(&["sleep"]);
+    let helpers = born.helpers(&["sleep"], one.daemon);
     let daemon = || one.daemon.and_then(processor_time).unwrap_or_default();
     let (daemon_before, before) = (daemon(), time_of(&helpers, None));
     let began = Instant::now();
