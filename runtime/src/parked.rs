@@ -181,7 +181,8 @@ impl Ways {
     }
 }
 
-fn is_v2(procs: &[u8]) -> bool {
+/// Whether a `cgroup.procs` file is one of the v2 tree.
+pub(crate) fn is_v2(procs: &[u8]) -> bool {
     parent(procs).is_some_and(|dir| dir.join("cgroup.controllers").exists())
 }
 

@@ -123,7 +123,8 @@ impl Monitor {
         let process = request.process.as_ref().ok_or_else(|| {
             Failure::new(FailureKind::Protocol, "exec", "there is no process to run")
         })?;
-        let plan = Plan::new(process, &request.cgroup_procs, container.seccomp.as_deref())
+        let filter = container.seccomp.as_deref();
+        let plan = Plan::born_in(&request.cgroup_procs, process, filter)
             .map_err(|error| Failure::new(FailureKind::Launch, "exec", error.to_string()))?;
         Ok((plan, self.take_streams(request, &mut fds)?))
     }

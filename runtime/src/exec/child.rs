@@ -76,7 +76,10 @@ pub fn spawn(plan: &Plan, container: Container<'_>, stdio: &Stdio) -> Result<Run
     let (report, child_report) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(namespaces)?;
     let life = || become_process(plan, container, stdio, child_report.as_fd());
-    let spawned = born_in(container, || fork::spawn(NewNamespaces::default(), life));
+    let cgroup = plan.cgroup.as_ref().map(AsFd::as_fd);
+    let spawned = born_in(container, || {
+        fork::spawn_into(NewNamespaces::default(), cgroup, life)
+    });
     let Child { pid, pidfd } = spawned.map_err(namespaces)?;
     Ok(Running { pid, pidfd, report })
 }

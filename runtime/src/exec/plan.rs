@@ -3,11 +3,14 @@
 //! Owns the checks of what came from outside. Knows nothing of a container.
 
 use std::ffi::{CString, NulError};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 
 use super::program::Program;
+use crate::parked::Ways;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
 
@@ -84,6 +87,14 @@ pub enum BadProcess {
     /// An id is the kernel's word for "none".
     #[error("{0} is not a valid id")]
     BadId(u32),
+    /// The cgroup to be born in cannot be opened.
+    #[error("cgroup {dir}: {errno}")]
+    Cgroup {
+        /// Its directory.
+        dir: String,
+        /// Why.
+        errno: Errno,
+    },
     /// The seccomp filter is no program.
     #[error("seccomp filter is not a BPF program")]
     BadFilter,
@@ -114,6 +125,8 @@ pub struct Plan {
     pub(crate) oom_score_adj: Option<String>,
     pub(super) seccomp: Option<Filter>,
     pub(super) cgroup_procs: Vec<CString>,
+    /// The cgroup of the v2 tree that [`super::spawn`] has it born in.
+    pub(super) cgroup: Option<OwnedFd>,
 }
 
 impl Plan {
@@ -164,6 +177,27 @@ impl Plan {
             cgroup_procs: cgroup_procs
                 .collect::<Result<_, _>>()
                 .map_err(nul("cgroup path"))?,
+            cgroup: None,
+        })
+    }
+
+    /// Does what [`Plan::new`] does, for a process that [`super::spawn`] has born
+    /// in the v2 tree's cgroup, where there is one, since joining that may take
+    /// long; it joins the others only.
+    ///
+    /// # Errors
+    /// See [`BadProcess`].
+    pub fn born_in(
+        cgroup_procs: &[Vec<u8>],
+        process: &Process,
+        seccomp: Option<&[u8]>,
+    ) -> Result<Self, BadProcess> {
+        let Ways { born_in, joined } =
+            Ways::new(cgroup_procs).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
+        let plan = Self::new(process, &joined, seccomp)?;
+        Ok(Self {
+            cgroup: born_in,
+            ..plan
         })
     }
 

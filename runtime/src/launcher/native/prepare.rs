@@ -16,7 +16,7 @@ use rustix::process::{Gid, Uid};
 use super::super::{ContainerStdio, LaunchError};
 use super::Place;
 use crate::exec;
-use crate::parked::Ways;
+use crate::parked::{Ways, is_v2};
 use crate::protocol::{
     self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
 };
@@ -130,7 +130,7 @@ pub(super) struct Device {
 /// What a container sees where cgroups are mounted.
 #[derive(Debug)]
 pub(super) struct CgroupView {
-    /// Whether there is one hierarchy at the very top.
+    /// Whether it is one hierarchy, at the very top: the v2 tree alone.
     pub(super) unified: bool,
     /// The container's cgroups, by hierarchy.
     pub(super) hierarchies: Vec<Hierarchy>,
@@ -396,7 +396,9 @@ impl Device {
 
 impl CgroupView {
     fn new(procs: &[Vec<u8>]) -> Result<Self, LaunchError> {
-        let unified = Path::new(CGROUPS).join("cgroup.procs").exists();
+        // The same where the tree is mounted beside others that are not used.
+        let unified = procs.len() == 1 && procs.iter().all(|procs| is_v2(procs));
+        let unified = unified || Path::new(CGROUPS).join("cgroup.procs").exists();
         let dirs = procs.iter().filter_map(|procs| parent(procs));
         let hierarchies = dirs
             .filter_map(|dir| Hierarchy::new(dir).transpose())
