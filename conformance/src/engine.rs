@@ -85,7 +85,30 @@ impl Engine {
             );
             std::fs::write(engine.path("config/20-handler.toml"), config)?;
         }
+        // The same with other settings.
+        if let Some(file) = std::env::var_os("SLIPWAY_TEST_CONFIG") {
+            engine.configure(Path::new(&file))?;
+        }
         Ok(engine)
+    }
+
+    /// Adds the settings of a file to those of engines that are started from now on.
+    ///
+    /// # Errors
+    /// The file cannot be read, or not be written to the folder.
+    pub fn configure(&self, file: &Path) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(file);
+        let text = text.with_context(|| format!("read {}", file.display()))?;
+        self.configure_with(&text)
+    }
+
+    /// The same with the settings themselves.
+    ///
+    /// # Errors
+    /// They cannot be written to the folder.
+    pub fn configure_with(&self, settings: &str) -> anyhow::Result<()> {
+        let path = self.path("config/40-more.toml");
+        std::fs::write(&path, settings).with_context(|| format!("write {}", path.display()))
     }
 
     /// A path in the scratch folder.

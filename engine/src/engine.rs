@@ -156,7 +156,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether the node has the unified hierarchy only.
+    /// Whether pods are in the unified hierarchy only.
     pub(crate) fn unified(&self) -> bool {
         matches!(self.cgroups.version(), Version::V2)
     }

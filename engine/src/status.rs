@@ -84,6 +84,7 @@ fn limits_code(error: &CgroupError) -> Code {
         CgroupError::NotFound { .. } => Code::FailedPrecondition,
         CgroupError::MountTable { .. }
         | CgroupError::NotMounted
+        | CgroupError::NoUnified
         | CgroupError::Path { .. }
         | CgroupError::Make { .. }
         | CgroupError::Read { .. }

@@ -37,6 +37,9 @@ struct Args {
     /// The executable of the scratch engine [default: the one beside this program].
     #[arg(long, value_name = "PATH")]
     slipway: Option<PathBuf>,
+    /// A file of settings for the scratch engine, such as one with other cgroups.
+    #[arg(long, value_name = "FILE", conflicts_with = "socket")]
+    config: Option<PathBuf>,
     /// The image that the engines by socket have or can pull; it needs /bin/sleep,
     /// /bin/true and /bin/yes.
     #[arg(long, value_name = "REFERENCE", default_value = image::NAME)]
@@ -231,6 +234,9 @@ async fn start(args: &Args) -> anyhow::Result<Engine> {
     };
     let mut engine = Engine::prepare(&slipway)?;
     engine.add_handlers(&args.handler)?;
+    if let Some(file) = &args.config {
+        engine.configure(file)?;
+    }
     let archive = engine.path("tiny.tar");
     image::write(&archive, &Extras::default())?;
     engine.import(&archive)?;

@@ -8,6 +8,11 @@
 )]
 mod authority;
 mod bad_input;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod cgroups;
 mod containers;
 #[expect(
     clippy::expect_used,

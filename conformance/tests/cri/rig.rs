@@ -47,8 +47,17 @@ pub(crate) fn with_own_engine(test: impl AsyncFnOnce(&mut Rig)) {
     with_image(&Extras::default(), test);
 }
 
+/// The same with other settings than the suite's.
+pub(crate) fn with_settings(settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
+    with_both(&Extras::default(), settings, test);
+}
+
 /// The same with another image.
 pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+    with_both(extras, "", test);
+}
+
+fn with_both(extras: &Extras, settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
     if std::env::var_os("SLIPWAY_CRI_SOCKET").is_some() {
         println!("SKIPPED: needs an engine of its own, SLIPWAY_CRI_SOCKET names another");
         return;
@@ -56,7 +65,7 @@ pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     BEFORE.get_or_init(Picture::take);
     let turn = Turn::take();
     isolation::enter().expect("namespaces of its own");
-    on_own_engine(extras, test);
+    on_own_engine(extras, settings, test);
     drop(turn);
 }
 
@@ -73,10 +82,10 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Cleans up after a test that fails, too: what it left would fail others.
-fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
+fn on_own_engine(extras: &Extras, settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
     let runtime = runtime();
     let local = tokio::task::LocalSet::new();
-    let mut rig = local.block_on(&runtime, prepare(extras));
+    let mut rig = local.block_on(&runtime, prepare(extras, settings));
     let work = || local.block_on(&runtime, test(&mut rig));
     let outcome = catch_unwind(AssertUnwindSafe(work));
     let cleaned = local.block_on(&runtime, rig.engine.clean_up());
@@ -89,8 +98,11 @@ fn on_own_engine(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     assert!(left.is_empty(), "left behind: {left:#?}");
 }
 
-async fn prepare(extras: &Extras) -> Rig {
+async fn prepare(extras: &Extras, settings: &str) -> Rig {
     let mut engine = Engine::prepare(&executable().expect("slipway")).expect("a scratch folder");
+    if !settings.is_empty() {
+        engine.configure_with(settings).expect("settings");
+    }
     let archive = engine.path("tiny.tar");
     image::write(&archive, extras).expect("a tiny image");
     engine.import(&archive).expect("import");

@@ -78,7 +78,7 @@ fn all(config: &Config) -> Vec<Finding> {
         finding("configuration", Verdict::Ok, "valid"),
         kernel(),
         root_user(),
-        cgroups(),
+        cgroups(config),
         monitor(),
         overlay(),
         seccomp(),
@@ -120,8 +120,8 @@ fn root_user() -> Finding {
     }
 }
 
-fn cgroups() -> Finding {
-    match Hierarchies::detect() {
+fn cgroups(config: &Config) -> Finding {
+    match Hierarchies::detect(config.cgroup.hierarchy.selection()) {
         Ok(hierarchies) => {
             let missing: Vec<&str> = ["cpu", "memory", "pids"]
                 .into_iter()

@@ -136,7 +136,8 @@ fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
 async fn open(config: Config) -> anyhow::Result<Engine> {
     let dir = executable_dir()?;
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
-    let cgroups = Hierarchies::detect().context("find the cgroups")?;
+    let cgroups =
+        Hierarchies::detect(config.cgroup.hierarchy.selection()).context("find the cgroups")?;
     let images = ImageStore::open(StoreOptions {
         root: config.root.clone(),
         hosts_dir: config.registry_config_path.clone(),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
 use super::{
-    Cni, Config, Handler, HandlerOptions, Launcher, MetricsAddress, Places, parse_address,
+    Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
+    parse_address,
 };
 
 /// What can be wrong with a configuration.
@@ -82,7 +83,6 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         streaming,
         runtime,
     } = raw;
-    check_cgroup(cgroup)?;
     check_streaming(streaming)?;
     let here = |key: &str, path: &Path| {
         std::path::absolute(path).map_err(|error| wrong(key, error.to_string()))
@@ -96,6 +96,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
     let (default_handler, handlers) = check_runtime(runtime)?;
     let raw::Registry { config_path } = registry;
     Ok(Config {
+        cgroup: check_cgroup(cgroup)?,
         cni: check_cni(cni)?,
         metrics: check_metrics(metrics)?,
         registry_config_path: match config_path {
@@ -125,16 +126,29 @@ fn check_metrics(metrics: raw::Metrics) -> Result<Option<MetricsAddress>, Config
     }
 }
 
-fn check_cgroup(cgroup: raw::Cgroup) -> Result<(), ConfigError> {
-    let raw::Cgroup { driver } = cgroup;
+fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
+    let raw::Cgroup { driver, hierarchy } = cgroup;
     match driver.as_deref() {
-        None | Some("cgroupfs") => Ok(()),
-        Some("systemd") => Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
-        Some(other) => Err(wrong(
-            "cgroup.driver",
-            format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
-        )),
+        None | Some("cgroupfs") => {}
+        Some("systemd") => return Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
+        Some(other) => {
+            return Err(wrong(
+                "cgroup.driver",
+                format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
+            ));
+        }
     }
+    let hierarchy = match hierarchy.as_deref() {
+        None | Some("all") => Hierarchy::All,
+        Some("unified") => Hierarchy::Unified,
+        Some(other) => {
+            return Err(wrong(
+                "cgroup.hierarchy",
+                format!("{other:?} is neither \"all\" nor \"unified\""),
+            ));
+        }
+    };
+    Ok(Cgroup { hierarchy })
 }
 
 fn check_streaming(streaming: raw::Streaming) -> Result<(), ConfigError> {
@@ -397,9 +411,18 @@ mod tests {
     }
 
     #[test]
+    fn hierarchies_are_all_unless_only_the_v2_tree_is_asked_for() {
+        let hierarchy = |files: &[(&str, &str)]| with(files).expect("valid").cgroup.hierarchy;
+        assert_eq!(hierarchy(&[]), Hierarchy::All);
+        let unified = ("x.toml", "[cgroup]\nhierarchy = \"unified\"\n");
+        assert_eq!(hierarchy(&[unified]), Hierarchy::Unified);
+    }
+
+    #[test]
     fn wrong_values_name_their_key() {
         for (text, key) in [
             ("[cgroup]\ndriver = \"upstart\"\n", "cgroup.driver"),
+            ("[cgroup]\nhierarchy = \"v1\"\n", "cgroup.hierarchy"),
             ("[cni]\nconf_dir = \"relative\"\n", "cni.conf_dir"),
             (
                 "[runtime]\ndefault_handler = \"none\"\n",

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use runtime::cgroup::Selection;
 use serde::Serialize;
 
 pub(crate) use check::ConfigError;
@@ -62,6 +63,40 @@ impl HandlerOptions {
     }
 }
 
+/// Which cgroup hierarchies pods are put in.
+///
+/// `Unified` is for machines where v1 hierarchies stand beside a v2 tree: to
+/// measure there what a machine with v2 alone would do, or where the v1
+/// controllers are somebody else's. It costs the limits and figures of those
+/// controllers that the tree lacks: one warning for each controller, never an
+/// error. Pods that were made under the other choice keep directories that are
+/// not looked at any more, so it is changed while there are none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Hierarchy {
+    /// All that are mounted.
+    All,
+    /// The v2 tree alone.
+    Unified,
+}
+
+impl Hierarchy {
+    /// The same, as it is asked of the cgroup module.
+    pub(crate) fn selection(self) -> Selection {
+        match self {
+            Self::All => Selection::All,
+            Self::Unified => Selection::Unified,
+        }
+    }
+}
+
+/// Cgroup settings.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cgroup {
+    /// Where pods are put.
+    pub(crate) hierarchy: Hierarchy,
+}
+
 /// Network settings.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cni {
@@ -102,6 +137,8 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     /// `--listen`.
     pub(crate) listen: PathBuf,
+    /// Cgroup settings.
+    pub(crate) cgroup: Cgroup,
     /// Network settings.
     pub(crate) cni: Cni,
     /// Where metrics are served, if anywhere.

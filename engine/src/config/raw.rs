@@ -20,6 +20,7 @@ pub(crate) struct Raw {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Cgroup {
     pub(crate) driver: Option<String>,
+    pub(crate) hierarchy: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

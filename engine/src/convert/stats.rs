@@ -37,7 +37,7 @@ pub(crate) fn container(usage: &ContainerUse, mountpoint: &str) -> v1::Container
     v1::ContainerStats {
         attributes: Some(container_attributes(container)),
         cpu: cgroup.as_ref().map(|stats| cpu(stats, *nano_cores)),
-        memory: cgroup.as_ref().map(memory),
+        memory: cgroup.as_ref().and_then(memory),
         writable_layer,
         swap: cgroup.as_ref().and_then(swap),
         io: cgroup.as_ref().and_then(io),
@@ -62,11 +62,15 @@ fn cpu(stats: &Stats, nano_cores: Option<u64>) -> v1::CpuUsage {
     }
 }
 
-fn memory(stats: &Stats) -> v1::MemoryUsage {
+/// None where nobody counts it: zero would be a figure.
+fn memory(stats: &Stats) -> Option<v1::MemoryUsage> {
+    if !stats.memory_counted {
+        return None;
+    }
     let available = stats
         .memory_limit
         .map(|limit| limit.saturating_sub(stats.memory_working_set));
-    v1::MemoryUsage {
+    Some(v1::MemoryUsage {
         timestamp: stats.timestamp,
         working_set_bytes: number(stats.memory_working_set),
         available_bytes: available.and_then(number),
@@ -75,7 +79,7 @@ fn memory(stats: &Stats) -> v1::MemoryUsage {
         page_faults: number(stats.page_faults),
         major_page_faults: number(stats.major_page_faults),
         psi: stats.memory_psi.as_ref().map(psi),
-    }
+    })
 }
 
 fn swap(stats: &Stats) -> Option<v1::SwapUsage> {
@@ -127,6 +131,8 @@ pub(crate) fn pod(usage: &PodUse, mountpoint: &str) -> v1::PodSandboxStats {
             .map(pick)
             .sum::<u64>()
     };
+    let mut parts = containers.iter().filter_map(|one| one.cgroup.as_ref());
+    let counted = parts.all(|stats| stats.memory_counted);
     let (cpu, memory) = match cgroup {
         Some(stats) => (cpu(stats, *nano_cores), memory(stats)),
         None => (
@@ -135,7 +141,7 @@ pub(crate) fn pod(usage: &PodUse, mountpoint: &str) -> v1::PodSandboxStats {
                 usage_core_nano_seconds: number(each(|stats| stats.cpu_usage_ns)),
                 ..Default::default()
             },
-            v1::MemoryUsage {
+            counted.then(|| v1::MemoryUsage {
                 timestamp: *at,
                 working_set_bytes: number(each(|stats| stats.memory_working_set)),
                 usage_bytes: number(each(|stats| stats.memory_usage)),
@@ -143,12 +149,12 @@ pub(crate) fn pod(usage: &PodUse, mountpoint: &str) -> v1::PodSandboxStats {
                 page_faults: number(each(|stats| stats.page_faults)),
                 major_page_faults: number(each(|stats| stats.major_page_faults)),
                 ..Default::default()
-            },
+            }),
         ),
     };
     let linux = v1::LinuxPodSandboxStats {
         cpu: Some(cpu),
-        memory: Some(memory),
+        memory,
         network: network(interfaces, *at),
         process: Some(v1::ProcessUsage {
             timestamp: *at,

@@ -49,6 +49,14 @@ impl Cgroups {
         &self.dirs
     }
 
+    /// The v2 tree's, where it is the only one that the container has.
+    pub(crate) fn unified(&self) -> Option<&Path> {
+        match self.dirs.as_slice() {
+            [dir] if dir.join("cgroup.controllers").exists() => Some(dir),
+            _ => None,
+        }
+    }
+
     /// Moves this process into all of them.
     pub(crate) fn join(&self) -> Result<(), LaunchError> {
         for dir in &self.dirs {
@@ -77,7 +85,7 @@ impl Cgroups {
         Ok(())
     }
 
-    /// One cgroup of a pure v2 machine, or a directory with all hierarchies.
+    /// One cgroup of the v2 tree alone, or a directory with all hierarchies.
     fn make_view(&self, bundle: &Bundle, name: &str) -> Result<PathBuf, LaunchError> {
         let view = bundle.make_source_dir(name)?;
         for dir in &self.dirs {
@@ -89,7 +97,7 @@ impl Cgroups {
                 LaunchError::failed("show cgroups to the container", message)
             };
             let clone = clone_tree(dir).map_err(failed)?;
-            if is_hierarchy(Path::new(ROOT)) {
+            if self.unified().is_some() || is_hierarchy(Path::new(ROOT)) {
                 attach(clone.as_fd(), &view).map_err(failed)?;
                 return Ok(view);
             }

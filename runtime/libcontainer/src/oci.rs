@@ -9,7 +9,7 @@
 //! tree of version 2 beside others, which runtimes leave alone, is joined here.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::WaitOptions;
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, attach as mount, clone_tree};
 use crate::cgroups::{self, Cgroups};
 use crate::console::ConsoleSocket;
 use crate::create::{Outcome, Streams, attach, write_config};
@@ -90,7 +90,9 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     devices::enforce(&spec, &cgroups)?;
     cgroups.provide_view(&mut spec, &bundle)?;
     fit(&mut spec, cgroups.dirs(), create.tty);
-    join_beside(&cgroups)?;
+    if !show_alone(&cgroups)? {
+        join_beside(&cgroups)?;
+    }
     let warnings = give_up_score(&mut spec)?;
     write_config(&bundle, &spec)?;
     let console = create
@@ -126,7 +128,7 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
 impl Start {
     /// Waits for the word and starts the container; says so where it cannot.
     pub(crate) fn wait(self) {
-        let socket = StartSocket::new(std::os::fd::AsFd::as_fd(&self.socket));
+        let socket = StartSocket::new(self.socket.as_fd());
         // Without a monitor nobody would look after the container.
         if !socket.wait() {
             return;
@@ -252,6 +254,33 @@ fn fit(spec: &mut Spec, cgroups: &[PathBuf], tty: bool) {
     }
 }
 
+/// Shows the runtime the tree of version 2 as that of a machine with no other, where
+/// it is the only one that the container's cgroup is in: it would make cgroups in all
+/// the others. Tells whether it is.
+fn show_alone(cgroups: &Cgroups) -> Result<bool, LaunchError> {
+    let Some(dir) = cgroups.unified() else {
+        return Ok(false);
+    };
+    let Some(tree) = hierarchy(dir) else {
+        return Ok(true);
+    };
+    let failed = |errno| {
+        let path = tree.display().to_string();
+        LaunchError::failed("show one cgroup tree", format!("{path}: {errno}"))
+    };
+    if !Path::new(CGROUPS).join("cgroup.controllers").exists() {
+        let clone = clone_tree(&tree).map_err(failed)?;
+        mount(clone.as_fd(), Path::new(CGROUPS)).map_err(failed)?;
+    }
+    Ok(true)
+}
+
+/// Where the hierarchy is mounted that a cgroup is in, beside others.
+fn hierarchy(dir: &Path) -> Option<PathBuf> {
+    let below = dir.strip_prefix(CGROUPS).ok()?;
+    Some(Path::new(CGROUPS).join(below.components().next()?))
+}
+
 /// Joins the tree of version 2 beside others, so that runtime and container are born
 /// there, and takes it out of the runtime's sight: some refuse to run where it has
 /// controllers.
@@ -270,11 +299,9 @@ fn join_beside(cgroups: &Cgroups) -> Result<(), LaunchError> {
     };
     let procs = dir.join("cgroup.procs");
     cgroups::write(&procs, b"0").map_err(failed(&procs))?;
-    let below = dir.strip_prefix(root).ok();
-    let Some(tree) = below.and_then(|below| below.components().next()) else {
+    let Some(tree) = hierarchy(dir) else {
         return Ok(());
     };
-    let tree = root.join(tree);
     rustix::mount::unmount(&tree, UnmountFlags::DETACH).map_err(failed(&tree))
 }
 

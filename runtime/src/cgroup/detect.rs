@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use super::file;
-use super::{CgroupError, Version};
+use super::{CgroupError, Selection, Version};
 use crate::mount::table::unescape;
 
 /// The mount table that decides.
@@ -17,6 +17,10 @@ const MOUNT_TABLE: &str = "/proc/thread-self/mountinfo";
 pub(super) struct Layout {
     pub(super) version: Version,
     pub(super) trees: Vec<Tree>,
+    /// Where those are mounted that are somebody else's by the caller's choice.
+    pub(super) left_out: Vec<PathBuf>,
+    /// Whether limits whose controller is in no tree are left out, too.
+    lenient: bool,
 }
 
 /// One hierarchy.
@@ -46,7 +50,7 @@ impl Tree {
 }
 
 impl Layout {
-    pub(super) fn detect() -> Result<Self, CgroupError> {
+    pub(super) fn detect(selection: Selection) -> Result<Self, CgroupError> {
         let table =
             std::fs::read_to_string(MOUNT_TABLE).map_err(|source| CgroupError::MountTable {
                 path: MOUNT_TABLE.into(),
@@ -57,7 +61,23 @@ impl Layout {
             let list = file::read(&tree.root.join("cgroup.controllers"))?;
             tree.controllers = list.split_whitespace().map(str::to_owned).collect();
         }
-        Self::new(trees)
+        match selection {
+            Selection::All => Self::new(trees),
+            Selection::Unified => Self::unified(trees),
+        }
+    }
+
+    /// Only the v2 tree of all that are there.
+    fn unified(trees: Vec<Tree>) -> Result<Self, CgroupError> {
+        let (v2, others): (Vec<_>, Vec<_>) = trees.into_iter().partition(Tree::is_v2);
+        if v2.is_empty() {
+            return Err(CgroupError::NoUnified);
+        }
+        Ok(Self {
+            left_out: others.into_iter().map(|tree| tree.root).collect(),
+            lenient: true,
+            ..Self::new(v2)?
+        })
     }
 
     fn new(trees: Vec<Tree>) -> Result<Self, CgroupError> {
@@ -72,7 +92,23 @@ impl Layout {
             (false, true) => Version::V2,
             (false, false) => return Err(CgroupError::NotMounted),
         };
-        Ok(Self { version, trees })
+        Ok(Self {
+            version,
+            trees,
+            left_out: Vec::new(),
+            lenient: false,
+        })
+    }
+
+    /// Whether limits of this controller are left out without an error.
+    pub(super) fn leaves_out(&self, controller: &str) -> bool {
+        self.lenient && self.home(controller).is_none()
+    }
+
+    /// Where all hierarchies but the v2 tree are mounted, used or not.
+    pub(super) fn beside_v2(&self) -> impl Iterator<Item = &PathBuf> {
+        let v1 = self.trees.iter().filter(|tree| !tree.is_v2());
+        v1.map(|tree| &tree.root).chain(&self.left_out)
     }
 
     /// The hierarchy that this controller lives in.
@@ -213,6 +249,25 @@ mod tests {
         let found = layout("35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
         assert_eq!(found.version, Version::V1);
         assert!(found.v2().is_none());
+    }
+
+    #[test]
+    fn the_v2_tree_of_a_hybrid_alone_is_v2() {
+        let mut trees = parse(HYBRID);
+        trees[3].controllers.push("hugetlb".to_owned());
+        let found = Layout::unified(trees).unwrap();
+        assert_eq!(found.version, Version::V2);
+        assert_eq!(found.trees.len(), 1);
+        assert_eq!(found.trees[0].root, Path::new("/sys/fs/cgroup/unified"));
+        assert!(found.leaves_out("memory") && !found.leaves_out("hugetlb"));
+        assert_eq!(found.beside_v2().count(), 3);
+        assert!(!layout(HYBRID).leaves_out("nonsense"));
+    }
+
+    #[test]
+    fn the_v2_tree_alone_needs_one() {
+        let v1 = parse("35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n");
+        assert!(matches!(Layout::unified(v1), Err(CgroupError::NoUnified)));
     }
 
     #[test]

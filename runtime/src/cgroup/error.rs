@@ -17,6 +17,9 @@ pub enum CgroupError {
     /// No cgroup file system is mounted.
     #[error("no cgroup file system is mounted")]
     NotMounted,
+    /// Only the v2 tree was to be used, and there is none.
+    #[error("no cgroup v2 tree is mounted, and no other was to be used")]
+    NoUnified,
     /// The path is not absolute and plain.
     #[error("cgroup path {path:?} {reason}")]
     Path {

@@ -46,6 +46,19 @@ pub enum Version {
     V1,
 }
 
+/// Which of the mounted hierarchies are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Selection {
+    /// All of them.
+    #[default]
+    All,
+    /// The v2 tree alone, also where v1 hierarchies hold the controllers: those
+    /// are not touched, and processes stay in whatever cgroups of theirs they are
+    /// born in. The machine counts as one of v2. Limits whose controllers the
+    /// tree lacks are not set, each with a warning in place of an error.
+    Unified,
+}
+
 /// The mounted cgroup hierarchies of this machine.
 #[derive(Debug, Clone)]
 pub struct Hierarchies {
@@ -54,12 +67,12 @@ pub struct Hierarchies {
 
 impl Hierarchies {
     /// Finds what is mounted, from this process' mount table.
-    pub fn detect() -> Result<Self, CgroupError> {
-        let layout = Arc::new(Layout::detect()?);
+    pub fn detect(selection: Selection) -> Result<Self, CgroupError> {
+        let layout = Arc::new(Layout::detect(selection)?);
         Ok(Self { layout })
     }
 
-    /// The layout that was found.
+    /// The layout that was found, of what is used.
     pub fn version(&self) -> Version {
         self.layout.version
     }

@@ -50,7 +50,9 @@ impl Plan {
         if r.cpu_shares == 0 && r.cpu_period == 0 && r.cpu_quota == 0 {
             return Ok(());
         }
-        let home = Home::of(cgroup, "cpu", "cpu.shares", "cpu.weight")?;
+        let Some(home) = self.home(cgroup, "cpu", ("cpu.shares", "cpu.weight"))? else {
+            return Ok(());
+        };
         if r.cpu_shares != 0 && home.v2 {
             self.push(home.file("cpu.weight"), weight_from_shares(r.cpu_shares));
         } else if r.cpu_shares != 0 {
@@ -120,8 +122,10 @@ impl Plan {
             ("cpuset.cpus", &r.cpuset_cpus),
             ("cpuset.mems", &r.cpuset_mems),
         ] {
-            if !value.is_empty() {
-                let home = Home::of(cgroup, "cpuset", name, name)?;
+            if value.is_empty() {
+                continue;
+            }
+            if let Some(home) = self.home(cgroup, "cpuset", (name, name))? {
                 self.push(home.file(name), value);
             }
         }
@@ -132,7 +136,10 @@ impl Plan {
         if r.memory_limit == 0 && r.memory_swap_limit == 0 {
             return Ok(());
         }
-        let home = Home::of(cgroup, "memory", "memory.limit_in_bytes", "memory.max")?;
+        let files = ("memory.limit_in_bytes", "memory.max");
+        let Some(home) = self.home(cgroup, "memory", files)? else {
+            return Ok(());
+        };
         let swap_file = home.file(if home.v2 { "memory.swap.max" } else { MEMSW });
         let swap_counted = swap_file.exists();
         if r.memory_swap_limit != 0 && !swap_counted {
@@ -213,8 +220,10 @@ impl Plan {
     }
 
     fn pids(&mut self, cgroup: &Cgroup, r: &Resources) -> Result<(), CgroupError> {
-        if r.pids_limit != 0 {
-            let home = Home::of(cgroup, "pids", "pids.max", "pids.max")?;
+        if r.pids_limit == 0 {
+            return Ok(());
+        }
+        if let Some(home) = self.home(cgroup, "pids", ("pids.max", "pids.max"))? {
             self.push(home.file("pids.max"), max_or(r.pids_limit));
         }
         Ok(())
@@ -231,8 +240,10 @@ impl Plan {
             }
             let v1 = format!("hugetlb.{size}.limit_in_bytes");
             let v2 = format!("hugetlb.{size}.max");
-            let home = match Home::of(cgroup, "hugetlb", &v1, &v2) {
-                Ok(home) => home,
+            let files = (v1.as_str(), v2.as_str());
+            let home = match self.home(cgroup, "hugetlb", files) {
+                Ok(Some(home)) => home,
+                Ok(None) => continue,
                 // The kubelet sends 0 for every size; a machine that cannot
                 // limit huge pages must not fail every container for it.
                 Err(CgroupError::NoController { .. }) if *limit == 0 => continue,
@@ -270,10 +281,31 @@ impl Plan {
                 return Err(refuse("needs cgroup v2"));
             }
             let controller = check_key(key).map_err(refuse)?;
-            let home = Home::of(cgroup, controller, key, key)?;
-            self.push(home.file(key), value);
+            if let Some(home) = self.home(cgroup, controller, (key, key))? {
+                self.push(home.file(key), value);
+            }
         }
         Ok(())
+    }
+
+    /// Where a controller's files are; none where its limits are left out.
+    fn home(
+        &mut self,
+        cgroup: &Cgroup,
+        controller: &str,
+        files: (&str, &str),
+    ) -> Result<Option<Home>, CgroupError> {
+        if !cgroup.layout.leaves_out(controller) {
+            return Home::of(cgroup, controller, files).map(Some);
+        }
+        let warning = format!(
+            "{controller} limits are not set: the cgroup v2 tree has no {controller} \
+             controller, and no other hierarchy is used"
+        );
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+        Ok(None)
     }
 }
 
@@ -291,8 +323,7 @@ impl Home {
     fn of(
         cgroup: &Cgroup,
         controller: &str,
-        v1_file: &str,
-        v2_file: &str,
+        (v1_file, v2_file): (&str, &str),
     ) -> Result<Self, CgroupError> {
         let missing = |file: &str| CgroupError::NoController {
             controller: controller.into(),

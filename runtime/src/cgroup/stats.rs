@@ -15,6 +15,8 @@ pub struct Stats {
     pub timestamp: i64,
     /// CPU time so far.
     pub cpu_usage_ns: u64,
+    /// Whether memory is counted here at all: if not, its figures are zero.
+    pub memory_counted: bool,
     /// Memory charged, page cache included.
     pub memory_usage: u64,
     /// Memory that cannot simply be reclaimed: usage without inactive files.
@@ -76,6 +78,7 @@ impl Cgroup {
         }
         self.read_cpu(&mut stats)?;
         if let Some((dir, v2)) = self.home_dir("memory")? {
+            stats.memory_counted = true;
             if v2 {
                 read_memory_v2(&dir, &mut stats)
             } else {

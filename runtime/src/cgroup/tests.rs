@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Cgroup, CgroupError, Hierarchies, Resources, Version};
+use super::{Cgroup, CgroupError, Hierarchies, Resources, Selection, Version};
 
 const MIB: i64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -21,9 +21,13 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
+        Self::of(Selection::All)
+    }
+
+    fn of(selection: Selection) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let hierarchies = Hierarchies::detect().unwrap();
+        let hierarchies = Hierarchies::detect(selection).unwrap();
         let path = format!("/slipway-test-{}-{number}", std::process::id());
         let top = hierarchies.create(&path).unwrap();
         Self { hierarchies, top }
@@ -119,7 +123,7 @@ fn create_twice_is_quiet_and_reaches_every_hierarchy() {
 
 #[test]
 fn unusable_paths_are_refused_everywhere() {
-    let hierarchies = Hierarchies::detect().unwrap();
+    let hierarchies = Hierarchies::detect(Selection::All).unwrap();
     for path in [
         "", "/", "//", "a/b", "/a/../b", "/a//b", "/./a", "/..", "/a\0b",
     ] {
@@ -527,4 +531,90 @@ fn orphaned_parents_go_only_when_v1_has_them_no_more() {
     cgroup.remove_orphaned_parents().unwrap();
     assert!(!pod.exists());
     assert!(scratch.child("kubepods").exists());
+}
+
+/// The v2 tree alone, where this machine has one.
+fn unified() -> Option<Scratch> {
+    let version = Hierarchies::detect(Selection::All).unwrap().version();
+    if version == Version::V1 {
+        let none = Hierarchies::detect(Selection::Unified);
+        assert!(matches!(none, Err(CgroupError::NoUnified)));
+        return None;
+    }
+    Some(Scratch::of(Selection::Unified))
+}
+
+#[test]
+fn the_v2_tree_alone_is_made_joined_killed_and_removed_there_only() {
+    let Some(scratch) = unified() else { return };
+    assert_eq!(scratch.hierarchies.version(), Version::V2);
+    let cgroup = scratch.child("pod/container");
+    let everywhere = Hierarchies::detect(Selection::All).unwrap();
+    let same = everywhere.open(cgroup.path());
+    let made = same.dirs().unwrap().into_iter().filter(|dir| dir.exists());
+    assert_eq!(made.collect::<Vec<_>>(), cgroup.dirs().unwrap());
+    assert_eq!(cgroup.procs_files().len(), 1);
+    let mut sleeper = Sleeper::start_in(&cgroup);
+    assert_eq!(cgroup.pids().unwrap(), [sleeper.pid()]);
+    assert_eq!(cgroup.stats().unwrap().pids, 1);
+    let killer = std::thread::spawn({
+        let cgroup = cgroup.clone();
+        move || cgroup.kill(PATIENCE)
+    });
+    assert!(sleeper.was_killed());
+    killer.join().unwrap().unwrap();
+    cgroup.remove().unwrap();
+    assert!(!same.exists());
+}
+
+#[test]
+fn limits_that_the_v2_tree_alone_cannot_set_are_warnings_not_errors() {
+    let Some(scratch) = unified() else { return };
+    let cgroup = scratch.child("container");
+    let limits = Resources {
+        cpu_shares: 512,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        memory_limit: 64 * MIB,
+        cpuset_cpus: "0".into(),
+        pids_limit: 100,
+        hugepage_limits: vec![("2MB".into(), 0)],
+        unified: [("memory.high".to_owned(), "1048576".to_owned())].into(),
+        ..Resources::default()
+    };
+    let warnings = cgroup.apply(&limits).unwrap();
+    for controller in ["cpu", "cpuset", "memory", "pids"] {
+        let named = |warning: &&String| warning.starts_with(&format!("{controller} limits"));
+        let said = warnings.iter().filter(named).count();
+        let lacks = !scratch.hierarchies.has(controller);
+        assert_eq!(said, usize::from(lacks), "{controller}: {warnings:?}");
+    }
+    // What no kernel would take stays an error.
+    let wrong = Resources {
+        unified: [("cgroup.procs".to_owned(), "1".to_owned())].into(),
+        ..Resources::default()
+    };
+    assert!(cgroup.apply(&wrong).is_err());
+}
+
+#[test]
+fn orphaned_parents_in_the_v2_tree_alone_go_when_the_others_have_them_no_more() {
+    let Some(scratch) = unified() else { return };
+    let everywhere = Hierarchies::detect(Selection::All).unwrap();
+    if everywhere.version() != Version::Hybrid {
+        return;
+    }
+    let cgroup = scratch.child("kubepods/pod/container");
+    cgroup.remove().unwrap();
+    let path = |name: &str| format!("{}/{name}", scratch.top.path());
+    // Another has it, as the kubelet has its pods' before the engine's are made.
+    let theirs = everywhere.create(&path("kubepods/pod")).unwrap();
+    cgroup.remove_orphaned_parents().unwrap();
+    assert!(scratch.hierarchies.open(&path("kubepods/pod")).exists());
+    for tree in theirs.layout.trees.iter().filter(|tree| !tree.is_v2()) {
+        fs::remove_dir(theirs.dir(tree).unwrap()).unwrap();
+    }
+    cgroup.remove_orphaned_parents().unwrap();
+    assert!(!scratch.hierarchies.open(&path("kubepods/pod")).exists());
+    everywhere.open(scratch.top.path()).remove().unwrap();
 }

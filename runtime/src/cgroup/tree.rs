@@ -203,19 +203,23 @@ impl Cgroup {
 
 impl Cgroup {
     /// Removes those parents of this cgroup that are left in the v2 tree of a
-    /// hybrid only. The kubelet makes and removes its cgroups in the v1
+    /// hybrid only, be its other hierarchies used or not. The kubelet makes and removes its cgroups in the v1
     /// hierarchies; their twins in the v2 tree come from the engine and
     /// nobody else would miss them. Parents that are in use, or that a v1
     /// hierarchy still has, stay; so does everything on other layouts.
     pub fn remove_orphaned_parents(&self) -> Result<(), CgroupError> {
         let relative = self.relative()?;
-        let (Version::Hybrid, Some(v2)) = (self.layout.version, self.layout.v2()) else {
+        let Some(v2) = self.layout.v2() else {
             return Ok(());
         };
+        // A named hierarchy beside a full v2 tree is nobody's to look at.
+        if self.layout.version == Version::V2 && self.layout.left_out.is_empty() {
+            return Ok(());
+        }
         for parent in Path::new(relative).ancestors().skip(1) {
             let is_root = parent.as_os_str().is_empty();
-            let mut v1 = self.layout.trees.iter().filter(|tree| !tree.is_v2());
-            if is_root || v1.any(|tree| tree.root.join(parent).exists()) {
+            let mut others = self.layout.beside_v2();
+            if is_root || others.any(|root| root.join(parent).exists()) {
                 return Ok(());
             }
             let path = v2.root.join(parent);

@@ -20,6 +20,7 @@ use crate::protocol::{
 };
 use crate::sys::fork::NewNamespaces;
 use crate::sys::propagation::Propagation;
+use crate::ways::is_v2;
 
 /// Where all cgroup filesystems are.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -126,7 +127,7 @@ pub(super) struct Device {
 /// What a container sees where cgroups are mounted.
 #[derive(Debug)]
 pub(super) struct CgroupView {
-    /// Whether there is one hierarchy at the very top.
+    /// Whether it is one hierarchy, at the very top: the v2 tree alone.
     pub(super) unified: bool,
     /// The container's cgroups, by hierarchy.
     pub(super) hierarchies: Vec<Hierarchy>,
@@ -383,7 +384,9 @@ impl Device {
 
 impl CgroupView {
     fn new(procs: &[Vec<u8>]) -> Result<Self, LaunchError> {
-        let unified = Path::new(CGROUPS).join("cgroup.procs").exists();
+        // The same where the tree is mounted beside others that are not used.
+        let unified = procs.len() == 1 && procs.iter().all(|procs| is_v2(procs));
+        let unified = unified || Path::new(CGROUPS).join("cgroup.procs").exists();
         let dirs = procs.iter().filter_map(|procs| parent(procs));
         let hierarchies = dirs
             .filter_map(|dir| Hierarchy::new(dir).transpose())

@@ -1,0 +1,83 @@
+//! Pods in the v2 tree alone, be other hierarchies there or not.
+
+use std::path::PathBuf;
+
+use proto::v1;
+
+use crate::rig::{Rig, with_settings};
+
+const UNIFIED: &str = "[cgroup]\nhierarchy = \"unified\"\n";
+
+/// The directories of a cgroup, in whichever hierarchies there are.
+fn dirs(cgroup: &str) -> Vec<PathBuf> {
+    let top = PathBuf::from("/sys/fs/cgroup");
+    let below = std::fs::read_dir(&top).expect("cgroups");
+    let below = below.map(|entry| entry.expect("an entry").path());
+    let trees = below.filter(|path| !path.is_symlink()).chain([top.clone()]);
+    let all = trees.map(|tree| tree.join(cgroup.trim_start_matches('/')));
+    all.filter(|dir| dir.is_dir()).collect()
+}
+
+/// Whether this machine has a v2 tree at all.
+fn is_there() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+    mounts.contains(" - cgroup2 ")
+}
+
+#[test]
+fn a_pod_in_the_v2_tree_alone_lives_and_leaves_nothing_anywhere() {
+    if !is_there() {
+        println!("SKIPPED: no cgroup v2 tree is mounted");
+        return;
+    }
+    with_settings(UNIFIED, async |rig| {
+        let sandbox = rig.sandbox("unified");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let linux = config.linux.get_or_insert_default();
+        // Limits whose controllers may be missing are no failure.
+        linux.resources = Some(v1::LinuxContainerResources {
+            cpu_shares: 512,
+            memory_limit_in_bytes: 64 << 20,
+            ..Default::default()
+        });
+        let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+        let id = rig.started(&pod, &config, &sandbox).await;
+        for cgroup in [&pod, &id].map(|id| format!("{}/{id}", rig.cgroup)) {
+            let found = dirs(&cgroup);
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].join("cgroup.controllers").exists(), "{found:?}");
+        }
+        looks_like_v2(rig, &id).await;
+        has_figures(rig, &id).await;
+        rig.client.stop(&id, 0).await.expect("StopContainer");
+        assert_eq!(rig.exited(&id).await.exit_code, 137);
+        assert_eq!(
+            dirs(&format!("{}/{id}", rig.cgroup)),
+            <[PathBuf; 0]>::default()
+        );
+        rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+        rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
+        assert_eq!(
+            dirs(&format!("{}/{pod}", rig.cgroup)),
+            <[PathBuf; 0]>::default()
+        );
+    });
+}
+
+/// What runs beside the first process is in the same cgroup, and sees that.
+async fn looks_like_v2(rig: &mut Rig, id: &str) {
+    let script = "grep ^0: /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.procs | head -n 1";
+    let ran = rig.client.exec(id, &["/bin/sh", "-c", script], 10).await;
+    let ran = ran.expect("ExecSync");
+    assert_eq!(ran.stdout, "0::/\n1\n", "{ran:?}");
+}
+
+async fn has_figures(rig: &mut Rig, id: &str) {
+    let request = v1::ContainerStatsRequest {
+        container_id: id.to_owned(),
+    };
+    let stats = rig.client.runtime.container_stats(request).await;
+    let stats = stats.expect("ContainerStats").into_inner().stats;
+    let cpu = stats.expect("stats").cpu.expect("cpu");
+    assert!(cpu.usage_core_nano_seconds.expect("usage").value > 0);
+}
