@@ -121,12 +121,8 @@ fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
 }
 
 fn read(engine: &Engine, path: &str) -> Option<Stats> {
-    let cgroup = engine.cgroups.open(path);
-    if !cgroup.exists() {
-        return None;
-    }
-    cgroup
-        .stats()
+    let stats = engine.cgroups.open(path).stats();
+    stats
         .inspect_err(|error| tracing::debug!(path, %error, "cgroup statistics"))
         .ok()
 }

@@ -1,8 +1,10 @@
 //! Reads and writes single cgroup files, with errors that name them.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
 
 use super::CgroupError;
 
@@ -59,9 +61,18 @@ pub(super) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
 
+/// Without asking for the size first, which these files do not tell anyway.
 fn raw_read(path: &Path) -> io::Result<String> {
-    let mut text = String::with_capacity(256);
-    File::open(path)?.read_to_string(&mut text)?;
-    text.truncate(text.trim_end().len());
-    Ok(text)
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut part))? {
+            0 => break,
+            length => text.extend_from_slice(part.get(..length).unwrap_or_default()),
+        }
+    }
+    text.truncate(text.trim_ascii_end().len());
+    String::from_utf8(text).map_err(io::Error::other)
 }

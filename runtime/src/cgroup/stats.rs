@@ -72,11 +72,12 @@ impl Cgroup {
             timestamp: now(),
             ..Stats::default()
         };
-        if !self.exists() {
+        // Every cgroup has figures for CPU time: without them it is asked whether
+        // there is one at all.
+        if !self.read_cpu(&mut stats)? && !self.exists() {
             let path = self.dirs()?.into_iter().next().unwrap_or_default();
             return Err(CgroupError::NotFound { path });
         }
-        self.read_cpu(&mut stats)?;
         if let Some((dir, v2)) = self.home_dir("memory")? {
             stats.memory_counted = true;
             if v2 {
@@ -102,15 +103,19 @@ impl Cgroup {
         Ok(Some((self.dir(tree)?, tree.is_v2())))
     }
 
-    fn read_cpu(&self, stats: &mut Stats) -> Result<(), CgroupError> {
-        if let Some((dir, _)) = self.home_dir("cpuacct")? {
-            stats.cpu_usage_ns = number(&dir.join("cpuacct.usage"))?.unwrap_or(0);
+    /// Tells whether there were any.
+    fn read_cpu(&self, stats: &mut Stats) -> Result<bool, CgroupError> {
+        let used = if let Some((dir, _)) = self.home_dir("cpuacct")? {
+            number(&dir.join("cpuacct.usage"))?
         } else if let Some(tree) = self.layout.v2() {
             // Present on every v2 cgroup, whether or not it has the controller.
             let text = text(&self.dir(tree)?.join("cpu.stat"))?;
-            stats.cpu_usage_ns = file::keyed(&text, "usage_usec").unwrap_or(0) * 1000;
-        }
-        Ok(())
+            file::keyed(&text, "usage_usec").map(|used| used * 1000)
+        } else {
+            None
+        };
+        stats.cpu_usage_ns = used.unwrap_or(0);
+        Ok(used.is_some())
     }
 
     fn read_pids(&self, stats: &mut Stats) -> Result<(), CgroupError> {
