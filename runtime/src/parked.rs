@@ -186,6 +186,16 @@ pub(crate) fn is_v2(procs: &[u8]) -> bool {
     parent(procs).is_some_and(|dir| dir.join("cgroup.controllers").exists())
 }
 
+/// The directory of the one cgroup of these `cgroup.procs` files, if a process can be
+/// born there and has no other to join.
+#[must_use]
+pub fn birthplace(cgroup_procs: &[Vec<u8>]) -> Option<OwnedFd> {
+    let Ok(Ways { born_in, joined }) = Ways::new(cgroup_procs) else {
+        return None;
+    };
+    born_in.filter(|_| joined.is_empty())
+}
+
 fn parent(procs: &[u8]) -> Option<&Path> {
     Path::new(OsStr::from_bytes(procs)).parent()
 }

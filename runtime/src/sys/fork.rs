@@ -84,10 +84,7 @@ pub fn spawn_into(
 ) -> Result<Child, Errno> {
     let mut arguments = arguments(new);
     arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
-    if let Some(cgroup) = cgroup {
-        arguments.flags |= INTO_CGROUP;
-        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
-    }
+    be_born_in(&mut arguments, cgroup);
     clone(arguments, child)
 }
 
@@ -97,10 +94,31 @@ pub fn spawn_into(
 /// # Errors
 /// See [`spawn`].
 pub fn spawn_sibling(new: NewNamespaces, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
+    spawn_sibling_into(new, None, child)
+}
+
+/// Does what [`spawn_sibling`] does; the process is born in a cgroup of the v2
+/// tree, by a descriptor of its directory.
+///
+/// # Errors
+/// See [`spawn`]; also those of joining the cgroup.
+pub fn spawn_sibling_into(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> u8,
+) -> Result<Child, Errno> {
     let mut arguments = arguments(new);
     // Its exit signal is this process's own: the kernel wants none here.
     arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+    be_born_in(&mut arguments, cgroup);
     clone(arguments, child)
+}
+
+fn be_born_in(arguments: &mut libc::clone_args, cgroup: Option<BorrowedFd<'_>>) {
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= INTO_CGROUP;
+        arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
+    }
 }
 
 fn clone(mut arguments: libc::clone_args, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
