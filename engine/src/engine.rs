@@ -149,9 +149,9 @@ impl Engine {
             .rsplit_once('/')
             .map_or("", |(parent, _)| parent);
         if parent == DEFAULT_CGROUP
-            && let Err(error) = self.cgroups.open(parent).remove()
+            && let Err(error) = self.cgroups.open(parent).remove_if_empty()
         {
-            tracing::debug!(%error, "the default cgroup is still in use");
+            tracing::debug!(%error, "the default cgroup stays");
         }
         Ok(())
     }

@@ -46,6 +46,14 @@ impl Ways {
     }
 }
 
+/// The directory of the one cgroup of these `cgroup.procs` files, if a process can be
+/// born there and has no other to join.
+#[must_use]
+pub fn birthplace(procs: &[Vec<u8>]) -> Option<OwnedFd> {
+    let Ways { born_in, joined } = Ways::new(procs).ok()?;
+    born_in.filter(|_| joined.is_empty())
+}
+
 /// The file that a process of one thread writes to: `tasks` in hierarchies of version
 /// 1, which have it, `cgroup.procs` itself in the v2 tree.
 #[must_use]

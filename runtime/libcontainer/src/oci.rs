@@ -9,15 +9,16 @@
 //! tree of version 2 beside others, which runtimes leave alone, is joined here.
 
 use std::ffi::{OsStr, OsString};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use libcontainer::oci_spec::runtime::{LinuxResources, Spec};
+use libcontainer::oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxResources, Spec};
 use runtime::launcher::{LaunchError, StartSocket};
 use runtime::protocol::{Create, Fds, StreamSlots};
 use runtime::sys::fork::{self, NewNamespaces};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::WaitOptions;
@@ -68,6 +69,40 @@ struct Runtime {
     log: PathBuf,
 }
 
+/// The only cgroup of a container, where devices are a program's business. A runtime
+/// puts its own in the place of what it finds there, with devices that it allows of
+/// itself: it is told to allow all, and the program of the rules comes after it.
+#[derive(Debug)]
+struct OwnCgroup {
+    dir: OwnedFd,
+    /// The specification with the rules.
+    ruled: Spec,
+}
+
+impl OwnCgroup {
+    /// By a descriptor: other mounts may hide its path. Takes the rules away from
+    /// the runtime.
+    fn open(dir: &Path, spec: &mut Spec) -> Result<Self, LaunchError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(dir, flags, Mode::empty()).map_err(|errno| {
+            LaunchError::failed("open cgroup", format!("{}: {errno}", dir.display()))
+        })?;
+        let ruled = spec.clone();
+        let resources = spec.linux_mut().as_mut().map(Linux::resources_mut);
+        if let Some(resources) = resources.and_then(Option::as_mut) {
+            let mut all = LinuxDeviceCgroup::default();
+            all.set_allow(true).set_access(Some("rwm".to_owned()));
+            resources.set_devices(Some(vec![all]));
+        }
+        Ok(Self { dir: opened, ruled })
+    }
+
+    fn enforce(&self) -> Result<(), LaunchError> {
+        let procs = format!("/proc/self/fd/{}/cgroup.procs", self.dir.as_raw_fd());
+        devices::enforce(&self.ruled, &Cgroups::new(&[procs.into_bytes()]))
+    }
+}
+
 /// Makes a container.
 pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     let Order {
@@ -87,7 +122,11 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     let sources = attach(&bundle, &mut spec, &create, &mut fds)?;
     let propagation = propagation::plan(&mut spec, &sources)?;
     let cgroups = Cgroups::new(&create.cgroup_procs);
-    devices::enforce(&spec, &cgroups)?;
+    let own = cgroups.unified().map(|dir| OwnCgroup::open(dir, &mut spec));
+    let own = own.transpose()?;
+    if own.is_none() {
+        devices::enforce(&spec, &cgroups)?;
+    }
     cgroups.provide_view(&mut spec, &bundle)?;
     fit(&mut spec, cgroups.dirs(), create.tty);
     if !show_alone(&cgroups)? {
@@ -111,6 +150,9 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
         log: bundle.dir().join("log"),
     };
     let pid = runtime.create(&create.id, &bundle, streams, console.as_ref())?;
+    if let Some(own) = own {
+        own.enforce()?;
+    }
     undo(&propagation, pid)?;
     let console = console.map(|socket| socket.take()).transpose()?;
     Ok(Outcome {

@@ -121,6 +121,24 @@ impl Monitor {
 
     /// Serves until it is shut down or, without a pod, left alone.
     pub(crate) fn run(mut self) -> Result<(), Errno> {
+        self.live()
+    }
+
+    /// Goes on as a copy of the process that made this monitor: what it waited for
+    /// is waited for anew, since what it heard was about its own children.
+    pub(crate) fn go_on(&mut self) -> Result<(), Errno> {
+        rustix::process::setsid()?;
+        let mut reactor = Reactor::new()?;
+        reactor.watch(self.descriptors.signals.as_fd(), Source::Signals)?;
+        for (number, connection) in &mut self.connections {
+            let source = Source::Connection(*number);
+            connection.token = reactor.watch(connection.socket(), source)?;
+        }
+        self.reactor = reactor;
+        Ok(())
+    }
+
+    pub(crate) fn live(&mut self) -> Result<(), Errno> {
         while !self.is_done() {
             let timeout = self
                 .next_deadline()

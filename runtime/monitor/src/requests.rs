@@ -2,11 +2,15 @@
 //!
 //! Each answers at once or puts the reply address where the work ends.
 
+use std::os::fd::AsFd;
+
 use runtime::launcher::Launcher;
 use runtime::protocol::{
     Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
     Welcome,
 };
+use runtime::sys::fork::{self, NewNamespaces};
+use runtime::ways::birthplace;
 
 use crate::connection::ReplyTo;
 use crate::container::{Container, State};
@@ -17,13 +21,13 @@ const DONE: Body = Body::Done(Empty {});
 
 impl Monitor {
     /// Does what was asked for, or begins it.
-    pub(crate) fn request(&mut self, body: Body, fds: Fds, mut reply: ReplyTo) {
+    pub(crate) fn request(&mut self, body: Body, fds: Fds, reply: ReplyTo) {
         let result = match body {
             Body::Hello(_) => Ok(Body::Welcome(self.welcome())),
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(name) => self.reopen_log(&name.id).map(|()| DONE),
-            Body::Setup(setup) => self.setup(&setup, fds, &mut reply),
+            Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
             Body::Exec(exec) => return self.exec(&exec, fds, reply),
@@ -54,6 +58,43 @@ impl Monitor {
         Containers {
             containers: self.containers.values().map(Container::report).collect(),
         }
+    }
+
+    /// Joining the pod's cgroup waits for a grace period of the kernel. Where one can
+    /// be born in it, a copy of this process is, and goes on in its place.
+    fn begin_setup(&mut self, setup: Setup, fds: Fds, reply: ReplyTo) {
+        let place = birthplace(&setup.cgroup_procs).filter(|_| !self.setup_tried);
+        let mut order = Some((setup, fds, reply));
+        if let Some(place) = place {
+            let life = || {
+                let Some((setup, fds, reply)) = order.take() else {
+                    return 1;
+                };
+                let born = Setup {
+                    cgroup_procs: Vec::new(),
+                    ..setup
+                };
+                let lived = self.go_on().and_then(|()| {
+                    self.set_up(&born, fds, reply);
+                    self.live()
+                });
+                u8::from(lived.is_err())
+            };
+            let new = NewNamespaces::default();
+            if fork::spawn_sibling_into(new, Some(place.as_fd()), life).is_ok() {
+                // Nothing is given back: all that was here is the copy's.
+                std::process::exit(0);
+            }
+        }
+        // It joins like any other.
+        if let Some((setup, fds, reply)) = order {
+            self.set_up(&setup, fds, reply);
+        }
+    }
+
+    fn set_up(&mut self, setup: &Setup, fds: Fds, mut reply: ReplyTo) {
+        let result = self.setup(setup, fds, &mut reply);
+        self.reply(reply, result);
     }
 
     fn setup(&mut self, setup: &Setup, fds: Fds, reply: &mut ReplyTo) -> Result<Body, Failure> {

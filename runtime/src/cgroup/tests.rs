@@ -199,6 +199,38 @@ fn kill_and_remove_reach_below() {
 }
 
 #[test]
+fn an_empty_child_survives_what_only_removes_the_empty() {
+    let scratch = Scratch::new();
+    let parent = scratch.child("pods");
+    let child = scratch.child("pods/one");
+    parent.remove_if_empty().unwrap();
+    assert!(child.procs_files().iter().all(|file| file.exists()));
+    child.remove_if_empty().unwrap();
+    parent.remove_if_empty().unwrap();
+    assert!(!parent.exists());
+}
+
+#[test]
+fn a_parent_that_vanishes_meanwhile_is_made_again() {
+    let scratch = Scratch::new();
+    let parent = scratch.child("pods");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                parent.remove_if_empty().unwrap();
+            }
+        });
+        for _ in 0..50 {
+            let child = scratch.child("pods/one");
+            assert!(child.exists());
+            child.remove_if_empty().unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn frozen_processes_are_killed_too() {
     let scratch = Scratch::new();
     let cgroup = scratch.child("container");

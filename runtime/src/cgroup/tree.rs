@@ -22,6 +22,8 @@ use super::{Cgroup, CgroupError, Version};
 /// Controllers that limits of Slipway use; others stay as the host has them.
 const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
+/// How often a cgroup is made whose parent vanishes meanwhile.
+const MAKE_TRIES: usize = 10;
 /// How long a directory may stay busy after its last process ended. Tasks
 /// leave their cgroup a little after they were reaped.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
@@ -199,6 +201,20 @@ impl Cgroup {
         }
         Ok(())
     }
+
+    /// Removes the directories that nothing is in and nothing is below. One with
+    /// children stays, though they be empty: somebody may be about to use them.
+    pub fn remove_if_empty(&self) -> Result<(), CgroupError> {
+        for path in self.dirs()? {
+            match fs::remove_dir(&path) {
+                Ok(()) => {}
+                Err(e) if is_gone(&e) => {}
+                Err(e) if matches!(errno(&e), libc::EBUSY | libc::ENOTEMPTY) => {}
+                Err(source) => return Err(CgroupError::Remove { path, source }),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Cgroup {
@@ -234,7 +250,20 @@ impl Cgroup {
     }
 }
 
+/// Somebody may remove a parent that was empty just then: it is made again.
 fn make_dirs(root: &Path, relative: &str) -> Result<(), CgroupError> {
+    let mut made = make_dirs_once(root, relative);
+    for _ in 1..MAKE_TRIES {
+        let lost = |error: &CgroupError| matches!(error, CgroupError::Make { source, .. } if source.kind() == io::ErrorKind::NotFound);
+        if !made.as_ref().is_err_and(lost) {
+            break;
+        }
+        made = make_dirs_once(root, relative);
+    }
+    made
+}
+
+fn make_dirs_once(root: &Path, relative: &str) -> Result<(), CgroupError> {
     let leaf = root.join(relative);
     match fs::create_dir(&leaf) {
         Ok(()) => return Ok(()),

@@ -13,6 +13,7 @@ mod monitor;
 mod mount_plan;
 mod plan;
 mod pool;
+mod reap;
 pub mod steps;
 mod types;
 

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use super::binaries::MonitorBinaries;
 use super::connection::Connection;
 use super::convert;
 use super::error::{ConnectError, MonitorError};
+use super::reap::reap_copy;
 use super::types::{
     ContainerReport, CreateContainer, Created, Event, ExecExit, ExecProcess, PodReady, PodSetup,
     Started,
@@ -42,7 +44,7 @@ pub struct Monitor {
 #[derive(Debug)]
 struct Inner {
     connection: Connection,
-    pid: i32,
+    pid: AtomicI32,
     binaries: Option<Arc<MonitorBinaries>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
@@ -106,7 +108,7 @@ impl Monitor {
         let events = Mutex::new(Some(events));
         let inner = Inner {
             connection,
-            pid: welcome.pid,
+            pid: AtomicI32::new(welcome.pid),
             binaries,
             events,
         };
@@ -115,10 +117,25 @@ impl Monitor {
         })
     }
 
-    /// Its process id.
+    /// Its process id: once it is a pod's, for good.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.inner.pid
+        self.inner.pid.load(Ordering::Relaxed)
+    }
+
+    /// A copy of the monitor may go on in its place, as a child of this process.
+    fn is_now(&self, pid: i32) {
+        if self.inner.pid.swap(pid, Ordering::Relaxed) != pid {
+            tokio::spawn(reap_copy(pid));
+        }
+    }
+
+    async fn hello(&self) -> Result<Option<Body>, MonitorError> {
+        let hello = Hello {
+            engine: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let answer = self.inner.connection.ask(Body::Hello(hello), &[]);
+        Ok(within(HELLO, "hello", answer).await?.envelope.body)
     }
 
     /// Whether its side of the connection is closed.
@@ -148,10 +165,21 @@ impl Monitor {
             .inner
             .connection
             .ask(Body::Setup(Box::new(request)), &fds)
-            .await?;
+            .await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                // A copy that lives on knows best who it is.
+                if let Ok(Some(Body::Welcome(welcome))) = self.hello().await {
+                    self.is_now(welcome.pid);
+                }
+                return Err(error);
+            }
+        };
         let Some(Body::PodReady(ready)) = answer.envelope.body else {
             return Err(unexpected("setup"));
         };
+        self.is_now(ready.pid);
         let events = self
             .take_events()
             .ok_or_else(|| MonitorError::Exists("the receiver of this monitor's events".into()))?;

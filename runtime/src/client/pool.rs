@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use super::binaries::{MonitorBinaries, executable_path};
 use super::error::SpawnError;
 use super::monitor::Monitor;
+use super::reap;
 use crate::pool::{Maker, Pool};
 
 /// A pool of idle monitors, as many as were needed at once lately.
@@ -77,7 +78,7 @@ async fn spawn(binaries: &Arc<MonitorBinaries>) -> Result<Monitor, SpawnError> {
     )
     .map_err(|errno| SpawnError::Socket(errno.into()))?;
     let child = spawn_process(binaries, theirs).map_err(SpawnError::Spawn)?;
-    tokio::spawn(reap(child));
+    tokio::spawn(reap::reap(child));
     Monitor::greet(ours, Some(Arc::clone(binaries)))
         .await
         .map_err(SpawnError::Hello)
@@ -92,11 +93,4 @@ fn spawn_process(binaries: &MonitorBinaries, stdin: OwnedFd) -> std::io::Result<
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
-}
-
-/// Waits for the end of a monitor, so that none stays a zombie.
-async fn reap(mut child: Child) {
-    if let Err(error) = child.wait().await {
-        tracing::warn!(%error, "monitor not reaped");
-    }
 }

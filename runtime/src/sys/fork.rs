@@ -82,19 +82,42 @@ pub fn spawn_into(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> u8,
 ) -> Result<Child, Errno> {
-    if thread_count()? != 1 {
-        return Err(Errno::DEADLK);
-    }
-    let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_PIDFD | new.flags();
-    let mut arguments = clone_arguments();
-    arguments.flags = u64::from(flags.cast_unsigned());
+    let mut arguments = arguments(new);
+    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    be_born_in(&mut arguments, cgroup);
+    clone(arguments, child)
+}
+
+/// Does what [`spawn_into`] does; the process is no child but a sibling: a child of
+/// this process's parent, which is told of its end.
+///
+/// # Errors
+/// See [`spawn`]; also those of joining the cgroup.
+pub fn spawn_sibling_into(
+    new: NewNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> u8,
+) -> Result<Child, Errno> {
+    let mut arguments = arguments(new);
+    // Its exit signal is this process's own: the kernel wants none here.
+    arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
+    be_born_in(&mut arguments, cgroup);
+    clone(arguments, child)
+}
+
+fn be_born_in(arguments: &mut libc::clone_args, cgroup: Option<BorrowedFd<'_>>) {
     if let Some(cgroup) = cgroup {
         arguments.flags |= INTO_CGROUP;
         arguments.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
     }
+}
+
+fn clone(mut arguments: libc::clone_args, child: impl FnOnce() -> u8) -> Result<Child, Errno> {
+    if thread_count()? != 1 {
+        return Err(Errno::DEADLK);
+    }
+    let mut pidfd: RawFd = -1;
     arguments.pidfd = std::ptr::from_mut(&mut pidfd).expose_provenance() as u64;
-    arguments.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
     // SAFETY: without CLONE_VM the child has a copy of the memory, as after
     // fork. There is one thread, checked above, so no lock is held by another.
     // `pidfd` outlives the call.
@@ -122,9 +145,12 @@ pub fn spawn_into(
     Ok(Child { pid, pidfd })
 }
 
-fn clone_arguments() -> libc::clone_args {
+fn arguments(new: NewNamespaces) -> libc::clone_args {
     // SAFETY: all fields are integers; zero is valid for each.
-    unsafe { std::mem::zeroed() }
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    let flags = libc::CLONE_PIDFD | new.flags();
+    arguments.flags = u64::from(flags.cast_unsigned());
+    arguments
 }
 
 /// The directory of threads has two links more than there are threads.

@@ -118,6 +118,8 @@ pub(super) fn make(
             let place = root.place(&mount.destination, Kind::Directory)?;
             let clones = taken.cgroups.pop().unwrap_or_default();
             let top = show_cgroups(view, &clones, place.as_fd())?;
+            // Clones are peers of the host's mounts where those are shared.
+            limit(top.as_fd(), mount.propagation)?;
             // Flags for the top alone would leave the hierarchies writable.
             change(top.as_fd(), mount.top, true)?;
             change(top.as_fd(), mount.tree, true)
