@@ -4,9 +4,9 @@
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use image_store::{ImageStore, StoreOptions};
 use nix::fcntl::{Flock, FlockArg};
 use runtime::cgroup::Hierarchies;
@@ -29,6 +29,8 @@ use crate::steps::Traces;
 /// How many monitors, and how many network namespaces, are kept ready: as many as
 /// were needed at once lately, within these bounds (0.3 MiB for one of each).
 const IDLE: std::ops::RangeInclusive<usize> = 2..=16;
+/// How long a lock is waited for that may be an engine's which is dead.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// How often the folder of network configurations is looked at for Status, and
 /// the cgroups of pods that are gone.
 const CHORES_PERIOD: Duration = Duration::from_secs(2);
@@ -124,12 +126,24 @@ fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
     }
     let path = config.root.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("another engine works on {}", config.root.display())
+    let file = lock(file).with_context(|| format!("lock {}", path.display()))?;
+    file.with_context(|| format!("another engine works on {}", config.root.display()))
+}
+
+/// None if another engine has it. A monitor that was just being started when an
+/// engine was killed has copies of its descriptors until it is executed.
+fn lock(mut file: File) -> Result<Option<Flock<File>>, nix::errno::Errno> {
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((same, nix::errno::Errno::EWOULDBLOCK)) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+                file = same;
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, error)) => return Err(error),
         }
-        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
 }
 

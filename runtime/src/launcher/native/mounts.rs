@@ -45,7 +45,10 @@ impl Taken {
 
     /// Takes a clone of /dev/null.
     pub(super) fn null(&mut self) -> Result<(), Errno> {
-        self.null = Some(clone(CWD, c"/dev/null")?);
+        let null = clone(CWD, c"/dev/null")?;
+        // A peer of the host's mount where that is shared.
+        limit(null.as_fd(), Propagation::Private)?;
+        self.null = Some(null);
         Ok(())
     }
 }
