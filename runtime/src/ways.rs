@@ -33,36 +33,29 @@ impl Ways {
         let mut born_in = None;
         let mut joined = Vec::with_capacity(procs.len());
         for procs in procs {
-            match v2_dir(procs) {
-                Some(dir) if born_in.is_none() => {
-                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    let opened = rustix::fs::open(dir, flags, Mode::empty());
-                    born_in = Some(opened.map_err(|errno| (dir.display().to_string(), errno))?);
-                }
-                _ => joined.push(file_to_join(procs)),
+            let Some(dir) = v2_dir(procs) else {
+                joined.push(tasks(procs));
+                continue;
+            };
+            if born_in.is_some() {
+                joined.push(procs.clone());
+                continue;
             }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let opened = rustix::fs::open(dir, flags, Mode::empty());
+            born_in = Some(opened.map_err(|errno| (dir.display().to_string(), errno))?);
         }
         Ok(Self { born_in, joined })
     }
 }
 
-/// The directory of the one cgroup of these `cgroup.procs` files, if a process can be
-/// born there and has no other to join.
-#[must_use]
-pub fn birthplace(procs: &[Vec<u8>]) -> Option<OwnedFd> {
-    let Ways { born_in, joined } = Ways::new(procs).ok()?;
-    born_in.filter(|_| joined.is_empty())
-}
-
-/// The file that a process of one thread writes to: `tasks` in hierarchies of version
-/// 1, which have it, `cgroup.procs` itself in the v2 tree.
+/// The file that a process of one thread writes 0 to: `tasks` in hierarchies of
+/// version 1, `cgroup.procs` itself in the v2 tree.
 #[must_use]
 pub fn file_to_join(procs: &[u8]) -> Vec<u8> {
-    let tasks = Path::new(OsStr::from_bytes(procs)).with_file_name("tasks");
-    if v2_dir(procs).is_none() && tasks.exists() {
-        tasks.into_os_string().into_vec()
-    } else {
-        procs.to_vec()
+    match v2_dir(procs) {
+        Some(_) => procs.to_vec(),
+        None => tasks(procs),
     }
 }
 
@@ -75,6 +68,11 @@ pub fn is_v2(procs: &[u8]) -> bool {
 fn v2_dir(procs: &[u8]) -> Option<&Path> {
     let dir = Path::new(OsStr::from_bytes(procs)).parent()?;
     dir.join("cgroup.controllers").exists().then_some(dir)
+}
+
+fn tasks(procs: &[u8]) -> Vec<u8> {
+    let tasks = Path::new(OsStr::from_bytes(procs)).with_file_name("tasks");
+    tasks.into_os_string().into_vec()
 }
 
 #[cfg(test)]
@@ -96,11 +94,5 @@ mod tests {
         let tasks = dir.path().join("cpu/tasks").into_os_string().into_vec();
         assert_eq!(ways.joined, [tasks]);
         assert_eq!(file_to_join(&all[1]), all[1]);
-        let gone = dir.path().join("gone/cgroup.procs");
-        let gone = gone.into_os_string().into_vec();
-        assert_eq!(
-            Ways::new(std::slice::from_ref(&gone)).unwrap().joined,
-            [gone]
-        );
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 use super::Progress;
 use super::contestant::Contestant;
 use super::figures::{Row, Samples, Section, Unit};
-use super::machine::{Born, processes, time_of};
+use super::machine::{Born, processes, settled, time_of};
 
 /// Payload of a line with its line feed.
 const LINE: usize = 100;
@@ -49,7 +49,7 @@ async fn of(one: &Contestant, time: Duration) -> anyhow::Result<(f64, f64)> {
     let known = processes();
     // One pod is there for its helpers' names alone: a new one waits in a pool.
     let other = one.sleeping_pod(false).await?;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    settled(one.daemon).await;
     let sandbox = one.sandbox(false);
     let line = "x".repeat(LINE - 1);
     let mut config = one.container("main", &["/bin/yes", &line], &sandbox);
@@ -66,6 +66,7 @@ async fn of(one: &Contestant, time: Duration) -> anyhow::Result<(f64, f64)> {
     client.start(&id).await?;
     let helpers = Born::since(&known).helpers(&[PROGRAM, "sleep"], one.daemon);
     let (began, before) = (Instant::now(), time_of(&helpers, one.daemon));
+    // No wait for something: this long it writes.
     tokio::time::sleep(time).await;
     let log = format!("{}/{}", sandbox.log_directory, config.log_path);
     let length = std::fs::metadata(&log).with_context(|| log.clone())?.len();

@@ -1,10 +1,15 @@
 //! What the machine tells: what it is, what processes cost. Reads /proc only.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::unistd::{SysconfVar, sysconf};
+
+/// How long an engine does nothing before it is taken to have ended its work.
+const REST: Duration = Duration::from_secs(1);
+/// How long it may go on until then.
+const RESTLESS: Duration = Duration::from_secs(15);
 
 /// A line of `/proc/...` of the form `Key: value unit`, as a number.
 fn field(path: &str, key: &str) -> Option<i64> {
@@ -127,6 +132,22 @@ pub fn processes() -> HashSet<i32> {
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Waits until what works behind an engine's answers has come to its end: a while in
+/// which no process came or went and the daemon used no processor. An engine that
+/// never rests is measured as it is after [`RESTLESS`].
+pub async fn settled(daemon: Option<i32>) {
+    let look = || (processes(), daemon.and_then(processor_time));
+    let began = Instant::now();
+    let (mut seen, mut since) = (look(), began);
+    while since.elapsed() < REST && began.elapsed() < RESTLESS {
+        tokio::time::sleep(REST / 10).await;
+        let now = look();
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
 }
 
 /// Processes born since a picture of all was taken, and what they cost.

@@ -9,7 +9,9 @@ use proto::v1;
 
 use super::contestant::{Contestant, Pod};
 use super::figures::{Row, Samples, Section, Unit};
-use super::machine::{Born, available_memory, processes, processor_time, resident, time_of};
+use super::machine::{
+    Born, available_memory, processes, processor_time, resident, settled, time_of,
+};
 use super::{Progress, burst};
 use crate::client::Client;
 use crate::engine::Engine;
@@ -102,10 +104,10 @@ async fn of(
     // What the first pod leaves behind for good is no pod's.
     let first = one.sleeping_pod(false).await?;
     one.remove(&first.id).await?;
-    settle().await;
+    settled(one.daemon).await;
     let (known, available) = (processes(), available_memory());
     let filled = burst::fill(one, wanted.pods, CALLERS, false).await?;
-    settle().await;
+    settled(one.daemon).await;
     let born = Born::since(&known);
     if wanted.memory {
         let used = available - available_memory();
@@ -117,24 +119,18 @@ async fn of(
     if let Some(time) = wanted.idle {
         idle(one, at, time, &born, table).await?;
     }
+    let mut own = engine.filter(|_| wanted.restart);
+    if let Some(engine) = own.as_deref_mut() {
+        restart(engine, at, (wanted.pods, wanted.pods), table).await?;
+    }
     if let Some(containers) = wanted.lists {
         lists(one, at, &filled.pods, containers, table).await?;
-    }
-    if wanted.restart
-        && let Some(engine) = engine
-    {
-        let times = restart(engine, filled.pods.len()).await?;
-        let name = "restart to the first complete list";
-        let samples = Samples::milliseconds(&times);
-        table.add(at, name, Unit::Milliseconds, samples);
+        if let Some(engine) = own {
+            restart(engine, at, (wanted.pods, containers), table).await?;
+        }
     }
     burst::empty(one, filled.pods).await?;
     Ok(())
-}
-
-/// Lets what works behind the answers come to its end.
-async fn settle() {
-    tokio::time::sleep(Duration::from_secs(2)).await;
 }
 
 fn number(kib: i64) -> Samples {
@@ -253,7 +249,12 @@ async fn lists(
 }
 
 /// From the start of the process to a list with all pods.
-async fn restart(engine: &mut Engine, pods: usize) -> anyhow::Result<Vec<Duration>> {
+async fn restart(
+    engine: &mut Engine,
+    at: usize,
+    (pods, containers): (usize, usize),
+    table: &mut Table,
+) -> anyhow::Result<()> {
     let mut times = Vec::new();
     for _ in 0..RESTARTS {
         engine.terminate()?;
@@ -266,7 +267,9 @@ async fn restart(engine: &mut Engine, pods: usize) -> anyhow::Result<Vec<Duratio
         }
         times.push(began.elapsed());
     }
-    Ok(times)
+    let name = format!("restart to the first complete list, {containers} containers");
+    table.add(at, &name, Unit::Milliseconds, Samples::milliseconds(&times));
+    Ok(())
 }
 
 /// Whether an engine answers with so many pods.

@@ -10,7 +10,7 @@ use runtime::protocol::{
     Welcome,
 };
 use runtime::sys::fork::{self, NewNamespaces};
-use runtime::ways::birthplace;
+use runtime::ways::Ways;
 
 use crate::connection::ReplyTo;
 use crate::container::{Container, State};
@@ -60,10 +60,22 @@ impl Monitor {
         }
     }
 
-    /// Joining the pod's cgroup waits for a grace period of the kernel. Where one can
-    /// be born in it, a copy of this process is, and goes on in its place.
-    fn begin_setup(&mut self, setup: Setup, fds: Fds, reply: ReplyTo) {
-        let place = birthplace(&setup.cgroup_procs).filter(|_| !self.setup_tried);
+    /// Joining the pod's cgroup in the v2 tree waits for a grace period of the kernel.
+    /// Where there is no other to join, a copy of this process is born in it, and goes
+    /// on in its place; beside hierarchies of version 1 that tree holds no limits and
+    /// is left out: the engine finds the monitor by the others.
+    fn begin_setup(&mut self, mut setup: Setup, fds: Fds, reply: ReplyTo) {
+        let Ways { born_in, joined } = match Ways::new(&setup.cgroup_procs) {
+            Ok(ways) => ways,
+            Err((dir, errno)) => {
+                let failure = setup::failed("join cgroup", format!("{dir}: {errno}"));
+                return self.reply(reply, Err(failure));
+            }
+        };
+        let place = born_in.filter(|_| joined.is_empty() && !self.setup_tried);
+        if place.is_none() {
+            setup.cgroup_procs = joined;
+        }
         let mut order = Some((setup, fds, reply));
         if let Some(place) = place {
             let life = || {

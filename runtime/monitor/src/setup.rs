@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 use nix::sched::CloneFlags;
 use runtime::launcher::{Libcontainer, SOCKET_NAME, open_directory, socket_path};
 use runtime::protocol::{Failure, FailureKind, Fds, PodReady, Setup, Sysctl};
-use runtime::ways;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -120,14 +119,9 @@ fn take_launcher(setup: &Setup, fds: &mut Fds) -> Result<Option<Libcontainer>, F
     Ok(executable.map(|executable| Libcontainer::new(executable, work_dir)))
 }
 
-/// Joins the pod's cgroups; of the v2 tree only where there is no other. Nobody can
-/// move there without a wait for all processors, and beside hierarchies of version 1
-/// it holds no limits: the engine finds the monitor by those.
-fn join_cgroups(procs: &[Vec<u8>]) -> Result<(), Failure> {
-    let only_v2 = procs.iter().all(|procs| ways::is_v2(procs));
-    let wanted = procs.iter().filter(|procs| only_v2 || !ways::is_v2(procs));
-    for file in wanted.map(|procs| ways::file_to_join(procs)) {
-        let file = path(&file);
+/// Joins the pod's cgroups by their files.
+fn join_cgroups(files: &[Vec<u8>]) -> Result<(), Failure> {
+    for file in files.iter().map(|file| path(file)) {
         write(file, b"0")
             .map_err(|errno| failed("join cgroup", format!("{}: {errno}", file.display())))?;
     }
@@ -242,6 +236,6 @@ fn raw(pid: Pid) -> i32 {
     pid.as_raw_nonzero().get()
 }
 
-fn failed(step: &str, error: impl std::fmt::Display) -> Failure {
+pub(crate) fn failed(step: &str, error: impl std::fmt::Display) -> Failure {
     Failure::new(FailureKind::Setup, step, error.to_string())
 }

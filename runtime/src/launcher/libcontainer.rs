@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
-use super::{Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
-use crate::protocol::{self, Body, Envelope, Received, monotonic_now};
+use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
+use crate::protocol::{self, Body, Envelope, Received, StreamSlots, monotonic_now};
 
 /// Makes containers by youki's libcontainer.
 #[derive(Debug)]
@@ -98,6 +98,40 @@ impl Libcontainer {
             true => Ok(()),
             false => Err(LaunchError::failed("send the order", "socket is full")),
         }
+    }
+}
+
+impl Order {
+    /// The order as a message for another process, with its descriptors.
+    fn into_message(
+        self,
+        work_dir: Vec<u8>,
+        start: OwnedFd,
+    ) -> Result<(Body, Vec<OwnedFd>), LaunchError> {
+        let Self { create, fds, stdio } = self;
+        let mut all = fds.into_all()?;
+        let mut add = |fd: OwnedFd| {
+            all.push(fd);
+            u32::try_from(all.len() - 1).unwrap_or(u32::MAX)
+        };
+        let ContainerStdio {
+            stdin,
+            stdout,
+            stderr,
+        } = stdio;
+        let stdio = StreamSlots {
+            stdin: stdin.map(&mut add),
+            stdout: stdout.map(&mut add),
+            stderr: stderr.map(&mut add),
+            tty: None,
+        };
+        let launch = protocol::Launch {
+            create: Some(Box::new(create)),
+            work_dir,
+            start_fd: Some(add(start)),
+            stdio: Some(stdio),
+        };
+        Ok((Body::Launch(Box::new(launch)), all))
     }
 }
 

@@ -25,9 +25,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::protocol::{
-    self, Body, Create, Failure, FailureKind, Fds, ProtocolError, Step, StreamSlots, VERSION,
-};
+use crate::protocol::{Create, Failure, FailureKind, Fds, ProtocolError, Step, VERSION};
 
 pub use libcontainer::Libcontainer;
 pub use native::Native;
@@ -93,40 +91,6 @@ pub struct Order {
     pub fds: Fds,
     /// The container's ends of its streams; all `None` with a terminal.
     pub stdio: ContainerStdio,
-}
-
-impl Order {
-    /// The order as a message for another process, with its descriptors.
-    fn into_message(
-        self,
-        work_dir: Vec<u8>,
-        start: OwnedFd,
-    ) -> Result<(Body, Vec<OwnedFd>), LaunchError> {
-        let Self { create, fds, stdio } = self;
-        let mut all = fds.into_all()?;
-        let mut add = |fd: OwnedFd| {
-            all.push(fd);
-            u32::try_from(all.len() - 1).unwrap_or(u32::MAX)
-        };
-        let ContainerStdio {
-            stdin,
-            stdout,
-            stderr,
-        } = stdio;
-        let stdio = StreamSlots {
-            stdin: stdin.map(&mut add),
-            stdout: stdout.map(&mut add),
-            stderr: stderr.map(&mut add),
-            tty: None,
-        };
-        let launch = protocol::Launch {
-            create: Some(Box::new(create)),
-            work_dir,
-            start_fd: Some(add(start)),
-            stdio: Some(stdio),
-        };
-        Ok((Body::Launch(Box::new(launch)), all))
-    }
 }
 
 /// The container's ends of its streams. `None`: /dev/null.

@@ -311,10 +311,10 @@ pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: Kind) {
     // Nobody ever reads this: whoever joins waits for ever.
     let dir = pod.scratch().join("cgroup");
     std::fs::create_dir(&dir).unwrap();
-    let pipe = dir.join("cgroup.procs");
+    let pipe = dir.join("tasks");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    request.cgroup_procs.push(pipe);
+    request.cgroup_procs.push(dir.join("cgroup.procs"));
     let id = request.id.clone();
     let monitor = pod.monitor.clone();
     let creating = tokio::spawn(async move { monitor.create(request).await });
