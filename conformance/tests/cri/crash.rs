@@ -227,7 +227,8 @@ fn a_stop_that_a_crash_cut_short_goes_on() {
         rig.engine.kill().expect("kill");
         let record = rig.engine.path("root/pods").join(&pod).join("pod.json");
         let text = std::fs::read_to_string(&record).expect("record");
-        let mut value: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        let newest = text.lines().last().expect("a line");
+        let mut value: serde_json::Value = serde_json::from_str(newest).expect("JSON");
         value["phase"] = "Stopping".into();
         std::fs::write(&record, value.to_string()).expect("write");
         rig.client = rig.engine.start().await.expect("an engine");

@@ -79,7 +79,7 @@ pub(crate) enum NetworkError {
 }
 
 /// What a pod is, or may be, attached to: enough to detach it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Attachment {
     /// The configuration as it was at ADD.
     list: NetworkList,

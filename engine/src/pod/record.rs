@@ -1,12 +1,15 @@
-//! What is on disk of a pod: one JSON file for the sandbox and one for each
-//! container, written to a temporary name and renamed.
+//! What is on disk of a pod: one file for the sandbox and one for each container.
+//! Every transition adds a line, a whole record in JSON; the last whole line is true.
 //!
-//! No sync: records survive the end of any process, and after a power loss the
+//! Added, not renamed into place: ext4 sends a file that replaces another to the disk
+//! at once, which costs a start 1 ms; and what is young enough when it is removed
+//! never gets there. No sync: records survive the end of any process, and after a power loss the
 //! boot_id in them is another, so that nothing of them is believed but what has
-//! to be given back. A crash between two writes leaves the older record, whose
-//! intents cover everything that may have happened since.
+//! to be given back. A crash between two writes, or in the middle of one, leaves the
+//! older record, whose intents cover everything that may have happened since.
 
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -19,6 +22,8 @@ use crate::network::Attachment;
 
 /// The format that this version writes; it reads this one only.
 const VERSION: u32 = 1;
+/// A file of this size in bytes is written anew, with the last record alone.
+const LONG: u64 = 128 << 10;
 const POD_FILE: &str = "pod.json";
 const CONTAINERS: &str = "containers";
 
@@ -55,7 +60,7 @@ pub(crate) enum RecordError {
 
 /// A sandbox on disk. The parts of it that must be given back all follow from
 /// the id and from this, before any of them is made.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PodRecord {
     pub(crate) version: u32,
     pub(crate) boot_id: String,
@@ -88,7 +93,7 @@ pub(crate) struct User {
 }
 
 /// A container on disk.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ContainerRecord {
     pub(crate) version: u32,
     pub(crate) boot_id: String,
@@ -196,7 +201,7 @@ impl PodDir {
     /// Who a sandbox is whose record cannot be read as a whole.
     pub(crate) fn key_of_broken(&self) -> Option<SandboxKey> {
         let text = std::fs::read(self.0.join(POD_FILE)).ok()?;
-        let value: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        let value: serde_json::Value = last(&text, serde_json::from_slice).ok()?;
         serde_json::from_value(value["config"]["key"].clone()).ok()
     }
 
@@ -232,13 +237,45 @@ fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
         path: path.to_owned(),
         source,
     })?;
-    let temporary = path.with_extension("tmp");
     let io = |step, path: &Path| {
         let path = path.to_owned();
         move |source| RecordError::Io { step, path, source }
     };
-    std::fs::write(&temporary, text).map_err(io("write", &temporary))?;
+    // The line feed comes first: it also ends what a crash left unfinished.
+    let line = [b"\n", &text[..]].concat();
+    if add(path, &line).map_err(io("write", path))? {
+        return Ok(());
+    }
+    let temporary = path.with_extension("tmp");
+    std::fs::write(&temporary, line).map_err(io("write", &temporary))?;
     std::fs::rename(&temporary, path).map_err(io("rename to", path))
+}
+
+/// Adds to a file, or leaves it as it was; false where there is none or it is long.
+fn add(path: &Path, line: &[u8]) -> io::Result<bool> {
+    let mut file = match OpenOptions::new().append(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let before = file.metadata()?.len();
+    if before > LONG {
+        return Ok(false);
+    }
+    file.write_all(line)
+        .inspect_err(|_| drop(file.set_len(before)))?;
+    Ok(true)
+}
+
+/// What the last whole line says. Part of an object is never one: only a write that
+/// was cut off ends in it.
+fn last<'a, T>(
+    text: &'a [u8],
+    parse: impl Fn(&'a [u8]) -> serde_json::Result<T>,
+) -> serde_json::Result<T> {
+    let mut lines = text.rsplit(|byte| *byte == b'\n').map(&parse);
+    let whole = lines.find(|line| !matches!(line, Err(error) if error.is_eof()));
+    whole.unwrap_or_else(|| parse(text))
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
@@ -255,12 +292,58 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
         path: path.to_owned(),
         source,
     })?;
-    let Versioned { version: found } = serde_json::from_slice(&text).map_err(parse)?;
+    let Versioned { version: found } = last(&text, serde_json::from_slice).map_err(parse)?;
     if found != VERSION {
         return Err(RecordError::Version {
             path: path.to_owned(),
             found,
         });
     }
-    serde_json::from_slice(&text).map_err(parse)
+    last(&text, serde_json::from_slice).map_err(parse)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states(path: &Path) -> Result<serde_json::Value, RecordError> {
+        read(path)
+    }
+
+    #[test]
+    fn the_last_whole_line_is_true() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("pod.json");
+        let record = |at: u64| serde_json::json!({"version": VERSION, "at": at});
+        for at in 0..3 {
+            write(&path, &record(at)).expect("written");
+            assert_eq!(states(&path).expect("read"), record(at));
+        }
+        // A write that a crash cut off, twice.
+        for _ in 0..2 {
+            let text = std::fs::read(&path).expect("read");
+            let cut = [&text[..], b"\n{\"version\":1,\"at\":"].concat();
+            std::fs::write(&path, cut).expect("written");
+            assert_eq!(states(&path).expect("read"), record(2));
+        }
+        write(&path, &record(4)).expect("written");
+        assert_eq!(states(&path).expect("read"), record(4));
+        std::fs::write(&path, "{\"version\":1,").expect("written");
+        assert!(matches!(states(&path), Err(RecordError::Parse { .. })));
+    }
+
+    #[test]
+    fn a_long_record_is_written_anew() {
+        let dir = tempfile::tempdir().expect("folder");
+        let path = dir.path().join("pod.json");
+        let record = serde_json::json!({"version": VERSION, "text": "x".repeat(10_000)});
+        let mut longest = 0;
+        for _ in 0..30 {
+            write(&path, &record).expect("written");
+            longest = longest.max(path.metadata().expect("there").len());
+        }
+        assert!((LONG..LONG + 20_000).contains(&longest), "{longest}");
+        assert!(path.metadata().expect("there").len() < LONG);
+        assert_eq!(states(&path).expect("read"), record);
+    }
 }

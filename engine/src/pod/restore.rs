@@ -132,6 +132,7 @@ fn hold(engine: &Engine, id: &PodId, dir: &PodDir) {
 }
 
 async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) {
+    let before = record.clone();
     engine.index.continue_after(record.transition);
     let same_boot = record.boot_id == engine.boot_id;
     let reached = if same_boot && record.phase != Phase::Stopped {
@@ -160,7 +161,9 @@ async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) {
         record.phase = Phase::Stopping;
     }
     record.boot_id.clone_from(&engine.boot_id);
-    if let Err(error) = dir.write_pod(&record) {
+    if record != before
+        && let Err(error) = dir.write_pod(&record)
+    {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
     }
     let monitor = reached.map(|reached| (reached.monitor, reached.events));
@@ -255,6 +258,7 @@ async fn containers(
             }
             continue;
         }
+        let before = record.clone();
         let report = reports
             .iter()
             .find(|report| report.id == record.id.as_str());
@@ -263,7 +267,9 @@ async fn containers(
             .find(|exit| exit.container == record.id.as_str());
         let pid = settle(engine, &mut record, report, exit).await;
         lease(engine, &record);
-        if let Err(error) = dir.write_container(&record) {
+        if record != before
+            && let Err(error) = dir.write_container(&record)
+        {
             tracing::error!(container = %record.id, %error, "the container's record is stale");
         }
         containers.push((record, pid));
