@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Cgroup, CgroupError, Hierarchies, Resources, Selection, Version};
@@ -210,23 +210,32 @@ fn an_empty_child_survives_what_only_removes_the_empty() {
     assert!(!parent.exists());
 }
 
+/// Sets it at the end of the scope, after a panic too.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_parent_that_vanishes_meanwhile_is_made_again() {
     let scratch = Scratch::new();
     let parent = scratch.child("pods");
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 parent.remove_if_empty().unwrap();
             }
         });
+        let _stop = Stop(&stop);
         for _ in 0..50 {
             let child = scratch.child("pods/one");
             assert!(child.exists());
             child.remove_if_empty().unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

@@ -22,8 +22,9 @@ use super::{Cgroup, CgroupError, Version};
 /// Controllers that limits of Slipway use; others stay as the host has them.
 const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
 
-/// How often a cgroup is made whose parent vanishes meanwhile.
-const MAKE_TRIES: usize = 10;
+/// How often a cgroup is made whose parent vanishes meanwhile, 20 µs each: whoever
+/// removes empty parents in a loop on another processor wins ten times in a row.
+const MAKE_TRIES: usize = 1000;
 /// How long a directory may stay busy after its last process ended. Tasks
 /// leave their cgroup a little after they were reaped.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
