@@ -6,14 +6,17 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use runtime::cgroup::Stats;
-use runtime::netns::InterfaceStats;
+use runtime::netns::{self, InterfaceStats};
 
 use crate::engine::{Engine, blocking_with, now};
+use crate::ids::PodId;
 use crate::pod::error::PodError;
 use crate::pod::view::{ContainerView, PodView};
 
 /// Two samples closer than this say nothing about a rate.
 const SHORTEST: i64 = 100_000_000;
+/// Fewer than this are read where they are: another thread has to be woken for more.
+const SMALLEST_PART: usize = 16;
 
 #[derive(Debug, Clone, Copy)]
 struct Sample {
@@ -88,13 +91,7 @@ pub(crate) async fn of_containers(
     engine: &Arc<Engine>,
     containers: Vec<Arc<ContainerView>>,
 ) -> Result<Vec<ContainerUse>, PodError> {
-    let mut uses = blocking_with(engine, move |engine| {
-        Ok(containers
-            .into_iter()
-            .map(|container| measure(engine, container))
-            .collect::<Vec<_>>())
-    })
-    .await?;
+    let mut uses = on_all_cores(engine, containers, measure).await?;
     for one in &mut uses {
         one.layer = engine
             .images
@@ -102,6 +99,26 @@ pub(crate) async fn of_containers(
             .await;
     }
     Ok(uses)
+}
+
+/// Does the same work for each, in order: many of them in one part for each core.
+async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
+    engine: &Arc<Engine>,
+    mut items: Vec<I>,
+    work: fn(&Engine, I) -> O,
+) -> Result<Vec<O>, PodError> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let size = items.len().div_ceil(cores).max(SMALLEST_PART);
+    let mut parts = Vec::new();
+    while !items.is_empty() {
+        let rest = items.split_off(size.min(items.len()));
+        let part = std::mem::replace(&mut items, rest).into_iter();
+        parts.push(blocking_with(engine, move |engine| {
+            Ok(part.map(|item| work(engine, item)).collect::<Vec<_>>())
+        }));
+    }
+    let parts = futures::future::try_join_all(parts).await?;
+    Ok(parts.into_iter().flatten().collect())
 }
 
 fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
@@ -132,49 +149,63 @@ pub(crate) async fn of_pods(
     engine: &Arc<Engine>,
     pods: Vec<Arc<PodView>>,
 ) -> Result<Vec<PodUse>, PodError> {
-    let mut uses = Vec::new();
-    for pod in pods {
-        let running = pod
-            .containers
-            .iter()
-            .filter(|container| container.state.is_running())
-            .cloned();
-        let containers = of_containers(engine, running.collect()).await?;
-        uses.push(of_pod(engine, pod, containers).await?);
+    let all = pods.iter().flat_map(|pod| running(pod)).cloned().collect();
+    let mut containers = of_containers(engine, all).await?.into_iter();
+    let mut traffic = traffic(engine, &pods).await?;
+    let mut uses = on_all_cores(engine, pods, of_pod).await?;
+    for one in &mut uses {
+        let count = running(&one.pod).count();
+        one.containers = containers.by_ref().take(count).collect();
+        one.interfaces = traffic.remove(&one.pod.id).unwrap_or_default();
     }
     Ok(uses)
 }
 
-async fn of_pod(
+fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
+    let all = pod.containers.iter();
+    all.filter(|container| container.state.is_running())
+}
+
+fn of_pod(engine: &Engine, pod: Arc<PodView>) -> PodUse {
+    let parent = pod.cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
+    // Without a cgroup of its own, the pod's use is that of its parts.
+    let own = !pod.config.cgroup_parent.is_empty();
+    let cgroup = if own { read(engine, parent) } else { None };
+    let rate = |stats: &Stats| {
+        engine
+            .samples
+            .rate(pod.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
+    };
+    let nano_cores = cgroup.as_ref().and_then(rate);
+    PodUse {
+        pod,
+        containers: Vec::new(),
+        cgroup,
+        nano_cores,
+        interfaces: Vec::new(),
+        at: now(),
+    }
+}
+
+/// What the interfaces of the sandboxes with a network of their own carried.
+async fn traffic(
     engine: &Arc<Engine>,
-    pod: Arc<PodView>,
-    containers: Vec<ContainerUse>,
-) -> Result<PodUse, PodError> {
-    blocking_with(engine, move |engine| {
-        let parent = pod.cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
-        // Without a cgroup of its own, the pod's use is that of its parts.
-        let own = !pod.config.cgroup_parent.is_empty();
-        let cgroup = if own { read(engine, parent) } else { None };
-        let rate = |stats: &Stats| {
-            engine
-                .samples
-                .rate(pod.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
-        };
-        let nano_cores = cgroup.as_ref().and_then(rate);
-        let interfaces = match &pod.netns {
-            Some(netns) if pod.ready => runtime::netns::interface_stats(netns)
-                .inspect_err(|error| tracing::debug!(pod = %pod.id, %error, "interface statistics"))
-                .unwrap_or_default(),
-            _ => Vec::new(),
-        };
-        Ok(PodUse {
-            pod,
-            containers,
-            cgroup,
-            nano_cores,
-            interfaces,
-            at: now(),
-        })
+    pods: &[Arc<PodView>],
+) -> Result<HashMap<PodId, Vec<InterfaceStats>>, PodError> {
+    let ready = pods.iter().filter(|pod| pod.ready);
+    let (ids, paths): (Vec<_>, Vec<_>) = ready
+        .filter_map(|pod| Some((pod.id.clone(), pod.netns.clone()?)))
+        .unzip();
+    blocking_with(engine, move |_| {
+        let all = netns::interface_stats(&paths)
+            .inspect_err(|error| tracing::warn!(%error, "no interface statistics"))
+            .unwrap_or_default();
+        let each = ids.into_iter().zip(all).filter_map(|(id, interfaces)| {
+            let interfaces = interfaces
+                .inspect_err(|error| tracing::debug!(pod = %id, %error, "interface statistics"));
+            Some((id, interfaces.ok()?))
+        });
+        Ok(each.collect())
     })
     .await
 }

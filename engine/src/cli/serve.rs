@@ -12,6 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 use runtime::cgroup::Hierarchies;
 use runtime::client::{MonitorBinaries, MonitorPool};
 use runtime::netns::NetNsPool;
+use runtime::sys::heap;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -31,6 +32,9 @@ use crate::steps::Traces;
 const IDLE: std::ops::RangeInclusive<usize> = 2..=16;
 /// How long a lock is waited for that may be an engine's which is dead.
 const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// Heaps for all threads: RSS with 100 pods is 3 MB less than with as many as the C
+/// library would make, and nothing becomes slower.
+const ARENAS: u8 = 2;
 /// How often the folder of network configurations is looked at for Status, and
 /// the cgroups of pods that are gone.
 const CHORES_PERIOD: Duration = Duration::from_secs(2);
@@ -44,6 +48,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     } = args;
     log::start(log_format, &log_level)?;
     let config = config::load(&places.places())?;
+    heap::share_arenas(ARENAS);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // A thread that has to be made first costs the next pod some of its time.
@@ -191,13 +196,26 @@ pub(super) fn executable_dir() -> anyhow::Result<std::path::PathBuf> {
 
 async fn chores_of(engine: Arc<Engine>) {
     let mut ticks = tokio::time::interval(CHORES_PERIOD);
+    // Transitions at the last tick, and when memory was given back.
+    let (mut seen, mut trimmed) = (0, 0);
     loop {
         ticks.tick().await;
         let engine = Arc::clone(&engine);
         engine.monitors.refill();
         engine.namespaces.refill();
         engine.network.refresh().await;
-        let chores = move || engine.orphans.sweep(&engine.cgroups);
+        let now = engine.index.transitions();
+        let trim = now == seen && now != trimmed;
+        seen = now;
+        if trim {
+            trimmed = now;
+        }
+        let chores = move || {
+            engine.orphans.sweep(&engine.cgroups);
+            if trim {
+                heap::trim();
+            }
+        };
         if tokio::task::spawn_blocking(chores).await.is_err() {
             tracing::error!("a chore panicked");
         }

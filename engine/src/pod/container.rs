@@ -64,7 +64,7 @@ pub(crate) fn intend(
         user: User::default(),
         process: None,
         id,
-        config,
+        config: Arc::new(config),
     })
 }
 
@@ -122,7 +122,7 @@ async fn make(
     };
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
-    record.process = Some(prepared.process);
+    record.process = Some(Arc::new(prepared.process));
     let created = host
         .monitor
         .create(prepared.order)

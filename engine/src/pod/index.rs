@@ -95,6 +95,11 @@ impl Index {
         self.maps.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many transitions there were.
+    pub(crate) fn transitions(&self) -> u64 {
+        self.transitions.load(Ordering::Relaxed)
+    }
+
     /// The number of the next transition.
     pub(crate) fn next_transition(&self) -> u64 {
         self.transitions.fetch_add(1, Ordering::Relaxed) + 1

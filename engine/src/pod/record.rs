@@ -11,6 +11,7 @@
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -71,7 +72,7 @@ pub(crate) struct PodRecord {
     /// Nanoseconds since the epoch.
     pub(crate) created_at: i64,
     pub(crate) phase: Phase,
-    pub(crate) config: SandboxConfig,
+    pub(crate) config: Arc<SandboxConfig>,
     /// Where its own cgroup is, in every hierarchy.
     pub(crate) cgroup: String,
     /// Where its network namespace is pinned; `None` with the node's network.
@@ -103,7 +104,7 @@ pub(crate) struct ContainerRecord {
     /// Nanoseconds since the epoch.
     pub(crate) created_at: i64,
     pub(crate) state: State,
-    pub(crate) config: ContainerConfig,
+    pub(crate) config: Arc<ContainerConfig>,
     /// `sha256:` and the config digest.
     pub(crate) image_id: String,
     /// What the status answers as `image_ref`.
@@ -114,7 +115,7 @@ pub(crate) struct ContainerRecord {
     pub(crate) stop_signal: i32,
     pub(crate) user: User,
     /// The process as it was launched; exec takes user, capabilities and the rest from it.
-    pub(crate) process: Option<oci_spec::runtime::Process>,
+    pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
 }
 
 /// The folder of one pod's records.

@@ -89,6 +89,8 @@ pub(crate) struct Monitor {
     pub(crate) shutdown: Option<Shutdown>,
     /// Buffers for output.
     pub(crate) scratch: Scratch,
+    /// When memory that a launch needed is given back, monotonic nanoseconds.
+    pub(crate) trim_at: Option<u64>,
     next_key: Key,
 }
 
@@ -113,6 +115,7 @@ impl Monitor {
             dying: Vec::new(),
             shutdown: None,
             scratch: Scratch::default(),
+            trim_at: None,
             next_key: 0,
         };
         monitor.connect(channel)?;

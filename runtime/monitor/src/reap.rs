@@ -5,6 +5,7 @@
 //! orphans, whose reaper the monitor is.
 
 use runtime::protocol::{Failure, FailureKind, monotonic_now};
+use runtime::sys::heap;
 use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use crate::container::Container;
@@ -66,12 +67,16 @@ impl Monitor {
         let launches = self.containers.values().filter_map(Container::deadline);
         let execs = self.execs.values().filter_map(crate::execs::Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
-        launches.chain(execs).chain(shutdown).min()
+        let all = launches.chain(execs).chain(shutdown);
+        all.chain(self.trim_at).min()
     }
 
     /// Ends what is overdue.
     pub(crate) fn meet_deadlines(&mut self) {
         let now = monotonic_now();
+        if self.trim_at.take_if(|at| *at <= now).is_some() {
+            heap::trim();
+        }
         self.end_overdue_execs(now);
         let overdue: Vec<_> = self
             .containers

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use runtime::launcher::Launcher;
 use runtime::protocol::{
     Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
-    Welcome,
+    Welcome, monotonic_now,
 };
 use runtime::sys::fork::{self, NewNamespaces};
 use runtime::ways::Ways;
@@ -18,6 +18,9 @@ use crate::monitor::Monitor;
 use crate::setup;
 
 const DONE: Body = Body::Done(Empty {});
+/// How long after a creation what it needed of memory is given back, in nanoseconds:
+/// most pods get all their containers at once.
+const REST: u64 = 1_000_000_000;
 
 impl Monitor {
     /// Does what was asked for, or begins it.
@@ -149,6 +152,7 @@ impl Monitor {
         match self.begin_create(create, fds) {
             Ok(key) => {
                 reply.step("begin the launch");
+                self.trim_at = Some(monotonic_now() + REST);
                 if let Some(container) = self.containers.get_mut(&key) {
                     container.expect_launch(reply);
                 }

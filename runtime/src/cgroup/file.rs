@@ -18,7 +18,11 @@ pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
 
 /// The content, or none where the file or its controller is missing.
 pub(super) fn read_optional(path: &Path) -> Result<Option<String>, CgroupError> {
-    match raw_read(path) {
+    optional(path, raw_read(path))
+}
+
+fn optional(path: &Path, text: io::Result<String>) -> Result<Option<String>, CgroupError> {
+    match text {
         Ok(text) => Ok(Some(text)),
         // A pressure file exists but cannot be read where PSI is switched off,
         // and a cgroup that is just going away answers ENODEV.
@@ -28,6 +32,12 @@ pub(super) fn read_optional(path: &Path) -> Result<Option<String>, CgroupError> 
             source,
         }),
     }
+}
+
+/// The same of a file that the kernel writes in one piece, as it does those with
+/// figures: where a reading does not fill the buffer, nothing follows.
+pub(super) fn read_figures(path: &Path) -> Result<Option<String>, CgroupError> {
+    optional(path, read_until(path, |length, room| length < room))
 }
 
 /// A number; `None` stands for the kernel's "max".
@@ -61,16 +71,22 @@ pub(super) fn errno(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(0)
 }
 
-/// Without asking for the size first, which these files do not tell anyway.
 fn raw_read(path: &Path) -> io::Result<String> {
+    read_until(path, |length, _| length == 0)
+}
+
+/// Without asking for the size first, which these files do not tell anyway. `ends` is
+/// asked after each reading, with its length and that of the buffer.
+fn read_until(path: &Path, ends: impl Fn(usize, usize) -> bool) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::empty())?;
     let mut text = Vec::new();
     let mut part = [0; 4096];
     loop {
-        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut part))? {
-            0 => break,
-            length => text.extend_from_slice(part.get(..length).unwrap_or_default()),
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut part))?;
+        text.extend_from_slice(part.get(..length).unwrap_or_default());
+        if ends(length, part.len()) {
+            break;
         }
     }
     text.truncate(text.trim_ascii_end().len());

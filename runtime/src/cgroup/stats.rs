@@ -172,7 +172,7 @@ fn read_memory_v1(dir: &Path, stats: &mut Stats) -> Result<(), CgroupError> {
 }
 
 fn read_psi(path: &Path) -> Result<Option<Psi>, CgroupError> {
-    Ok(file::read_optional(path)?.map(|text| parse_psi(&text)))
+    Ok(file::read_figures(path)?.map(|text| parse_psi(&text)))
 }
 
 fn parse_psi(text: &str) -> Psi {
@@ -200,14 +200,14 @@ fn parse_psi(text: &str) -> Psi {
 
 /// The number in a file; none for "max" and for a file that is not there.
 fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
-    match file::read_optional(path)? {
+    match file::read_figures(path)? {
         Some(text) => file::number(path, &text),
         None => Ok(None),
     }
 }
 
 fn text(path: &Path) -> Result<String, CgroupError> {
-    Ok(file::read_optional(path)?.unwrap_or_default())
+    Ok(file::read_figures(path)?.unwrap_or_default())
 }
 
 fn now() -> i64 {

@@ -193,19 +193,33 @@ impl NetNs {
     }
 }
 
-/// Traffic counters of every interface in the namespace pinned at `path`.
-pub fn interface_stats(path: &Path) -> Result<Vec<InterfaceStats>, NetNsError> {
+/// Traffic counters of every interface in each of the namespaces pinned at `paths`,
+/// in that order. One that cannot be read holds no other up.
+///
+/// # Errors
+/// There is no thread for it.
+pub fn interface_stats<P: AsRef<Path> + Sync>(
+    paths: &[P],
+) -> io::Result<Vec<Result<Vec<InterfaceStats>, NetNsError>>> {
+    if paths.is_empty() {
+        return Ok(Vec::new());
+    }
+    // It enters one after the other, and leaves none: it ends.
+    on_thread("netns-stats", || {
+        let all = paths.iter().map(|path| interfaces_of(path.as_ref()));
+        all.collect()
+    })
+}
+
+fn interfaces_of(path: &Path) -> Result<Vec<InterfaceStats>, NetNsError> {
     let failed = |step, source: io::Error| NetNsError::Interfaces {
         path: path.into(),
         step,
         source,
     };
     let netns = File::open(path).map_err(|e| failed("open", e))?;
-    on_thread("netns-stats", || {
-        setns(&netns, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
-        netlink::interfaces().map_err(|e| failed("ask the kernel", e))
-    })
-    .unwrap_or_else(|source| Err(failed("start a thread", source)))
+    setns(&netns, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+    netlink::interfaces().map_err(|e| failed("ask the kernel", e))
 }
 
 /// Runs `work` on a thread that ends with it.

@@ -78,13 +78,15 @@ fn counters_count_what_went_over_the_interface() {
     let path = pins.path("one");
     NetNs::create_pinned(&path).unwrap();
     inside(&path, talk_over_loopback);
-    let stats = interface_stats(&path).unwrap();
+    let both = [pins.path("missing"), path];
+    let mut all = interface_stats(&both).unwrap().into_iter();
+    let missing = all.next().unwrap().unwrap_err();
+    let stats = all.next().unwrap().unwrap();
     let names: Vec<_> = stats.iter().map(|link| link.name.as_str()).collect();
     assert!(names.contains(&"lo"), "{names:?}");
     let lo = stats.iter().find(|link| link.name == "lo").unwrap();
     assert!(lo.rx_bytes > 1000 && lo.rx_bytes == lo.tx_bytes, "{lo:?}");
     assert_eq!((lo.rx_errors, lo.tx_errors), (0, 0));
-    let missing = interface_stats(&pins.path("missing")).unwrap_err();
     assert!(
         matches!(missing, NetNsError::Interfaces { step: "open", .. }),
         "{missing}"

@@ -13,6 +13,7 @@ pub mod fds;
 #[cfg(feature = "engine")]
 pub(crate) mod filtered_child;
 pub mod fork;
+pub mod heap;
 pub(crate) mod mount_attr;
 pub mod propagation;
 pub mod seccomp_load;

@@ -102,7 +102,7 @@ impl Task {
         drop(intent);
         crate::failpoint::hit("create-intent");
         self.keys.insert(record.config.key.clone(), id.clone());
-        let mut slot = Slot::new(record.clone(), None);
+        let mut slot = Box::new(Slot::new(record.clone(), None));
         slot.creating.push(reply);
         self.slots.insert(id.clone(), slot);
         let host = Host {

@@ -106,7 +106,7 @@ impl Task {
     pub(super) fn tear_down_when_ended(&mut self) {
         let ready = self.record.phase == Phase::Stopping
             && !self.teardown_runs
-            && self.slots.values().all(super::Slot::has_ended);
+            && self.slots.values().all(|slot| slot.has_ended());
         if !ready {
             return;
         }

@@ -74,8 +74,6 @@ enum Done {
 /// A container of this pod.
 struct Slot {
     record: ContainerRecord,
-    config: Arc<ContainerConfig>,
-    process: Option<Arc<oci_spec::runtime::Process>>,
     pid: Option<i32>,
     view: Option<Arc<ContainerView>>,
     creating: Vec<Reply<ContainerId>>,
@@ -92,8 +90,6 @@ struct Slot {
 impl Slot {
     fn new(record: ContainerRecord, pid: Option<i32>) -> Self {
         Self {
-            config: Arc::new(record.config.clone()),
-            process: record.process.clone().map(Arc::new),
             record,
             pid,
             view: None,
@@ -116,12 +112,12 @@ impl Slot {
 pub(crate) struct Task {
     engine: Arc<Engine>,
     record: PodRecord,
-    config: Arc<SandboxConfig>,
     dir: PodDir,
     inbox: mpsc::UnboundedReceiver<Command>,
     events: Option<mpsc::UnboundedReceiver<Event>>,
     monitor: Option<Monitor>,
-    slots: BTreeMap<ContainerId, Slot>,
+    /// Boxed: a node of the map has room for eleven, and most pods have one or two.
+    slots: BTreeMap<ContainerId, Box<Slot>>,
     keys: HashMap<ContainerKey, ContainerId>,
     jobs: JoinSet<Done>,
     /// Commands that wait until the sandbox is started.
@@ -154,7 +150,7 @@ pub(crate) fn start(
     task.steps = Steps::current();
     let launch = super::launch::launch(Arc::clone(&task.engine), task.record.clone());
     task.job(async move { launch.await.map(Box::new) }, Done::Launched);
-    tokio::spawn(task.run());
+    tokio::spawn(Box::new(task).run());
 }
 
 /// Starts the task of a pod that an earlier engine left.
@@ -176,7 +172,8 @@ pub(crate) fn resume(
     for (record, pid) in containers {
         task.keys
             .insert(record.config.key.clone(), record.id.clone());
-        task.slots.insert(record.id.clone(), Slot::new(record, pid));
+        let slot = Box::new(Slot::new(record, pid));
+        task.slots.insert(slot.record.id.clone(), slot);
     }
     let ids: Vec<ContainerId> = task.slots.keys().cloned().collect();
     for id in ids {
@@ -184,7 +181,7 @@ pub(crate) fn resume(
     }
     task.publish();
     task.carry_on();
-    tokio::spawn(task.run());
+    tokio::spawn(Box::new(task).run());
 }
 
 /// Answers everything that is asked of a sandbox whose record cannot be read.
@@ -215,7 +212,6 @@ impl Task {
         inbox: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
         Self {
-            config: Arc::new(record.config.clone()),
             dir: engine.pod_dir(&record.id),
             engine,
             record,
@@ -236,7 +232,8 @@ impl Task {
         }
     }
 
-    async fn run(mut self) {
+    /// Boxed, or the future would hold it twice.
+    async fn run(mut self: Box<Self>) {
         while !self.finished {
             tokio::select! {
                 command = self.inbox.recv() => match command {
@@ -332,7 +329,7 @@ impl Task {
                 id: id.clone(),
                 pod: self.record.id.clone(),
                 state: record.state.clone(),
-                config: Arc::clone(&slot.config),
+                config: Arc::clone(&record.config),
                 resources: record.config.resources.clone(),
                 image_id: record.image_id.clone(),
                 image_ref: record.image_ref.clone(),
@@ -342,7 +339,7 @@ impl Task {
                 stop_signal: record.stop_signal,
                 user: record.user.clone(),
                 pid: slot.pid,
-                process: slot.process.clone(),
+                process: record.process.clone(),
             })
         });
     }
@@ -361,7 +358,7 @@ impl Task {
             transition: self.engine.index.next_transition(),
             ready: self.record.phase.is_ready(),
             reason,
-            config: Arc::clone(&self.config),
+            config: Arc::clone(&self.record.config),
             handler: self.record.handler.clone(),
             created_at: self.record.created_at,
             cgroup: self.record.cgroup.clone(),
@@ -452,7 +449,7 @@ fn intend(
         attachment,
         ips: Vec::new(),
         init_pid: None,
-        config,
+        config: Arc::new(config),
     };
     let dir = engine.pod_dir(id);
     dir.create()?;

@@ -79,7 +79,7 @@ impl Task {
         if result.is_ok()
             && let Some(slot) = self.slots.get_mut(id)
         {
-            slot.record.config.resources = resources;
+            Arc::make_mut(&mut slot.record.config).resources = resources;
             self.keep(id);
         }
         self.publish();
@@ -150,7 +150,6 @@ impl Task {
                 let transition = slot.record.transition;
                 slot.record = made.record;
                 slot.record.transition = transition;
-                slot.process = slot.record.process.clone().map(Arc::new);
                 slot.pid = Some(made.pid);
                 if let Err(error) = self.step(id, Input::Made) {
                     tracing::error!(container = %id, %error, "created");
