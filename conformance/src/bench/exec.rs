@@ -20,6 +20,7 @@ const RUN: Duration = Duration::from_secs(3);
 struct Figures {
     first: Vec<Duration>,
     again: Vec<Duration>,
+    empty: Vec<Duration>,
     rate: f64,
     busy: Vec<Duration>,
 }
@@ -48,13 +49,15 @@ pub async fn measure(
         mode: "exec",
         what: format!(
             "ExecSync of /bin/true in {pods} containers: the first of each after {} ms of quiet, \
-             the next after as long again, then {CALLERS} callers of one container for {} s.",
+             the next after as long again, and after that a call of Version, which does \
+             nothing; then {CALLERS} callers of one container for {} s.",
             QUIET.as_millis(),
             RUN.as_secs()
         ),
         rows: vec![
             times("first in a container", |one| &one.first),
             times("again within 10 s", |one| &one.again),
+            times("an empty call", |one| &one.empty),
             times("with 4 callers", |one| &one.busy),
             Row::new("rate with 4 callers", Unit::PerSecond, rate),
         ],
@@ -69,6 +72,7 @@ async fn of(one: &Contestant, pods: usize) -> anyhow::Result<Figures> {
     let mut figures = Figures {
         first: Vec::new(),
         again: Vec::new(),
+        empty: Vec::new(),
         rate: 0.0,
         busy: Vec::new(),
     };
@@ -77,6 +81,12 @@ async fn of(one: &Contestant, pods: usize) -> anyhow::Result<Figures> {
             tokio::time::sleep(QUIET).await;
             times.push(exec(one, pod).await?);
         }
+        // What of it is the way there and back alone.
+        tokio::time::sleep(QUIET).await;
+        let mut client = one.client.clone();
+        let began = Instant::now();
+        client.version().await.context("Version")?;
+        figures.empty.push(began.elapsed());
     }
     if let Some(pod) = ready.first() {
         let began = Instant::now();

@@ -2,11 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::CgroupError;
+
+const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC);
 
 /// The content of a file without the last newline.
 pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
@@ -32,12 +36,6 @@ fn optional(path: &Path, text: io::Result<String>) -> Result<Option<String>, Cgr
             source,
         }),
     }
-}
-
-/// The same of a file that the kernel writes in one piece, as it does those with
-/// figures: where a reading does not fill the buffer, nothing follows.
-pub(super) fn read_figures(path: &Path) -> Result<Option<String>, CgroupError> {
-    optional(path, read_until(path, |length, room| length < room))
 }
 
 /// A number; `None` stands for the kernel's "max".
@@ -72,18 +70,17 @@ pub(super) fn errno(error: &io::Error) -> i32 {
 }
 
 fn raw_read(path: &Path) -> io::Result<String> {
-    read_until(path, |length, _| length == 0)
+    let file = rustix::fs::open(path, FLAGS, Mode::empty())?;
+    read_until(&file, |length, _| length == 0)
 }
 
 /// Without asking for the size first, which these files do not tell anyway. `ends` is
 /// asked after each reading, with its length and that of the buffer.
-fn read_until(path: &Path, ends: impl Fn(usize, usize) -> bool) -> io::Result<String> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty())?;
+fn read_until(file: &OwnedFd, ends: impl Fn(usize, usize) -> bool) -> io::Result<String> {
     let mut text = Vec::new();
     let mut part = [0; 4096];
     loop {
-        let length = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut part))?;
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(file, &mut part))?;
         text.extend_from_slice(part.get(..length).unwrap_or_default());
         if ends(length, part.len()) {
             break;
@@ -91,4 +88,44 @@ fn read_until(path: &Path, ends: impl Fn(usize, usize) -> bool) -> io::Result<St
     }
     text.truncate(text.trim_ascii_end().len());
     String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// A directory whose files are read one after the other: looked up in it and not from
+/// the root, which is what reading small files costs most.
+pub(super) struct Dir {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Dir {
+    /// `None`: there is no such directory.
+    pub(super) fn open(path: PathBuf) -> Result<Option<Self>, CgroupError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        match rustix::fs::open(&path, flags, Mode::empty()) {
+            Ok(fd) => Ok(Some(Self { fd, path })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(CgroupError::Read {
+                path,
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// The content of a file that the kernel writes in one piece, as it does those with
+    /// figures: where a reading does not fill the buffer, nothing follows.
+    pub(super) fn figures(&self, name: &str) -> Result<Option<String>, CgroupError> {
+        let read = || {
+            let file = rustix::fs::openat(&self.fd, name, FLAGS, Mode::empty())?;
+            read_until(&file, |length, room| length < room)
+        };
+        optional(&self.path.join(name), read())
+    }
+
+    /// The number in a file; none for "max" and for a file that is not there.
+    pub(super) fn number(&self, name: &str) -> Result<Option<u64>, CgroupError> {
+        match self.figures(name)? {
+            Some(text) => number(&self.path.join(name), &text),
+            None => Ok(None),
+        }
+    }
 }

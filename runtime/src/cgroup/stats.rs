@@ -3,10 +3,11 @@
 //! Only reads; a crash leaves nothing. Figures of a controller that is not
 //! there are zero or absent, never an error.
 
-use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Cgroup, CgroupError, file};
+use super::detect::Tree;
+use super::file::{self, Dir};
+use super::{Cgroup, CgroupError};
 
 /// What a cgroup and its children use.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -72,98 +73,111 @@ impl Cgroup {
             timestamp: now(),
             ..Stats::default()
         };
-        // Every cgroup has figures for CPU time: without them it is asked whether
-        // there is one at all.
-        if !self.read_cpu(&mut stats)? && !self.exists() {
+        let mut places = Places {
+            cgroup: self,
+            opened: Vec::new(),
+        };
+        stats.cpu_usage_ns = read_cpu(&mut places)?;
+        if let Some(tree) = self.layout.home("memory") {
+            stats.memory_counted = true;
+            match places.of(tree)? {
+                Some(dir) if tree.is_v2() => read_memory_v2(dir, &mut stats)?,
+                Some(dir) => read_memory_v1(dir, &mut stats)?,
+                None => {}
+            }
+        }
+        let pids = match self.layout.home("pids") {
+            Some(tree) => number(places.of(tree)?, "pids.current")?,
+            None => None,
+        };
+        if let Some(tree) = self.layout.v2()
+            && let Some(dir) = places.of(tree)?
+        {
+            stats.cpu_psi = read_psi(dir, "cpu.pressure")?;
+            stats.memory_psi = read_psi(dir, "memory.pressure")?;
+            stats.io_psi = read_psi(dir, "io.pressure")?;
+        }
+        if places.opened.iter().all(|(_, dir)| dir.is_none()) {
             let path = self.dirs()?.into_iter().next().unwrap_or_default();
             return Err(CgroupError::NotFound { path });
         }
-        if let Some((dir, v2)) = self.home_dir("memory")? {
-            stats.memory_counted = true;
-            if v2 {
-                read_memory_v2(&dir, &mut stats)
-            } else {
-                read_memory_v1(&dir, &mut stats)
-            }?;
-        }
-        self.read_pids(&mut stats)?;
-        if let Some(tree) = self.layout.v2() {
-            let dir = self.dir(tree)?;
-            stats.cpu_psi = read_psi(&dir.join("cpu.pressure"))?;
-            stats.memory_psi = read_psi(&dir.join("memory.pressure"))?;
-            stats.io_psi = read_psi(&dir.join("io.pressure"))?;
-        }
-        Ok(stats)
-    }
-
-    fn home_dir(&self, controller: &str) -> Result<Option<(PathBuf, bool)>, CgroupError> {
-        let Some(tree) = self.layout.home(controller) else {
-            return Ok(None);
-        };
-        Ok(Some((self.dir(tree)?, tree.is_v2())))
-    }
-
-    /// Tells whether there were any.
-    fn read_cpu(&self, stats: &mut Stats) -> Result<bool, CgroupError> {
-        let used = if let Some((dir, _)) = self.home_dir("cpuacct")? {
-            number(&dir.join("cpuacct.usage"))?
-        } else if let Some(tree) = self.layout.v2() {
-            // Present on every v2 cgroup, whether or not it has the controller.
-            let text = text(&self.dir(tree)?.join("cpu.stat"))?;
-            file::keyed(&text, "usage_usec").map(|used| used * 1000)
-        } else {
-            None
-        };
-        stats.cpu_usage_ns = used.unwrap_or(0);
-        Ok(used.is_some())
-    }
-
-    fn read_pids(&self, stats: &mut Stats) -> Result<(), CgroupError> {
-        let current = match self.home_dir("pids")? {
-            Some((dir, _)) => number(&dir.join("pids.current"))?,
-            None => None,
-        };
-        stats.pids = match current {
+        stats.pids = match pids {
             Some(pids) => pids,
             None => self.pids()?.len() as u64,
         };
-        Ok(())
+        Ok(stats)
     }
 }
 
-fn read_memory_v2(dir: &Path, stats: &mut Stats) -> Result<(), CgroupError> {
-    let text = text(&dir.join("memory.stat"))?;
+/// A cgroup's directories, each opened once, when something in it is read.
+struct Places<'a> {
+    cgroup: &'a Cgroup,
+    opened: Vec<(&'a Tree, Option<Dir>)>,
+}
+
+impl<'a> Places<'a> {
+    /// The directory in a hierarchy; `None` where it is not.
+    fn of(&mut self, tree: &'a Tree) -> Result<Option<&Dir>, CgroupError> {
+        let known = |(opened, _): &(&Tree, _)| std::ptr::eq(*opened, tree);
+        let at = match self.opened.iter().position(known) {
+            Some(at) => at,
+            None => {
+                let dir = Dir::open(self.cgroup.dir(tree)?)?;
+                self.opened.push((tree, dir));
+                self.opened.len() - 1
+            }
+        };
+        Ok(self.opened.get(at).and_then(|(_, dir)| dir.as_ref()))
+    }
+}
+
+fn read_cpu(places: &mut Places<'_>) -> Result<u64, CgroupError> {
+    let layout = &places.cgroup.layout;
+    let used = if let Some(tree) = layout.home("cpuacct") {
+        number(places.of(tree)?, "cpuacct.usage")?
+    } else if let Some(tree) = layout.v2() {
+        // Present on every v2 cgroup, whether or not it has the controller.
+        let text = text(places.of(tree)?, "cpu.stat")?;
+        file::keyed(&text, "usage_usec").map(|used| used * 1000)
+    } else {
+        None
+    };
+    Ok(used.unwrap_or(0))
+}
+
+fn read_memory_v2(dir: &Dir, stats: &mut Stats) -> Result<(), CgroupError> {
+    let text = text(Some(dir), "memory.stat")?;
     let stat = |key| file::keyed(&text, key).unwrap_or(0);
-    stats.memory_usage = number(&dir.join("memory.current"))?.unwrap_or(0);
+    stats.memory_usage = dir.number("memory.current")?.unwrap_or(0);
     stats.memory_working_set = stats.memory_usage.saturating_sub(stat("inactive_file"));
     stats.memory_rss = stat("anon");
     stats.page_faults = stat("pgfault");
     stats.major_page_faults = stat("pgmajfault");
-    stats.memory_limit = number(&dir.join("memory.max"))?;
-    stats.swap_usage = number(&dir.join("memory.swap.current"))?;
-    stats.swap_limit = number(&dir.join("memory.swap.max"))?;
+    stats.memory_limit = dir.number("memory.max")?;
+    stats.swap_usage = dir.number("memory.swap.current")?;
+    stats.swap_limit = dir.number("memory.swap.max")?;
     Ok(())
 }
 
 /// v1 shows an unlimited counter as the largest page-aligned number.
 const V1_UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
 
-fn read_memory_v1(dir: &Path, stats: &mut Stats) -> Result<(), CgroupError> {
-    let text = text(&dir.join("memory.stat"))?;
+fn read_memory_v1(dir: &Dir, stats: &mut Stats) -> Result<(), CgroupError> {
+    let text = text(Some(dir), "memory.stat")?;
     let stat = |key| file::keyed(&text, key).unwrap_or(0);
     let limited = |limit: &u64| *limit < V1_UNLIMITED;
-    stats.memory_usage = number(&dir.join("memory.usage_in_bytes"))?.unwrap_or(0);
+    stats.memory_usage = dir.number("memory.usage_in_bytes")?.unwrap_or(0);
     stats.memory_working_set = stats
         .memory_usage
         .saturating_sub(stat("total_inactive_file"));
     stats.memory_rss = stat("total_rss");
     stats.page_faults = stat("total_pgfault");
     stats.major_page_faults = stat("total_pgmajfault");
-    stats.memory_limit = number(&dir.join("memory.limit_in_bytes"))?.filter(limited);
+    stats.memory_limit = dir.number("memory.limit_in_bytes")?.filter(limited);
     // v1 counts memory and swap together; the parts are the difference.
-    if let Some(both) = number(&dir.join("memory.memsw.usage_in_bytes"))? {
+    if let Some(both) = dir.number("memory.memsw.usage_in_bytes")? {
         stats.swap_usage = Some(both.saturating_sub(stats.memory_usage));
-        let limit = number(&dir.join("memory.memsw.limit_in_bytes"))?.filter(limited);
+        let limit = dir.number("memory.memsw.limit_in_bytes")?.filter(limited);
         stats.swap_limit = limit
             .zip(stats.memory_limit)
             .map(|(both, m)| both.saturating_sub(m));
@@ -171,8 +185,8 @@ fn read_memory_v1(dir: &Path, stats: &mut Stats) -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn read_psi(path: &Path) -> Result<Option<Psi>, CgroupError> {
-    Ok(file::read_figures(path)?.map(|text| parse_psi(&text)))
+fn read_psi(dir: &Dir, name: &str) -> Result<Option<Psi>, CgroupError> {
+    Ok(dir.figures(name)?.map(|text| parse_psi(&text)))
 }
 
 fn parse_psi(text: &str) -> Psi {
@@ -198,16 +212,13 @@ fn parse_psi(text: &str) -> Psi {
     psi
 }
 
-/// The number in a file; none for "max" and for a file that is not there.
-fn number(path: &Path) -> Result<Option<u64>, CgroupError> {
-    match file::read_figures(path)? {
-        Some(text) => file::number(path, &text),
-        None => Ok(None),
-    }
+fn number(dir: Option<&Dir>, name: &str) -> Result<Option<u64>, CgroupError> {
+    dir.map_or(Ok(None), |dir| dir.number(name))
 }
 
-fn text(path: &Path) -> Result<String, CgroupError> {
-    Ok(file::read_figures(path)?.unwrap_or_default())
+fn text(dir: Option<&Dir>, name: &str) -> Result<String, CgroupError> {
+    let text = dir.map_or(Ok(None), |dir| dir.figures(name))?;
+    Ok(text.unwrap_or_default())
 }
 
 fn now() -> i64 {
