@@ -5,15 +5,33 @@
 //! kernel, 15 and more on a busy one. Two ways do not wait. A process can be born in
 //! a cgroup of the v2 tree; and in a hierarchy of version 1 a thread may move itself
 //! alone, which for a process of one thread is all of it (Linux 5.6 and later; before
-//! it waits too).
+//! it waits too). So whoever is to join gets `cgroup.procs` of the v2 tree, `tasks` of
+//! every other hierarchy, and the name tells which is which.
 
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+
+/// All processes of a cgroup, in every hierarchy; in the v2 tree it is joined by it.
+pub const PROCS: &str = "cgroup.procs";
+/// All threads of a cgroup, in hierarchies of version 1 only.
+const TASKS: &str = "tasks";
+
+/// The file by which a process of one thread joins a cgroup: it writes 0.
+#[must_use]
+pub fn file_to_join(v2: bool) -> &'static str {
+    if v2 { PROCS } else { TASKS }
+}
+
+/// Whether a file to join by is of the v2 tree.
+#[must_use]
+pub fn is_v2(file: &[u8]) -> bool {
+    Path::new(OsStr::from_bytes(file)).ends_with(PROCS)
+}
 
 /// A container's cgroups, by how a process of one thread gets into them.
 #[derive(Debug)]
@@ -25,74 +43,46 @@ pub struct Ways {
 }
 
 impl Ways {
-    /// Sorts `cgroup.procs` files.
+    /// Sorts files to join by.
     ///
     /// # Errors
     /// The directory that cannot be opened, and why.
-    pub fn new(procs: &[Vec<u8>]) -> Result<Self, (String, Errno)> {
+    pub fn new(files: &[Vec<u8>]) -> Result<Self, (String, Errno)> {
         let mut born_in = None;
-        let mut joined = Vec::with_capacity(procs.len());
-        for procs in procs {
-            let Some(dir) = v2_dir(procs) else {
-                joined.push(tasks(procs));
-                continue;
-            };
-            if born_in.is_some() {
-                joined.push(procs.clone());
-                continue;
+        let mut joined = Vec::with_capacity(files.len());
+        for file in files {
+            match Path::new(OsStr::from_bytes(file)).parent() {
+                Some(dir) if is_v2(file) && born_in.is_none() => {
+                    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                    let opened = rustix::fs::open(dir, flags, Mode::empty());
+                    born_in = Some(opened.map_err(|errno| (dir.display().to_string(), errno))?);
+                }
+                _ => joined.push(file.clone()),
             }
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let opened = rustix::fs::open(dir, flags, Mode::empty());
-            born_in = Some(opened.map_err(|errno| (dir.display().to_string(), errno))?);
         }
         Ok(Self { born_in, joined })
     }
 }
 
-/// The file that a process of one thread writes 0 to: `tasks` in hierarchies of
-/// version 1, `cgroup.procs` itself in the v2 tree.
-#[must_use]
-pub fn file_to_join(procs: &[u8]) -> Vec<u8> {
-    match v2_dir(procs) {
-        Some(_) => procs.to_vec(),
-        None => tasks(procs),
-    }
-}
-
-/// Whether the file is of the v2 tree.
-#[must_use]
-pub fn is_v2(procs: &[u8]) -> bool {
-    v2_dir(procs).is_some()
-}
-
-fn v2_dir(procs: &[u8]) -> Option<&Path> {
-    let dir = Path::new(OsStr::from_bytes(procs)).parent()?;
-    dir.join("cgroup.controllers").exists().then_some(dir)
-}
-
-fn tasks(procs: &[u8]) -> Vec<u8> {
-    let tasks = Path::new(OsStr::from_bytes(procs)).with_file_name("tasks");
-    tasks.into_os_string().into_vec()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     #[test]
     fn v2_is_entered_by_birth_and_v1_by_the_thread() {
         let dir = tempfile::tempdir().unwrap();
-        let make = |name: &str, file: &str| {
-            let dir = dir.path().join(name);
-            std::fs::create_dir(&dir).unwrap();
-            std::fs::write(dir.join(file), "").unwrap();
-            dir.join("cgroup.procs").into_os_string().into_vec()
+        let file = |v2| {
+            let path = dir.path().join(file_to_join(v2));
+            path.into_os_string().into_vec()
         };
-        let all = [make("cpu", "tasks"), make("unified", "cgroup.controllers")];
-        let ways = Ways::new(&all).unwrap();
+        let ways = Ways::new(&[file(false), file(true)]).unwrap();
         assert!(ways.born_in.is_some());
-        let tasks = dir.path().join("cpu/tasks").into_os_string().into_vec();
-        assert_eq!(ways.joined, [tasks]);
-        assert_eq!(file_to_join(&all[1]), all[1]);
+        assert_eq!(ways.joined, [file(false)]);
+        assert!(is_v2(&file(true)) && !is_v2(&file(false)));
+        let gone = dir.path().join("gone").join(PROCS);
+        let gone = gone.into_os_string().into_vec();
+        assert_eq!(Ways::new(&[gone]).unwrap_err().1, Errno::NOENT);
     }
 }

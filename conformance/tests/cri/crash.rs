@@ -137,8 +137,7 @@ fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
         // The records say another boot, as they would after a real one; the processes
         // of the old one are ended by their cgroups.
         for entry in walk(&rig.engine.path("root/pods")) {
-            let text = std::fs::read_to_string(&entry).expect("record");
-            let mut record: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+            let mut record = newest(&std::fs::read_to_string(&entry).expect("record"));
             record["boot_id"] = "another".into();
             std::fs::write(&entry, record.to_string()).expect("write");
         }
@@ -158,6 +157,12 @@ fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
         .await
         .expect("the addresses are given back");
     });
+}
+
+/// What a file of records says last.
+fn newest(text: &str) -> serde_json::Value {
+    let line = text.lines().last().expect("a line");
+    serde_json::from_str(line).expect("JSON")
 }
 
 fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
@@ -227,8 +232,7 @@ fn a_stop_that_a_crash_cut_short_goes_on() {
         rig.engine.kill().expect("kill");
         let record = rig.engine.path("root/pods").join(&pod).join("pod.json");
         let text = std::fs::read_to_string(&record).expect("record");
-        let newest = text.lines().last().expect("a line");
-        let mut value: serde_json::Value = serde_json::from_str(newest).expect("JSON");
+        let mut value = newest(&text);
         value["phase"] = "Stopping".into();
         std::fs::write(&record, value.to_string()).expect("write");
         rig.client = rig.engine.start().await.expect("an engine");

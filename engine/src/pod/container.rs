@@ -191,7 +191,7 @@ fn prepare(
         spec,
         rootfs,
         mounts: sources,
-        cgroup_procs: cgroup.procs_files(),
+        cgroup_files: cgroup.files_to_join(),
         cgroup_oom: cgroup.oom_file(),
         cgroup_kill: if shares_pids {
             cgroup.kill_file()

@@ -58,7 +58,7 @@ pub(crate) async fn exec_sync(
         stdout: stdout_end,
         stderr: stderr_end,
         timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
-        cgroup_procs: engine.cgroups.open(&container.cgroup).procs_files(),
+        cgroup_files: engine.cgroups.open(&container.cgroup).files_to_join(),
     };
     let mut out = Collector::new(stdout);
     let mut err = Collector::new(stderr);

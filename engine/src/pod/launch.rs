@@ -139,7 +139,7 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
         pod_id: record.id.to_string(),
         state_dir: state,
         exit_dir: dir.exits(),
-        cgroup_procs: cgroup.procs_files(),
+        cgroup_files: cgroup.files_to_join(),
         hostname: own_names.then(|| config.hostname.clone()),
         new_ipc: config.ipc == IpcMode::Pod,
         netns: record.netns.clone(),

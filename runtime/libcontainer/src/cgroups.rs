@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use runtime::launcher::LaunchError;
-use runtime::ways::file_to_join;
+use runtime::ways::is_v2;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
@@ -25,22 +25,24 @@ use crate::propagation::mount_point;
 /// Where all cgroup filesystems are.
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// The container's cgroups by their `cgroup.procs`.
+/// The container's cgroups.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     dirs: Vec<PathBuf>,
+    files: Vec<Vec<u8>>,
 }
 
 impl Cgroups {
-    /// Cgroups by their `cgroup.procs`.
-    pub(crate) fn new(procs: &[Vec<u8>]) -> Self {
+    /// Cgroups by the files that they are joined by.
+    pub(crate) fn new(files: &[Vec<u8>]) -> Self {
         let dir = |path: &Vec<u8>| {
             Path::new(OsStr::from_bytes(path))
                 .parent()
                 .map(Path::to_owned)
         };
         Self {
-            dirs: procs.iter().filter_map(dir).collect(),
+            dirs: files.iter().filter_map(dir).collect(),
+            files: files.to_vec(),
         }
     }
 
@@ -51,18 +53,16 @@ impl Cgroups {
 
     /// The v2 tree's, where it is the only one that the container has.
     pub(crate) fn unified(&self) -> Option<&Path> {
-        match self.dirs.as_slice() {
-            [dir] if dir.join("cgroup.controllers").exists() => Some(dir),
+        match (self.files.as_slice(), self.dirs.as_slice()) {
+            ([file], [dir]) if is_v2(file) => Some(dir),
             _ => None,
         }
     }
 
     /// Moves this process into all of them.
     pub(crate) fn join(&self) -> Result<(), LaunchError> {
-        for dir in &self.dirs {
-            let procs = dir.join("cgroup.procs");
-            let file = file_to_join(procs.as_os_str().as_bytes());
-            let file = Path::new(OsStr::from_bytes(&file));
+        for file in &self.files {
+            let file = Path::new(OsStr::from_bytes(file));
             write(file, b"0").map_err(|errno| {
                 LaunchError::failed("join cgroup", format!("{}: {errno}", file.display()))
             })?;

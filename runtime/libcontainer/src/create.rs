@@ -73,7 +73,7 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
     let mut spec = spec::read(&fds.take(create.spec_fd, "the spec")?)?;
     let given = |index| create.mounts.iter().any(|mount| is_at(mount, index));
     check::check(&spec, given)?;
-    let cgroups = Cgroups::new(&create.cgroup_procs);
+    let cgroups = Cgroups::new(&create.cgroup_files);
     devices::enforce(&spec, &cgroups)?;
     let wishes = spec::prepare(&mut spec, create.tty)?;
     let waiting = Waiting::new(program(&wishes)?, start);

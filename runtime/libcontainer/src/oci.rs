@@ -121,7 +121,7 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     let bundle = Bundle::make(PathBuf::from(OsString::from_vec(work_dir)))?;
     let sources = attach(&bundle, &mut spec, &create, &mut fds)?;
     let propagation = propagation::plan(&mut spec, &sources)?;
-    let cgroups = Cgroups::new(&create.cgroup_procs);
+    let cgroups = Cgroups::new(&create.cgroup_files);
     let own = cgroups.unified().map(|dir| OwnCgroup::open(dir, &mut spec));
     let own = own.transpose()?;
     if own.is_none() {

@@ -11,11 +11,12 @@
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use runtime::exit::ExitRecord;
 use runtime::launcher::{Launch, Launcher, Order, StartGate};
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
+use runtime::ways::PROCS;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -85,7 +86,7 @@ pub(crate) enum State {
 /// The container's cgroups, by the files that matter here.
 #[derive(Debug)]
 struct Cgroups {
-    procs: Option<Vec<u8>>,
+    procs: Option<PathBuf>,
     oom: Option<Vec<u8>>,
     kill: Option<Vec<u8>>,
 }
@@ -125,7 +126,10 @@ impl Container {
         };
         let id = create.id.clone();
         let cgroups = Cgroups {
-            procs: create.cgroup_procs.first().cloned(),
+            procs: create
+                .cgroup_files
+                .first()
+                .map(|file| path(file).with_file_name(PROCS)),
             oom: create.cgroup_oom.clone(),
             kill: create.cgroup_kill.clone(),
         };
@@ -293,7 +297,7 @@ impl Container {
             return;
         };
         for _ in 0..KILL_ROUNDS {
-            let pids = crate::execs::processes(path(procs));
+            let pids = crate::execs::processes(procs);
             if pids.is_empty() {
                 return;
             }

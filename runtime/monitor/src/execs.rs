@@ -10,6 +10,7 @@ use runtime::exec::{self, Plan, Problem, Running, Stdio, Step};
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
+use runtime::ways::PROCS;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -60,9 +61,9 @@ impl Monitor {
                     report,
                 } = running;
                 let procs = request
-                    .cgroup_procs
+                    .cgroup_files
                     .first()
-                    .map(|path| bytes_path(path).to_owned());
+                    .map(|path| bytes_path(path).with_file_name(PROCS));
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
@@ -94,7 +95,7 @@ impl Monitor {
         let process = request.process.as_ref().ok_or_else(|| {
             Failure::new(FailureKind::Protocol, "exec", "there is no process to run")
         })?;
-        let plan = Plan::new(process, &request.cgroup_procs, container.seccomp.as_deref())
+        let plan = Plan::new(process, &request.cgroup_files, container.seccomp.as_deref())
             .map_err(|error| Failure::new(FailureKind::Launch, "exec", error.to_string()))?;
         let stdio = self.take_streams(request, &mut fds)?;
         let place = exec::Container {

@@ -193,10 +193,10 @@ impl Monitor {
 
     /// A container's first process was reaped.
     pub(crate) fn container_exited(&mut self, key: Key, code: i32, signal: Option<i32>) {
-        let finished_at = wall_now();
         // What it had to say it has said: without a word its program ran, even
         // where a launcher's helper that is about to end still holds the socket.
         self.learn_start(key, Some(StartOutcome::Running));
+        let finished_at = wall_now();
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };

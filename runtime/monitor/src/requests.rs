@@ -68,7 +68,7 @@ impl Monitor {
     /// on in its place; beside hierarchies of version 1 that tree holds no limits and
     /// is left out: the engine finds the monitor by the others.
     fn begin_setup(&mut self, mut setup: Setup, fds: Fds, reply: ReplyTo) {
-        let Ways { born_in, joined } = match Ways::new(&setup.cgroup_procs) {
+        let Ways { born_in, joined } = match Ways::new(&setup.cgroup_files) {
             Ok(ways) => ways,
             Err((dir, errno)) => {
                 let failure = setup::failed("join cgroup", format!("{dir}: {errno}"));
@@ -77,7 +77,7 @@ impl Monitor {
         };
         let place = born_in.filter(|_| joined.is_empty() && !self.setup_tried);
         if place.is_none() {
-            setup.cgroup_procs = joined;
+            setup.cgroup_files = joined;
         }
         let mut order = Some((setup, fds, reply));
         if let Some(place) = place {
@@ -86,7 +86,7 @@ impl Monitor {
                     return 1;
                 };
                 let born = Setup {
-                    cgroup_procs: Vec::new(),
+                    cgroup_files: Vec::new(),
                     ..setup
                 };
                 let lived = self.go_on().and_then(|()| {

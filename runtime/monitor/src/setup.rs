@@ -40,7 +40,7 @@ pub(crate) fn set_up(
 ) -> Result<(Pod, PodReady), Failure> {
     let launcher = take_launcher(setup, &mut fds)?;
     let mut warnings = Vec::new();
-    join_cgroups(&setup.cgroup_procs)?;
+    join_cgroups(&setup.cgroup_files)?;
     clock.step("join cgroups");
     set_oom_score(setup.oom_score_adj, &mut warnings)?;
     enter_namespaces(setup)?;

@@ -33,7 +33,8 @@ use std::sync::Arc;
 pub use error::CgroupError;
 pub use stats::{Psi, PsiData, Stats};
 
-use detect::Layout;
+use crate::ways;
+use detect::{Layout, Tree};
 
 /// Which of the kernel's layouts this machine has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,15 +114,12 @@ impl Cgroup {
         &self.path
     }
 
-    /// The `cgroup.procs` file of each hierarchy, to be joined one by one.
-    /// Empty if the path is not a usable one.
-    pub fn procs_files(&self) -> Vec<PathBuf> {
-        let Ok(dirs) = self.dirs() else {
-            return Vec::new();
-        };
-        dirs.into_iter()
-            .map(|dir| dir.join("cgroup.procs"))
-            .collect()
+    /// The file of each hierarchy that a process of one thread joins by, see
+    /// [`crate::ways`]. Empty if the path is not a usable one.
+    pub fn files_to_join(&self) -> Vec<PathBuf> {
+        let file = |tree: &Tree| Ok(self.dir(tree)?.join(ways::file_to_join(tree.is_v2())));
+        let all: Result<_, CgroupError> = self.layout.trees.iter().map(file).collect();
+        all.unwrap_or_default()
     }
 
     /// The file that tells of OOM kills: `memory.events` on v2,

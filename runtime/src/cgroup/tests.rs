@@ -56,7 +56,7 @@ impl Sleeper {
     fn start_in(cgroup: &Cgroup) -> Self {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
         let sleeper = Self(child);
-        for file in cgroup.procs_files() {
+        for file in cgroup.files_to_join() {
             fs::write(&file, sleeper.0.id().to_string())
                 .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
         }
@@ -112,8 +112,8 @@ fn create_twice_is_quiet_and_reaches_every_hierarchy() {
     let cgroup = scratch.child("pod/container");
     scratch.child("pod/container");
     assert!(cgroup.dirs().unwrap().iter().all(|dir| dir.is_dir()));
-    assert_eq!(cgroup.procs_files().len(), cgroup.layout.trees.len());
-    assert!(cgroup.procs_files().iter().all(|file| file.is_file()));
+    assert_eq!(cgroup.files_to_join().len(), cgroup.layout.trees.len());
+    assert!(cgroup.files_to_join().iter().all(|file| file.is_file()));
     assert!(cgroup.oom_file().unwrap().is_file());
     if scratch.hierarchies.version() != Version::V1 {
         assert!(cgroup.kill_file().unwrap().is_file());
@@ -139,7 +139,7 @@ fn unusable_paths_are_refused_everywhere() {
             ..Resources::default()
         };
         assert!(refused(cgroup.apply(&limits).map(|_| ())), "{path:?}");
-        assert!(cgroup.procs_files().is_empty() && !cgroup.exists());
+        assert!(cgroup.files_to_join().is_empty() && !cgroup.exists());
         assert!(cgroup.kill_file().is_none() && cgroup.oom_file().is_none());
     }
 }
@@ -204,7 +204,7 @@ fn an_empty_child_survives_what_only_removes_the_empty() {
     let parent = scratch.child("pods");
     let child = scratch.child("pods/one");
     parent.remove_if_empty().unwrap();
-    assert!(child.procs_files().iter().all(|file| file.exists()));
+    assert!(child.files_to_join().iter().all(|file| file.exists()));
     child.remove_if_empty().unwrap();
     parent.remove_if_empty().unwrap();
     assert!(!parent.exists());
@@ -594,7 +594,7 @@ fn the_v2_tree_alone_is_made_joined_killed_and_removed_there_only() {
     let same = everywhere.open(cgroup.path());
     let made = same.dirs().unwrap().into_iter().filter(|dir| dir.exists());
     assert_eq!(made.collect::<Vec<_>>(), cgroup.dirs().unwrap());
-    assert_eq!(cgroup.procs_files().len(), 1);
+    assert_eq!(cgroup.files_to_join().len(), 1);
     let mut sleeper = Sleeper::start_in(&cgroup);
     assert_eq!(cgroup.pids().unwrap(), [sleeper.pid()]);
     assert_eq!(cgroup.stats().unwrap().pids, 1);

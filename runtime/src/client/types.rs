@@ -27,8 +27,8 @@ pub struct PodSetup {
     pub state_dir: PathBuf,
     /// An existing directory; exit records are written here.
     pub exit_dir: PathBuf,
-    /// `cgroup.procs` files that the monitor joins.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// Files by which the monitor joins, see [`crate::ways`].
+    pub cgroup_files: Vec<PathBuf>,
     /// Set in a new uts namespace. `None`: the host's namespace.
     pub hostname: Option<String>,
     /// Whether the pod gets an ipc namespace.
@@ -70,8 +70,8 @@ pub struct CreateContainer {
     /// Indexes into the spec's mounts and the detached mounts to use as their
     /// sources.
     pub mounts: Vec<(usize, OwnedFd)>,
-    /// `cgroup.procs` files that the container joins.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// Files by which the container joins, see [`crate::ways`].
+    pub cgroup_files: Vec<PathBuf>,
     /// `memory.events` or `memory.oom_control`, read when it ends.
     pub cgroup_oom: Option<PathBuf>,
     /// `cgroup.kill` of the v2 tree.
@@ -129,8 +129,8 @@ pub struct ExecProcess {
     pub stderr: OwnedFd,
     /// After this it is killed with its session.
     pub timeout: Option<Duration>,
-    /// `cgroup.procs` files that it joins: the container's.
-    pub cgroup_procs: Vec<PathBuf>,
+    /// Files by which it joins: the container's, see [`crate::ways`].
+    pub cgroup_files: Vec<PathBuf>,
 }
 
 /// How a process that was run ended.

@@ -137,7 +137,7 @@ impl Plan {
     /// See [`BadProcess`].
     pub fn new(
         process: &Process,
-        cgroup_procs: &[Vec<u8>],
+        cgroup_files: &[Vec<u8>],
         seccomp: Option<&[u8]>,
     ) -> Result<Self, BadProcess> {
         let nul = |what| move |source| BadProcess::Nul { what, source };
@@ -150,7 +150,7 @@ impl Plan {
             process.cwd.as_slice()
         };
         let Ways { born_in, joined } =
-            Ways::new(cgroup_procs).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
+            Ways::new(cgroup_files).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
         let joined = joined.into_iter().map(CString::new);
         Ok(Self {
             program,

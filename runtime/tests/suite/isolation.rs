@@ -300,7 +300,7 @@ pub(crate) async fn devices_follow_the_rules_on_v2(launcher: Kind) {
         let created = pod.create_with(&spec, |request| {
             let v2 =
                 |procs: &std::path::PathBuf| procs.with_file_name("cgroup.controllers").exists();
-            request.cgroup_procs.retain(v2);
+            request.cgroup_files.retain(v2);
         });
         let container = created.await.unwrap();
         pod.start(&container).await;
@@ -310,7 +310,7 @@ pub(crate) async fn devices_follow_the_rules_on_v2(launcher: Kind) {
     }
     // Neither: rules are refused by their name.
     let (mut request, _cgroup, _) = pod.request(&TestSpec::shell(script));
-    request.cgroup_procs.clear();
+    request.cgroup_files.clear();
     assert_eq!(
         unsupported(pod.monitor.create(request).await),
         "linux.resources.devices"

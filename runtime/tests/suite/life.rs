@@ -214,7 +214,7 @@ pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
             stderr: rustix::io::dup(&stdout).unwrap(),
             stdout,
             timeout: None,
-            cgroup_procs: running.cgroup.procs(),
+            cgroup_files: running.cgroup.files_to_join(),
         };
         tokio::spawn(async move { monitor.exec(request).await })
     };
@@ -314,7 +314,7 @@ pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: Kind) {
     let pipe = dir.join("tasks");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
-    request.cgroup_procs.push(dir.join("cgroup.procs"));
+    request.cgroup_files.push(pipe);
     let id = request.id.clone();
     let monitor = pod.monitor.clone();
     let creating = tokio::spawn(async move { monitor.create(request).await });
@@ -347,7 +347,10 @@ pub(crate) async fn start_is_answered_whoever_holds_the_socket(launcher: Kind) {
     let start = pod.monitor.start(&container.id);
     let started = tokio::time::timeout(Duration::from_secs(30), start).await;
     started.expect("an answer").unwrap();
-    assert_eq!(pod.exit(&container).await.exit_code, 4);
+    let record = pod.exit(&container).await;
+    assert_eq!(record.exit_code, 4);
+    // Its start was learnt by its end.
+    assert!(record.finished_at >= record.started_at);
     drop(copies);
     pod.end().await;
 }

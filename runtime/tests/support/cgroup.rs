@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use runtime::ways::file_to_join;
+
 use super::wait_until;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -38,6 +40,15 @@ impl TestCgroup {
             .iter()
             .map(|dir| dir.join("cgroup.procs"))
             .collect()
+    }
+
+    /// The file of each to join by.
+    pub(crate) fn files_to_join(&self) -> Vec<PathBuf> {
+        let file = |dir: &PathBuf| {
+            let v2 = dir.join("cgroup.controllers").exists();
+            dir.join(file_to_join(v2))
+        };
+        self.dirs.iter().map(file).collect()
     }
 
     /// A file of whichever hierarchy has it.

@@ -165,7 +165,7 @@ impl Pod {
             pod_id: "a".repeat(64),
             state_dir,
             exit_dir,
-            cgroup_procs: cgroup.procs(),
+            cgroup_files: cgroup.files_to_join(),
             hostname: Some("slipway-test".to_owned()),
             new_ipc: true,
             netns: None,
@@ -213,7 +213,7 @@ impl Pod {
             spec: spec.build(),
             rootfs,
             mounts: Vec::new(),
-            cgroup_procs: cgroup.procs(),
+            cgroup_files: cgroup.files_to_join(),
             cgroup_oom: cgroup.oom_file(),
             cgroup_kill: cgroup.kill_file(),
             seccomp_bpf: None,
@@ -316,7 +316,7 @@ impl Pod {
             stdout: stdout_end,
             stderr: stderr_end,
             timeout: None,
-            cgroup_procs: container.cgroup.procs(),
+            cgroup_files: container.cgroup.files_to_join(),
         };
         change(&mut request);
         let readers = (read_all(stdout), read_all(stderr));

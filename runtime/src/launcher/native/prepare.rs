@@ -156,7 +156,7 @@ impl Prepared {
             .as_ref()
             .ok_or_else(|| LaunchError::failed("read the plan", "it has no process"))?;
         let filter = create.seccomp_bpf.as_deref();
-        let process = exec::Plan::new(process, &create.cgroup_procs, filter)
+        let process = exec::Plan::new(process, &create.cgroup_files, filter)
             .map_err(|error| LaunchError::failed("read process", error))?
             .with_seccomp_flags(plan.seccomp_flags);
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
@@ -186,7 +186,7 @@ impl Prepared {
             new_cgroup,
             joined,
             pid_namespace,
-            view: CgroupView::new(&create.cgroup_procs)?,
+            view: CgroupView::new(&create.cgroup_files)?,
             rootfs,
             mounts: mounts.collect::<Result<_, _>>()?,
             own_dev: plan.own_dev,
@@ -205,14 +205,14 @@ impl Prepared {
 
 /// The directories of a container's cgroups.
 pub(super) fn cgroup_dirs(create: &Create) -> Vec<PathBuf> {
-    let procs = create.cgroup_procs.iter();
-    procs
-        .filter_map(|procs| parent(procs).map(Path::to_owned))
+    let files = create.cgroup_files.iter();
+    files
+        .filter_map(|file| parent(file).map(Path::to_owned))
         .collect()
 }
 
-fn parent(procs: &[u8]) -> Option<&Path> {
-    Path::new(OsStr::from_bytes(procs)).parent()
+fn parent(file: &[u8]) -> Option<&Path> {
+    Path::new(OsStr::from_bytes(file)).parent()
 }
 
 fn given(create: &Create, fds: &mut Fds, index: usize) -> Result<Option<OwnedFd>, LaunchError> {
@@ -383,11 +383,11 @@ impl Device {
 }
 
 impl CgroupView {
-    fn new(procs: &[Vec<u8>]) -> Result<Self, LaunchError> {
+    fn new(files: &[Vec<u8>]) -> Result<Self, LaunchError> {
         // The same where the tree is mounted beside others that are not used.
-        let unified = procs.len() == 1 && procs.iter().all(|procs| is_v2(procs));
+        let unified = files.len() == 1 && files.iter().all(|file| is_v2(file));
         let unified = unified || Path::new(CGROUPS).join("cgroup.procs").exists();
-        let dirs = procs.iter().filter_map(|procs| parent(procs));
+        let dirs = files.iter().filter_map(|file| parent(file));
         let hierarchies = dirs
             .filter_map(|dir| Hierarchy::new(dir).transpose())
             .collect::<Result<_, _>>()?;

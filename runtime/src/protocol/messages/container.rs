@@ -35,9 +35,9 @@ pub struct Create {
     /// Detached mounts to use as sources.
     #[prost(message, repeated, tag = "5")]
     pub mounts: Vec<MountSource>,
-    /// `cgroup.procs` files to join.
+    /// Files to join by, see [`crate::ways`].
     #[prost(bytes = "vec", repeated, tag = "6")]
-    pub cgroup_procs: Vec<Vec<u8>>,
+    pub cgroup_files: Vec<Vec<u8>>,
     /// File that counts OOM kills.
     #[prost(bytes = "vec", optional, tag = "7")]
     pub cgroup_oom: Option<Vec<u8>>,

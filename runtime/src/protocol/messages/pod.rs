@@ -12,9 +12,9 @@ pub struct Setup {
     /// Directory of exit records.
     #[prost(bytes = "vec", tag = "3")]
     pub exit_dir: Vec<u8>,
-    /// `cgroup.procs` files to join.
+    /// Files to join by, see [`crate::ways`].
     #[prost(bytes = "vec", repeated, tag = "4")]
-    pub cgroup_procs: Vec<Vec<u8>>,
+    pub cgroup_files: Vec<Vec<u8>>,
     /// Host name in a new uts namespace; missing: the host's namespace.
     #[prost(string, optional, tag = "5")]
     pub hostname: Option<String>,

@@ -17,9 +17,9 @@ pub struct Exec {
     /// Killed after this many nanoseconds; 0: never.
     #[prost(uint64, tag = "4")]
     pub timeout: u64,
-    /// `cgroup.procs` files to join.
+    /// Files to join by, see [`crate::ways`].
     #[prost(bytes = "vec", repeated, tag = "5")]
-    pub cgroup_procs: Vec<Vec<u8>>,
+    pub cgroup_files: Vec<Vec<u8>>,
 }
 
 /// What a process is to be.
