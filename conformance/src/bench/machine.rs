@@ -136,7 +136,7 @@ pub fn processes() -> HashSet<i32> {
 
 /// Waits until what works behind an engine's answers has come to its end: a while in
 /// which no process came or went and the daemon used no processor. An engine that
-/// never rests is measured as it is after [`RESTLESS`].
+/// never rests is measured as it is after 15 s.
 pub async fn settled(daemon: Option<i32>) {
     let look = || (processes(), daemon.and_then(processor_time));
     let began = Instant::now();
