@@ -1,7 +1,8 @@
 //! From a profile to raw BPF, by libseccomp.
 //!
 //! libseccomp is told to build a binary tree over the call numbers; in front
-//! goes a prologue of our own for calls that it does not know (`newer`).
+//! goes a prologue of our own for calls that it does not know (`newer`). What comes out
+//! is shortened (`compact`).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -19,7 +20,9 @@ use oci_spec::runtime::{
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::SeccompError;
+use super::compact::compact;
 use super::newer;
+use super::program::Program;
 
 /// The kernel's BPF_MAXINSNS.
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -35,15 +38,22 @@ pub(super) const INSTRUCTION: usize = 8;
 /// through: they are newer than the profile, which cannot have meant to deny
 /// them, and programs know what to do without a call that is missing.
 pub fn compile(profile: &LinuxSeccomp) -> Result<Vec<u8>, SeccompError> {
+    let program = uncompacted(profile)?;
+    let program = compact(&program).unwrap_or(program);
+    let instructions = program.code.len();
+    if instructions > MAX_INSTRUCTIONS {
+        return Err(SeccompError::TooLong { instructions });
+    }
+    Ok(program.bytes())
+}
+
+/// The filter as libseccomp writes it, and in front of it what libseccomp cannot know.
+pub(super) fn uncompacted(profile: &LinuxSeccomp) -> Result<Program, SeccompError> {
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let arches = architectures(profile)?;
     let filter = build(profile, default, &arches)?;
     let mut program = newer::prologue(profile, default, &arches)?;
-    program.extend(export(&filter)?);
-    let instructions = program.len() / INSTRUCTION;
-    if instructions > MAX_INSTRUCTIONS {
-        return Err(SeccompError::TooLong { instructions });
-    }
+    program.code.extend(Program::parse(&export(&filter)?).code);
     Ok(program)
 }
 

@@ -11,8 +11,10 @@
 //! open sockets through `socketcall`, whose arguments lie in memory where no
 //! filter can look: the socket families are limited for direct calls only.
 
+mod compact;
 mod compile;
 mod newer;
+mod program;
 #[cfg(test)]
 mod tests;
 

@@ -9,7 +9,10 @@ use libseccomp::{ScmpAction, ScmpArch, ScmpSyscall};
 use oci_spec::runtime::LinuxSeccomp;
 
 use super::SeccompError;
-use super::compile::{Architecture, INSTRUCTION, action};
+use super::compile::{Architecture, action};
+use super::program::{
+    ARCH, JUMP, JUMP_EQUAL, JUMP_GREATER, JUMP_SET, LOAD, NUMBER, Program, RETURN, X32_BIT,
+};
 
 /// Calls since Linux 5.18. All architectures share these numbers.
 const CALLS: [(&str, u32); 19] = [
@@ -38,15 +41,12 @@ const CALLS: [(&str, u32); 19] = [
 /// where a probe sits, and kills it if they fail.
 const X86_64_CALLS: [(&str, u32); 2] = [("uretprobe", 335), ("uprobe", 336)];
 
-/// The bit that tells x32 calls from x86-64 ones, which share one token.
-const X32_BIT: u32 = 0x4000_0000;
-
 /// Instructions to run before libseccomp's own.
 pub(super) fn prologue(
     profile: &LinuxSeccomp,
     default: ScmpAction,
     arches: &[Architecture],
-) -> Result<Vec<u8>, SeccompError> {
+) -> Result<Program, SeccompError> {
     let mut program = Program::default();
     let with_x32 = arches.iter().any(|arch| arch.lib == ScmpArch::X32);
     for arch in arches {
@@ -66,7 +66,7 @@ pub(super) fn prologue(
         }
         program.guarded(token, numbers, &block);
     }
-    Ok(program.bytes())
+    Ok(program)
 }
 
 /// Which call numbers of a token belong to an architecture.
@@ -189,30 +189,9 @@ fn raw(action: ScmpAction) -> u32 {
     }
 }
 
-// linux/bpf_common.h: load a word of the input, jump, return.
-const LOAD: u16 = 0x20;
-const JUMP_EQUAL: u16 = 0x15;
-const JUMP_GREATER: u16 = 0x25;
-const JUMP_SET: u16 = 0x45;
-const JUMP: u16 = 0x05;
-const RETURN: u16 = 0x06;
 /// The answer of a kernel that does not have the call.
 const MISSING: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS.cast_unsigned();
-/// Offsets in the kernel's `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-
-/// Classic BPF under construction.
-#[derive(Default)]
-struct Program {
-    code: Vec<(u16, u8, u8, u32)>,
-}
-
 impl Program {
-    fn push(&mut self, op: u16, if_true: u8, if_false: u8, value: u32) {
-        self.code.push((op, if_true, if_false, value));
-    }
-
     fn answer_calls(&mut self, answers: &[(u32, u32)], number_bit: u32) {
         for &(number, answer) in answers {
             self.push(JUMP_EQUAL, 0, 1, number | number_bit);
@@ -253,16 +232,5 @@ impl Program {
         self.push(JUMP, 0, 0, selecting.saturating_add(over));
         self.code.extend_from_slice(&select.code);
         self.code.extend_from_slice(&block.code);
-    }
-
-    /// As an array of `struct sock_filter`.
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.code.len() * INSTRUCTION);
-        for &(op, if_true, if_false, value) in &self.code {
-            bytes.extend_from_slice(&op.to_ne_bytes());
-            bytes.extend_from_slice(&[if_true, if_false]);
-            bytes.extend_from_slice(&value.to_ne_bytes());
-        }
-        bytes
     }
 }
