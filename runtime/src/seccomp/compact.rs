@@ -132,33 +132,98 @@ enum Item {
     To(usize),
 }
 
+/// As many ranges as one search may have: so are all its jumps short enough for a
+/// comparison.
+const AT_ONCE: usize = 128;
+
 /// A search for the range that a number is in.
 fn tree(ranges: &[Range]) -> Vec<Item> {
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    let Some((middle, outcome)) = high.first() else {
-        return Vec::new();
-    };
-    if low.is_empty() {
-        return vec![match outcome {
-            Outcome::Answer(value) => Item::Is(Instruction::new(RETURN, 0, 0, *value)),
-            Outcome::Arguments(at) => Item::To(*at),
-        }];
+    if ranges.len() <= AT_ONCE {
+        return Search::new(ranges).items();
     }
+    let (low, high) = ranges.split_at(ranges.len() / 2);
+    let middle = high.first().map_or(0, |(start, _)| *start);
     let below = tree(low);
-    let mut items = match u8::try_from(below.len()) {
-        Ok(over) => vec![Item::Is(Instruction::new(JUMP_AT_LEAST, over, 0, *middle))],
-        // Too far for a comparison, not for a plain jump.
-        Err(_) => {
-            let over = u32::try_from(below.len()).unwrap_or(u32::MAX);
-            vec![
-                Item::Is(Instruction::new(JUMP_AT_LEAST, 0, 1, *middle)),
-                Item::Is(Instruction::new(JUMP, 0, 0, over)),
-            ]
-        }
-    };
+    let over = u32::try_from(below.len()).unwrap_or(u32::MAX);
+    let mut items = vec![
+        Item::Is(Instruction::new(JUMP_AT_LEAST, 0, 1, middle)),
+        Item::Is(Instruction::new(JUMP, 0, 0, over)),
+    ];
     items.extend(below);
     items.extend(tree(high));
     items
+}
+
+/// A binary search: comparisons, and behind them each outcome once.
+#[derive(Default)]
+struct Search {
+    comparisons: Vec<Comparison>,
+    outcomes: Vec<Outcome>,
+}
+
+struct Comparison {
+    middle: u32,
+    at_least: Branch,
+    less: Branch,
+}
+
+/// Where a search goes on.
+#[derive(Clone, Copy)]
+enum Branch {
+    Comparison(usize),
+    Outcome(usize),
+}
+
+impl Search {
+    fn new(ranges: &[Range]) -> Self {
+        let mut search = Self::default();
+        search.add(ranges);
+        search
+    }
+
+    fn add(&mut self, ranges: &[Range]) -> Option<Branch> {
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let (middle, outcome) = high.first()?;
+        if low.is_empty() {
+            let known = self.outcomes.iter().position(|one| one == outcome);
+            return Some(Branch::Outcome(known.unwrap_or_else(|| {
+                self.outcomes.push(*outcome);
+                self.outcomes.len() - 1
+            })));
+        }
+        // Its place comes first: jumps only go forward.
+        let here = self.comparisons.len();
+        let nowhere = Branch::Outcome(0);
+        self.comparisons.push(Comparison {
+            middle: *middle,
+            at_least: nowhere,
+            less: nowhere,
+        });
+        let (less, at_least) = (self.add(low)?, self.add(high)?);
+        let comparison = self.comparisons.get_mut(here)?;
+        (comparison.less, comparison.at_least) = (less, at_least);
+        Some(Branch::Comparison(here))
+    }
+
+    fn items(&self) -> Vec<Item> {
+        let over = |here: usize, branch| {
+            let place = match branch {
+                Branch::Comparison(at) => at,
+                Branch::Outcome(at) => self.comparisons.len() + at,
+            };
+            // Fits, by [`AT_ONCE`].
+            u8::try_from(place - here - 1).unwrap_or(u8::MAX)
+        };
+        let comparisons = self.comparisons.iter().enumerate().map(|(here, one)| {
+            let (at_least, less) = (over(here, one.at_least), over(here, one.less));
+            Item::Is(Instruction::new(JUMP_AT_LEAST, at_least, less, one.middle))
+        });
+        let outcomes = self.outcomes.iter().map(|outcome| match outcome {
+            Outcome::Answer(value) => Item::Is(Instruction::new(RETURN, 0, 0, *value)),
+            Outcome::Arguments(at) => Item::To(*at),
+        });
+        comparisons.chain(outcomes).collect()
+    }
 }
 
 /// Puts what is reached of the old filter behind the new instructions.
