@@ -122,19 +122,21 @@ async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
 }
 
 fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
-    let cgroup = read(engine, &container.cgroup);
-    let rate = |stats: &Stats| {
-        engine
-            .samples
-            .rate(container.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
-    };
-    let nano_cores = cgroup.as_ref().and_then(rate);
+    let (cgroup, nano_cores) = of_cgroup(engine, container.id.as_str(), &container.cgroup);
     ContainerUse {
         container,
         cgroup,
         nano_cores,
         layer: None,
     }
+}
+
+/// The use of what has this id, and its rate of CPU use.
+fn of_cgroup(engine: &Engine, id: &str, path: &str) -> (Option<Stats>, Option<u64>) {
+    let cgroup = read(engine, path);
+    let rate = |stats: &Stats| engine.samples.rate(id, stats.timestamp, stats.cpu_usage_ns);
+    let nano_cores = cgroup.as_ref().and_then(rate);
+    (cgroup, nano_cores)
 }
 
 fn read(engine: &Engine, path: &str) -> Option<Stats> {
@@ -169,14 +171,10 @@ fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
 fn of_pod(engine: &Engine, pod: Arc<PodView>) -> PodUse {
     let parent = pod.cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
     // Without a cgroup of its own, the pod's use is that of its parts.
-    let own = !pod.config.cgroup_parent.is_empty();
-    let cgroup = if own { read(engine, parent) } else { None };
-    let rate = |stats: &Stats| {
-        engine
-            .samples
-            .rate(pod.id.as_str(), stats.timestamp, stats.cpu_usage_ns)
+    let (cgroup, nano_cores) = match pod.config.cgroup_parent.as_str() {
+        "" => (None, None),
+        _ => of_cgroup(engine, pod.id.as_str(), parent),
     };
-    let nano_cores = cgroup.as_ref().and_then(rate);
     PodUse {
         pod,
         containers: Vec::new(),
