@@ -53,10 +53,13 @@ impl Cgroups {
 
     /// The v2 tree's, where it is the only one that the container has.
     pub(crate) fn unified(&self) -> Option<&Path> {
-        match (self.files.as_slice(), self.dirs.as_slice()) {
-            ([file], [dir]) if is_v2(file) => Some(dir),
-            _ => None,
-        }
+        self.v2().filter(|_| self.files.len() == 1)
+    }
+
+    /// That of the v2 tree, be there others or not.
+    pub(crate) fn v2(&self) -> Option<&Path> {
+        let file = self.files.iter().find(|file| is_v2(file))?;
+        Path::new(OsStr::from_bytes(file)).parent()
     }
 
     /// Moves this process into all of them.

@@ -331,8 +331,7 @@ fn join_beside(cgroups: &Cgroups) -> Result<(), LaunchError> {
     if root.join("cgroup.controllers").exists() {
         return Ok(());
     }
-    let is_v2 = |dir: &&PathBuf| dir.join("cgroup.controllers").exists();
-    let Some(dir) = cgroups.dirs().iter().find(is_v2) else {
+    let Some(dir) = cgroups.v2() else {
         return Ok(());
     };
     let failed = |path: &Path| {
