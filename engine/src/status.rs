@@ -54,6 +54,7 @@ fn spec_code(error: &SpecError) -> Code {
         SpecError::NoSuchName { .. }
         | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
+        | SpecError::RelativeWorkingDir(_)
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }
         | SpecError::Mount { .. }
@@ -66,7 +67,7 @@ fn spec_code(error: &SpecError) -> Code {
 
 fn network_code(error: &NetworkError) -> Code {
     match error {
-        NetworkError::Conf { .. } => Code::FailedPrecondition,
+        NetworkError::Conf { .. } | NetworkError::NotConfigured { .. } => Code::FailedPrecondition,
         NetworkError::Plugin { .. } | NetworkError::Result { .. } => Code::Unknown,
         NetworkError::Cache { .. } => disk_code(error),
     }
