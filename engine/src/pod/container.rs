@@ -11,9 +11,10 @@ use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
 
 use super::error::PodError;
+use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
 use crate::config::Launcher;
-use crate::convert::{resources, sandbox, signal};
+use crate::convert::{resources, signal};
 use crate::engine::{Engine, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
@@ -50,6 +51,7 @@ pub(crate) fn intend(
         .stop_signal
         .or_else(|| of_image.as_deref().and_then(signal::parse))
         .unwrap_or(libc::SIGTERM);
+    let named = image_names::of(&image, &config.image);
     Ok(ContainerRecord {
         version: super::record::version(),
         boot_id: engine.boot_id.clone(),
@@ -57,9 +59,10 @@ pub(crate) fn intend(
         created_at: now(),
         state: State::Creating,
         image_id: image.id.to_string(),
-        image_ref: image.id.to_string(),
+        image_ref: named.reference,
+        image_name: named.name,
         cgroup: Engine::container_cgroup(&host.cgroup, &id),
-        log_path: sandbox::log_file(&host.config, config.log_path.as_ref()),
+        log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
         process: None,

@@ -13,6 +13,7 @@ pub(crate) mod container;
 pub(crate) mod error;
 pub(crate) mod exec;
 pub(crate) mod files;
+pub(crate) mod image_names;
 pub(crate) mod index;
 pub(crate) mod launch;
 pub(crate) mod machine;

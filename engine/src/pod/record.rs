@@ -107,8 +107,11 @@ pub(crate) struct ContainerRecord {
     pub(crate) config: Arc<ContainerConfig>,
     /// `sha256:` and the config digest.
     pub(crate) image_id: String,
-    /// What the status answers as `image_ref`.
+    /// What the status answers as `image_ref`: `repository@digest`, if the image was pulled.
     pub(crate) image_ref: String,
+    /// The image by a name that a person knows; empty in records of older engines.
+    #[serde(default)]
+    pub(crate) image_name: String,
     pub(crate) cgroup: String,
     pub(crate) log_path: Option<PathBuf>,
     /// The signal that StopContainer sends.

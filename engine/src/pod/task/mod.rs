@@ -333,6 +333,7 @@ impl Task {
                 resources: record.config.resources.clone(),
                 image_id: record.image_id.clone(),
                 image_ref: record.image_ref.clone(),
+                image_name: record.image_name.clone(),
                 created_at: record.created_at,
                 cgroup: record.cgroup.clone(),
                 log_path: record.log_path.clone(),
