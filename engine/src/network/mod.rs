@@ -1,5 +1,6 @@
-//! The network of pods: CNI by built-in or executed plugins, or loopback only
-//! where no network is configured.
+//! The network of pods: CNI by built-in or executed plugins. Where no network is
+//! configured, pods with a network of their own are refused, unless the
+//! configuration has them do with a loopback interface.
 //!
 //! Owns the cached results below `<root>/cni`; never makes a network namespace.
 //! A crash leaves the cached result or, before it, the intent in the pod's
@@ -47,6 +48,12 @@ pub(crate) enum NetworkError {
         path: PathBuf,
         /// What is wrong with it.
         source: conf::ConfError,
+    },
+    /// A pod needs a network of its own, and the node has none.
+    #[error("no network is configured in {}", dir.display())]
+    NotConfigured {
+        /// `[cni] conf_dir`.
+        dir: PathBuf,
     },
     /// A plugin failed.
     #[error("network {network}: {command} by plugin {plugin}")]
@@ -132,14 +139,20 @@ impl Network {
         readiness::describe(&self.cni)
     }
 
-    /// What a new pod will be attached to; `None` = loopback only.
+    /// What a new pod will be attached to. `None`: it has a loopback interface and
+    /// nothing else, which `[cni] loopback_only` allows where no network is configured.
     pub(crate) fn plan(
         &self,
         id: &PodId,
         config: &SandboxConfig,
     ) -> Result<Option<Attachment>, NetworkError> {
-        let Some(list) = conf::load(&self.cni.conf_dir)? else {
-            return Ok(None);
+        let list = match conf::load(&self.cni.conf_dir)? {
+            Some(list) => list,
+            None if self.cni.loopback_only => return Ok(None),
+            None => {
+                let dir = self.cni.conf_dir.clone();
+                return Err(NetworkError::NotConfigured { dir });
+            }
         };
         let key = &config.key;
         let args = format!(
@@ -428,6 +441,7 @@ mod tests {
             bin_dirs: vec![dir.path().to_owned()],
             netns_dir: dir.path().to_owned(),
             external_plugins: Vec::new(),
+            loopback_only: false,
         };
         let network = Network::new(cni, dir.path().to_owned());
         let old = json!({"list": list(), "args": "", "capabilities": {}});

@@ -107,11 +107,14 @@ fn not_ready(error: &NetworkError) -> Readiness {
 /// The configured network, if all its plugins are there.
 fn look(cni: &Cni) -> Result<NetworkList, Readiness> {
     let list = conf::load(&cni.conf_dir).map_err(|error| not_ready(&error))?;
-    let list = list.ok_or_else(|| {
-        let dir = cni.conf_dir.display();
-        let text = format!("no CNI configuration in {dir}; pods get a loopback interface only");
-        Readiness::NotReady(text)
-    })?;
+    let list = match list {
+        Some(list) => list,
+        None if cni.loopback_only => return Err(Readiness::Ready),
+        None => {
+            let dir = cni.conf_dir.clone();
+            return Err(not_ready(&NetworkError::NotConfigured { dir }));
+        }
+    };
     for (plugin, runner) in list.plugins().zip(runners(cni, &list)) {
         let name = kind(plugin);
         if runner == Runner::External && installed(&cni.bin_dirs, name).is_none() {
@@ -130,7 +133,7 @@ pub(super) fn describe(cni: &Cni) -> String {
     let list = match look(cni) {
         Ok(list) => list,
         Err(Readiness::NotReady(why)) => return why,
-        Err(Readiness::Ready) => return String::new(),
+        Err(Readiness::Ready) => return "loopback only".to_owned(),
     };
     let plugins = list.plugins().zip(runners(cni, &list));
     let plugins: Vec<String> = plugins
@@ -159,6 +162,7 @@ mod tests {
             bin_dirs: vec![dir.join("bin")],
             netns_dir: dir.join("netns"),
             external_plugins: external.iter().map(|name| (*name).to_owned()).collect(),
+            loopback_only: false,
         }
     }
 
@@ -177,7 +181,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let dir = dir.path();
         let ready = |external: &[&str]| Watch::new(&cni(dir, external)).now();
-        assert!(matches!(&*ready(&[]), Readiness::NotReady(why) if why.contains("loopback")));
+        assert!(matches!(&*ready(&[]), Readiness::NotReady(why) if why.contains("net.d")));
+        let loopback = Cni {
+            loopback_only: true,
+            ..cni(dir, &[])
+        };
+        assert_eq!(*Watch::new(&loopback).now(), Readiness::Ready);
         write(dir, &json!([bridge(dir, "10.0.0.0/24")]));
         assert_eq!(*ready(&[]), Readiness::Ready);
         for external in ["bridge", "host-local", "*"] {
