@@ -14,7 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use runtime::exit::ExitRecord;
-use runtime::launcher::{Launch, Launcher, Order, StartGate};
+use runtime::frozen;
+use runtime::launcher::{Launch, Launcher, Order, StartGate, null};
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
 use rustix::io::Errno;
@@ -28,7 +29,7 @@ use crate::reactor::{Key, Reactor, Source, Token};
 const LAUNCH_TIME: u64 = 120_000_000_000;
 /// SIGKILL.
 pub(crate) const KILL: i32 = 9;
-/// How often a cgroup is searched for processes that were born meanwhile.
+/// How often a cgroup without a freezer is searched for processes that were born meanwhile.
 const KILL_ROUNDS: usize = 10;
 
 /// A container's first process: a child of the monitor.
@@ -89,6 +90,7 @@ struct Cgroups {
     procs: Option<PathBuf>,
     oom: Option<Vec<u8>>,
     kill: Option<Vec<u8>>,
+    freezer: Option<PathBuf>,
 }
 
 /// A container.
@@ -102,6 +104,10 @@ pub(crate) struct Container {
     pub(crate) output: Output,
     /// The filter of processes that are run in it.
     pub(crate) seccomp: Option<Vec<u8>>,
+    /// The kernel's flags for it.
+    pub(crate) seccomp_flags: u32,
+    /// The null device of those that have no input: the container's own.
+    null: Option<OwnedFd>,
     /// Who wants it gone, once its first process is.
     pub(crate) deletes: Vec<ReplyTo>,
     cgroups: Cgroups,
@@ -124,6 +130,7 @@ impl Container {
             Some(_) => create.seccomp_bpf.clone(),
             None => create.seccomp_bpf.take(),
         };
+        let seccomp_flags = create.seccomp_flags;
         let id = create.id.clone();
         let cgroups = Cgroups {
             procs: create
@@ -132,6 +139,7 @@ impl Container {
                 .map(|file| path(file).with_file_name(PROCS)),
             oom: create.cgroup_oom.clone(),
             kill: create.cgroup_kill.clone(),
+            freezer: freezer(&create.cgroup_files),
         };
         let (mut output, stdio) = Output::open(key, &create, reactor)?;
         let launch = match launcher.begin(Order { create, fds, stdio }) {
@@ -168,6 +176,8 @@ impl Container {
             },
             output,
             seccomp,
+            seccomp_flags,
+            null: None,
             deletes: Vec::new(),
             cgroups,
             helper,
@@ -200,6 +210,15 @@ impl Container {
             State::Running { init, .. } => Some(&init.pidfd),
             _ => None,
         }
+    }
+
+    /// A null device for a process without input.
+    pub(crate) fn null(&mut self) -> Result<OwnedFd, Errno> {
+        let null = match &self.null {
+            Some(null) => null,
+            None => self.null.insert(null::open()?),
+        };
+        rustix::io::fcntl_dupfd_cloexec(null, 3)
     }
 
     /// Whether nothing of it is left to end.
@@ -293,6 +312,10 @@ impl Container {
         {
             return;
         }
+        let frozen = self.cgroups.freezer.as_deref().map(frozen::kill);
+        if frozen.is_some_and(|killed| killed.is_ok()) {
+            return;
+        }
         let Some(procs) = &self.cgroups.procs else {
             return;
         };
@@ -315,6 +338,18 @@ impl Container {
         };
         std::fs::read_to_string(path(file)).is_ok_and(|text| ended_for_memory(signal, &text))
     }
+}
+
+/// The directory in the v1 freezer's hierarchy: one of those is mounted by its name.
+fn freezer(files: &[Vec<u8>]) -> Option<PathBuf> {
+    let mut dirs = files.iter().filter_map(|file| path(file).parent());
+    let is_freezers = |part: &OsStr| {
+        part.as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|name| name == b"freezer")
+    };
+    let dir = dirs.find(|dir| dir.iter().any(is_freezers))?;
+    Some(dir.to_owned())
 }
 
 /// Signals a child that is not reaped; one that ended is fine.

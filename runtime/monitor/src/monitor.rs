@@ -106,7 +106,7 @@ impl Monitor {
             reactor,
             descriptors,
             connections: BTreeMap::new(),
-            native: Native::new()?,
+            native: Native::default(),
             pod: None,
             setup_tried: false,
             containers: BTreeMap::new(),

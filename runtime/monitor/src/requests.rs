@@ -122,6 +122,13 @@ impl Monitor {
         }
         self.setup_tried = true;
         let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor, reply)?;
+        if let Some(init) = pod.init {
+            self.native.share_pids(init).map_err(|errno| {
+                // It would outlive the monitor.
+                let _gone = crate::container::send_signal(init, crate::container::KILL);
+                setup::failed("share the pod's pid namespace", errno)
+            })?;
+        }
         self.pod = Some(pod);
         Ok(Body::PodReady(ready))
     }

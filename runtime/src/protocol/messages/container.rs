@@ -75,6 +75,9 @@ pub struct Create {
     /// Its arguments before those that say what to do.
     #[prost(bytes = "vec", repeated, tag = "18")]
     pub runtime_args: Vec<Vec<u8>>,
+    /// The kernel's flags for the filter of processes that are run.
+    #[prost(uint32, tag = "30")]
+    pub seccomp_flags: u32,
 }
 
 /// A detached mount and where it belongs.
