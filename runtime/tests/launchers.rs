@@ -92,7 +92,16 @@ macro_rules! launcher_suite {
                     log_that_is_no_file_is_named,
                     input_is_empty_or_open,
                     terminal_is_logged,
+                    terminal_outlives_its_users,
                     grandchild_keeps_no_exit_waiting,
+                }
+                stalls {
+                    stalled_log_holds_up_its_container_only,
+                    stall_is_told_and_loses_nothing,
+                    stalled_log_keeps_no_pod,
+                    dead_log_writer_is_replaced,
+                    idle_log_needs_no_process,
+                    reopened_log_makes_its_folder,
                 }
                 pods {
                     containers_share_the_pods_namespaces,
@@ -102,6 +111,8 @@ macro_rules! launcher_suite {
                     shared_init_ends_on_sigterm,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
+                    lack_of_memory_behind_a_shell_is_told,
+                    a_kill_after_lack_of_memory_is_told_as_a_kill,
                     lack_of_memory_in_a_child_keeps_the_exit_code,
                 }
                 mounts {
@@ -125,6 +136,7 @@ macro_rules! own_launcher {
         launcher_suite! { $launcher, $kind;
             life {
                 start_is_answered_whoever_holds_the_socket,
+                start_whose_engine_died_is_told,
                 launch_that_hangs_can_be_deleted,
             }
             programs {

@@ -319,6 +319,14 @@ async fn settle(
             record.state = State::Created;
             Some(pid)
         }
+        Some((ContainerState::Starting, pid)) => {
+            // Its end is told by an event. Of a stop that was asked for meanwhile
+            // the same is true as above.
+            if !matches!(record.state, State::Killing { .. }) {
+                record.state = State::Starting;
+            }
+            Some(pid)
+        }
         Some((ContainerState::Exited(exit), _)) => {
             record.state = State::Exited(exit_of(exit));
             None

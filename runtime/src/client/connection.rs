@@ -16,7 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::error::MonitorError;
 use super::steps;
 use super::types::Event;
-use crate::protocol::{self, Body, Envelope, Incoming, ProtocolError, Received, monotonic_now};
+use crate::protocol::{
+    self, Body, Envelope, Features, Incoming, ProtocolError, Received, monotonic_now,
+};
 
 /// A connection. The reading task ends when it is dropped.
 #[derive(Debug)]
@@ -89,6 +91,7 @@ impl Connection {
             version: protocol::VERSION,
             request,
             sent_at: pending.sent_at,
+            requires: Features::needed_by(&body).bits(),
             body: Some(body),
             ..Envelope::default()
         };
@@ -141,8 +144,8 @@ impl Shared {
 
     fn dispatch(&self, mut incoming: Incoming) {
         if incoming.envelope.request == 0 {
-            if let Some(Body::Exited(exited)) = incoming.envelope.body.take() {
-                self.tell(Event::Exited(exited.into()));
+            if let Some(event) = incoming.envelope.body.take().and_then(event) {
+                self.tell(event);
             }
             return;
         }
@@ -204,6 +207,29 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// What a monitor tells without being asked.
+fn event(body: Body) -> Option<Event> {
+    match body {
+        Body::Exited(exited) => Some(Event::Exited(exited.into())),
+        Body::StartEnded(protocol::StartEnded {
+            id,
+            started_at,
+            failure,
+        }) => Some(Event::StartEnded {
+            container: id,
+            outcome: match failure {
+                Some(failure) => Err(failure.message),
+                None => Ok(started_at),
+            },
+        }),
+        Body::LogState(protocol::LogState { id, stalled }) => Some(Event::Log {
+            container: id,
+            stalled,
+        }),
+        _ => None,
+    }
+}
+
 fn step_name(request: &Body) -> &'static str {
     match request {
         Body::Hello(_) => "monitor: hello",
@@ -214,6 +240,7 @@ fn step_name(request: &Body) -> &'static str {
         Body::Exec(_) => "monitor: exec",
         Body::Delete(_) => "monitor: delete",
         Body::List(_) => "monitor: list",
+        Body::ReopenLog(_) => "monitor: reopen log",
         Body::Shutdown(_) => "monitor: shutdown",
         _ => "monitor: request",
     }

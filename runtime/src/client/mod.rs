@@ -9,6 +9,7 @@ mod binaries;
 mod connection;
 mod convert;
 mod error;
+mod log;
 mod monitor;
 mod mount_plan;
 mod plan;

@@ -18,13 +18,16 @@ use super::binaries::MonitorBinaries;
 use super::connection::Connection;
 use super::convert;
 use super::error::{ConnectError, MonitorError};
+use super::log::open_log;
 use super::reap::reap_copy;
 use super::types::{
     ContainerReport, CreateContainer, Created, Event, ExecExit, ExecProcess, PodReady, PodSetup,
     Started,
 };
 use crate::launcher::socket_path;
-use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, ProtocolError, Signal};
+use crate::protocol::{
+    Body, ContainerName, Empty, Features, Hello, Incoming, ProtocolError, ReopenLog, Signal,
+};
 
 /// How long a monitor that lives may take to say hello.
 const HELLO: Duration = Duration::from_secs(3);
@@ -45,6 +48,7 @@ pub struct Monitor {
 struct Inner {
     connection: Connection,
     pid: AtomicI32,
+    features: Features,
     binaries: Option<Arc<MonitorBinaries>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
@@ -109,6 +113,7 @@ impl Monitor {
         let inner = Inner {
             connection,
             pid: AtomicI32::new(welcome.pid),
+            features: Features::from_bits(welcome.features),
             binaries,
             events,
         };
@@ -191,12 +196,22 @@ impl Monitor {
     /// # Errors
     /// `Launch`, `Unsupported`, `Timeout`, `Exists`: nothing of it is left.
     pub async fn create(&self, c: CreateContainer) -> Result<Created, MonitorError> {
+        let log = match &c.log_path {
+            Some(path) => Some(open_log(path.clone()).await?),
+            None => None,
+        };
         let spec = convert::spec(&c)?;
         let mut fds = Vec::new();
-        let request = Body::Create(Box::new(convert::create(&c, &mut fds, &spec)?));
-        let pending = self.inner.connection.begin(request, &fds).await?;
+        let log_fd = log.as_ref().map(AsFd::as_fd);
+        let log_fd = log_fd.filter(|_| self.can(Features::LOG_DESCRIPTOR));
+        let request = convert::create(&c, &mut fds, &spec, log_fd)?;
+        let pending = self
+            .inner
+            .connection
+            .begin(Body::Create(Box::new(request)), &fds)
+            .await?;
         drop(fds);
-        drop((c, spec));
+        drop((c, spec, log));
         let answer = pending.answer().await?;
         let Some(Body::Created(created)) = answer.envelope.body else {
             return Err(unexpected("create"));
@@ -264,14 +279,28 @@ impl Monitor {
         self.order(Body::Delete(name(container)), "delete").await
     }
 
-    /// Opens a container's log again: its file was renamed.
+    /// Opens a container's log again: its file was renamed. Its folder is made if
+    /// it is gone.
     ///
     /// # Errors
     /// The container is unknown, has no log, or it cannot be opened; then the
     /// old file is written on.
-    pub async fn reopen_log(&self, container: &str) -> Result<(), MonitorError> {
-        self.order(Body::ReopenLog(name(container)), "reopen the log")
-            .await
+    pub async fn reopen_log(&self, container: &str, path: &Path) -> Result<(), MonitorError> {
+        let log = open_log(path.to_owned()).await?;
+        let fds = [log.as_fd()];
+        let given = self.can(Features::LOG_DESCRIPTOR);
+        let order = Body::ReopenLog(ReopenLog {
+            id: container.to_owned(),
+            log_fd: given.then_some(0),
+        });
+        let fds = if given { &fds[..] } else { &[] };
+        let answer = self.inner.connection.ask(order, fds).await?;
+        done(answer.envelope.body.as_ref(), "reopen the log")
+    }
+
+    /// Whether the monitor can do something that its first version could not.
+    fn can(&self, feature: Features) -> bool {
+        self.inner.features.has(feature)
     }
 
     /// All containers of the pod, in order of creation.
@@ -305,10 +334,7 @@ impl Monitor {
     }
 
     async fn order(&self, body: Body, what: &str) -> Result<(), MonitorError> {
-        match self.ask(body).await?.envelope.body {
-            Some(Body::Done(_)) => Ok(()),
-            _ => Err(unexpected(what)),
-        }
+        done(self.ask(body).await?.envelope.body.as_ref(), what)
     }
 
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<Event>> {
@@ -329,6 +355,13 @@ async fn within<T>(
     tokio::time::timeout(limit, answer)
         .await
         .unwrap_or_else(|_elapsed| Err(MonitorError::Timeout(what.to_owned())))
+}
+
+fn done(answer: Option<&Body>, what: &str) -> Result<(), MonitorError> {
+    match answer {
+        Some(Body::Done(_)) => Ok(()),
+        _ => Err(unexpected(what)),
+    }
 }
 
 fn name(container: &str) -> ContainerName {

@@ -169,6 +169,52 @@ pub(crate) async fn engine_that_returns_finds_everything(launcher: Kind) {
     pod.end().await;
 }
 
+/// A start that is under way when its engine dies is reported as such to the next
+/// one, which is told its end.
+pub(crate) async fn start_whose_engine_died_is_told(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let good = pod.create(&patient()).await;
+    let bad = pod.create(&TestSpec::new(&["/nothing"])).await;
+    let pid =
+        |container: &crate::support::TestContainer| Pid::from_raw(container.created.pid).unwrap();
+    for container in [&good, &bad] {
+        rustix::process::kill_process(pid(container), Signal::STOP).unwrap();
+        let (engine, _) = Monitor::connect(&pod.state_dir()).await.unwrap();
+        let start = engine.start(&container.id);
+        let soon = Duration::from_millis(200);
+        assert!(tokio::time::timeout(soon, start).await.is_err());
+    }
+    let (next, events) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    for report in next.list().await.unwrap() {
+        assert_eq!(report.state, ContainerState::Starting);
+        assert!(report.pid > 0);
+    }
+    pod.events = events;
+    for container in [&good, &bad] {
+        rustix::process::kill_process(pid(container), Signal::CONT).unwrap();
+    }
+    let mut told = [false; 3];
+    while told != [true; 3] {
+        match pod.event().await {
+            Event::StartEnded {
+                container,
+                outcome: Ok(at),
+            } => told[0] |= container == good.id && at > 0,
+            Event::StartEnded {
+                container,
+                outcome: Err(message),
+            } => told[1] |= container == bad.id && message.contains("/nothing"),
+            Event::Exited(record) => told[2] |= record.container == bad.id,
+            other => panic!("{other:?}"),
+        }
+    }
+    let state = &next.list().await.unwrap()[0].state;
+    assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    pod.monitor.signal(&good.id, 15).await.unwrap();
+    pod.exit(&good).await;
+    pod.end().await;
+}
+
 /// A monitor that is frozen keeps nobody waiting, and is not taken for dead.
 pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: Kind) {
     let pod = Pod::new(launcher).await;

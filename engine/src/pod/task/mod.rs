@@ -85,6 +85,8 @@ struct Slot {
     /// Updates wait for each other: each starts from what the last one left.
     updates: VecDeque<(Resources, Reply<()>)>,
     update_runs: bool,
+    /// Whether its log takes nothing for the time being.
+    log_stalled: bool,
 }
 
 impl Slot {
@@ -100,6 +102,7 @@ impl Slot {
             removal_runs: false,
             updates: VecDeque::new(),
             update_runs: false,
+            log_stalled: false,
         }
     }
 
@@ -336,6 +339,7 @@ impl Task {
                 created_at: record.created_at,
                 cgroup: record.cgroup.clone(),
                 log_path: record.log_path.clone(),
+                log_stalled: slot.log_stalled,
                 stop_signal: record.stop_signal,
                 user: record.user.clone(),
                 pid: slot.pid,
