@@ -297,7 +297,7 @@ mod tests {
                 &b"half\n1970-01-01T00:00:00.000000000Z stdout F a\n"[..],
                 41,
             ),
-            (&b"1970-01-01T00:00:00.000000000Z stdout F bc\n"[..], 42),
+            (&b"1970-01-01T00:00:00.000000000Z stdout F bc\n"[..], 43),
             (&b"no end"[..], 0),
         ] {
             let path = dir.path().join(written.to_string());
