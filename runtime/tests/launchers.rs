@@ -95,14 +95,6 @@ macro_rules! launcher_suite {
                     terminal_outlives_its_users,
                     grandchild_keeps_no_exit_waiting,
                 }
-                stalls {
-                    stalled_log_holds_up_its_container_only,
-                    stall_is_told_and_loses_nothing,
-                    stalled_log_keeps_no_pod,
-                    dead_log_writer_is_replaced,
-                    idle_log_needs_no_process,
-                    reopened_log_makes_its_folder,
-                }
                 pods {
                     containers_share_the_pods_namespaces,
                     kernel_parameters_are_set,

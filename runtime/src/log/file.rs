@@ -295,7 +295,7 @@ mod tests {
         for (piece, written) in [
             (
                 &b"half\n1970-01-01T00:00:00.000000000Z stdout F a\n"[..],
-                41,
+                42,
             ),
             (&b"1970-01-01T00:00:00.000000000Z stdout F bc\n"[..], 43),
             (&b"no end"[..], 0),

@@ -1,4 +1,4 @@
-//! A log whose disk stalls, or whose writer dies.
+//! A log whose disk stalls, or whose writer dies: whoever launches.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -54,11 +54,12 @@ async fn prompt<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 /// A stalled log holds up the output of its container, and nothing else.
-pub(crate) async fn stalled_log_holds_up_its_container_only(launcher: Kind) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_log_holds_up_its_container_only() {
     let Some(mut disk) = StallingDisk::new() else {
         return;
     };
-    let mut pod = Pod::new(launcher).await;
+    let mut pod = Pod::new(Kind::Native).await;
     let quiet = pod.run(&TestSpec::new(&["sleep", "1000"])).await;
     let log = disk.path().join("0.log");
     let script = format!("echo 0; sleep 1; {FLOOD}; touch /done; sleep 1000");
@@ -117,11 +118,12 @@ async fn pod_exit(
 }
 
 /// A stall is told, and so is its end; then everything is in the log.
-pub(crate) async fn stall_is_told_and_loses_nothing(launcher: Kind) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stall_is_told_and_loses_nothing() {
     let Some(mut disk) = StallingDisk::new() else {
         return;
     };
-    let mut pod = Pod::new(launcher).await;
+    let mut pod = Pod::new(Kind::Native).await;
     let log = disk.path().join("0.log");
     let spec = TestSpec::shell("seq 0 9; sleep 1; seq 10 299999");
     let container = run_with_log(&mut pod, &spec, log.clone()).await;
@@ -162,11 +164,12 @@ pub(crate) async fn stall_is_told_and_loses_nothing(launcher: Kind) {
 }
 
 /// A pod ends although a log of it stalls.
-pub(crate) async fn stalled_log_keeps_no_pod(launcher: Kind) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stalled_log_keeps_no_pod() {
     let Some(mut disk) = StallingDisk::new() else {
         return;
     };
-    let mut pod = Pod::new(launcher).await;
+    let mut pod = Pod::new(Kind::Native).await;
     let log = disk.path().join("0.log");
     let spec = TestSpec::shell(&format!("echo 0; sleep 1; {FLOOD}"));
     let container = run_with_log(&mut pod, &spec, log.clone()).await;
@@ -183,8 +186,9 @@ pub(crate) async fn stalled_log_keeps_no_pod(launcher: Kind) {
 }
 
 /// A writer that dies is replaced; what it had taken is all that is lost.
-pub(crate) async fn dead_log_writer_is_replaced(launcher: Kind) {
-    let mut pod = Pod::new(launcher).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_log_writer_is_replaced() {
+    let mut pod = Pod::new(Kind::Native).await;
     let spec = TestSpec::shell("i=0; while [ $i -lt 30000 ]; do echo $i; i=$((i+1)); done");
     let container = pod.run(&spec).await;
     let mut killed = 0;
@@ -206,8 +210,9 @@ pub(crate) async fn dead_log_writer_is_replaced(launcher: Kind) {
 }
 
 /// A container that says nothing for a while has no writer, and one again later.
-pub(crate) async fn idle_log_needs_no_process(launcher: Kind) {
-    let mut pod = Pod::new(launcher).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_log_needs_no_process() {
+    let mut pod = Pod::new(Kind::Native).await;
     let spec = TestSpec::shell("echo first; read wait <&0; echo second; sleep 1000");
     let container = pod
         .create_with(&spec, |request| request.stdin = true)
@@ -230,8 +235,9 @@ pub(crate) async fn idle_log_needs_no_process(launcher: Kind) {
 }
 
 /// A log whose folder was removed is made again.
-pub(crate) async fn reopened_log_makes_its_folder(launcher: Kind) {
-    let mut pod = Pod::new(launcher).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reopened_log_makes_its_folder() {
+    let mut pod = Pod::new(Kind::Native).await;
     let spec = TestSpec::shell("echo first; read wait <&0; echo second; sleep 1000");
     let log = pod.scratch().join("logs/deep/below/0.log");
     std::fs::create_dir_all(log.parent().unwrap()).unwrap();
