@@ -15,6 +15,8 @@ pub(crate) mod filtered_child;
 pub mod fork;
 pub mod heap;
 pub(crate) mod mount_attr;
+#[cfg(feature = "engine")]
+pub(crate) mod peer;
 pub mod propagation;
 pub mod seccomp_load;
 pub mod signals;
