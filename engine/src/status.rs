@@ -46,7 +46,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
         | PodError::CutOff => Code::Unavailable,
         PodError::Snapshot(_) | PodError::Runtime { .. } | PodError::Record(_) => disk_code(error),
         PodError::Start(_) => Code::Unknown,
-        PodError::Files(_) | PodError::Log { .. } => disk_code(error),
+        PodError::Files(_) => disk_code(error),
         PodError::Lease(_) => Code::NotFound,
         PodError::Defect(_) => Code::Internal,
     };

@@ -2,7 +2,6 @@
 //! specification, cgroup with its limits, and the launcher.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -218,9 +217,6 @@ fn prepare(
     } = spec::build(&inputs)?;
     drop(step);
     let _step = mark("limits");
-    if let Some(log) = &record.log_path {
-        make_log_dir(log)?;
-    }
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
         engine.said.warn(&warning);
@@ -312,16 +308,6 @@ fn is_in_cgroup(pid: i32, id: &str) -> bool {
     // Or one below it: systemd in a container moves itself.
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     parts.any(|part| part.starts_with(id))
-}
-
-fn make_log_dir(log: &std::path::Path) -> Result<(), PodError> {
-    let Some(dir) = log.parent() else {
-        return Ok(());
-    };
-    std::fs::create_dir_all(dir).map_err(|source| PodError::Log {
-        path: PathBuf::from(dir),
-        source,
-    })
 }
 
 /// A launcher's error as a caller should read it.

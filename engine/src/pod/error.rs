@@ -1,6 +1,5 @@
 //! What can go wrong with pods and containers, as callers need to tell it apart.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::convert::BadRequest;
@@ -95,14 +94,6 @@ pub(crate) enum PodError {
     /// The image could not be leased.
     #[error("lease image")]
     Lease(#[from] image_store::LeaseError),
-    /// The log file could not be used.
-    #[error("log file {}", path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// A command ran longer than its timeout.
     #[error("the command did not end within {0} s and was killed")]
     Timeout(i64),

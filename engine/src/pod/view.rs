@@ -26,6 +26,8 @@ pub(crate) struct ContainerView {
     pub(crate) created_at: i64,
     pub(crate) cgroup: String,
     pub(crate) log_path: Option<PathBuf>,
+    /// Whether the log takes nothing for the time being: its output waits.
+    pub(crate) log_stalled: bool,
     pub(crate) stop_signal: i32,
     pub(crate) user: User,
     pub(crate) pid: Option<i32>,

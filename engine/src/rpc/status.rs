@@ -10,13 +10,20 @@ use tonic::Status;
 use crate::engine::Engine;
 use crate::network::Readiness;
 
+/// Containers that a condition names at most.
+const STALLED_NAMED: usize = 3;
+
 /// What the kubelet asks every few seconds.
 pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::StatusRequest,
 ) -> Result<v1::StatusResponse, Status> {
     let v1::StatusRequest { verbose } = request;
-    let conditions = vec![runtime_ready(engine), network_ready(engine)];
+    let conditions = vec![
+        runtime_ready(engine),
+        network_ready(engine),
+        logs_flow(engine),
+    ];
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: if verbose {
@@ -54,6 +61,35 @@ fn network_ready(engine: &Engine) -> v1::RuntimeCondition {
     v1::RuntimeCondition {
         r#type: "NetworkReady".to_owned(),
         status,
+        reason,
+        message,
+    }
+}
+
+/// Slipway's own condition, which the kubelet shows to nobody but does not mind: it
+/// looks at the two above only. The names of a few containers are enough to find the
+/// disk.
+fn logs_flow(engine: &Engine) -> v1::RuntimeCondition {
+    let views = engine.index.list();
+    let containers = views.iter().flat_map(|view| &view.containers);
+    let stalled: Vec<&str> = containers
+        .filter(|container| container.log_stalled)
+        .map(|container| container.id.as_str())
+        .collect();
+    let (reason, message) = match stalled.len() {
+        0 => (String::new(), String::new()),
+        count => {
+            let some: Vec<&str> = stalled.iter().take(STALLED_NAMED).copied().collect();
+            let message = format!(
+                "the disk takes nothing of {count} logs, whose containers' output waits: {}",
+                some.join(", ")
+            );
+            ("LogDiskStalled".to_owned(), message)
+        }
+    };
+    v1::RuntimeCondition {
+        r#type: "ContainerLogsFlow".to_owned(),
+        status: stalled.is_empty(),
         reason,
         message,
     }

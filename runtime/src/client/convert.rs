@@ -118,6 +118,7 @@ pub(super) fn create<'a>(
     c: &'a CreateContainer,
     fds: &mut Vec<BorrowedFd<'a>>,
     form: &'a SpecForm,
+    log: Option<BorrowedFd<'a>>,
 ) -> Result<Create, MonitorError> {
     let CreateContainer {
         id,
@@ -159,6 +160,7 @@ pub(super) fn create<'a>(
             })
         })
         .collect::<Result<_, MonitorError>>()?;
+    // The last one: the monitor takes it out of those that it hands on.
     Ok(Create {
         id: id.clone(),
         launcher: (*launcher).into(),
@@ -170,6 +172,7 @@ pub(super) fn create<'a>(
         cgroup_kill: cgroup_kill.clone().map(bytes),
         seccomp_bpf: seccomp_bpf.clone().or(filter),
         log_path: log_path.clone().map(bytes),
+        log_fd: log.map(|log| push(fds, log)),
         stdin: *stdin,
         stdin_once: *stdin_once,
         tty: *tty,
@@ -223,10 +226,12 @@ pub(super) fn report(container: Container) -> ContainerReport {
         started_at,
         exit,
         lost_log_bytes,
+        log_stalled,
     } = container;
     let state = match (state, exit) {
         (State::Exited, Some(exit)) => ContainerState::Exited(ExitRecord::from(exit)),
         (State::Running, _) => ContainerState::Running { started_at },
+        (State::Starting, _) => ContainerState::Starting,
         _ => ContainerState::Created,
     };
     ContainerReport {
@@ -234,6 +239,7 @@ pub(super) fn report(container: Container) -> ContainerReport {
         state,
         pid,
         lost_log_bytes,
+        log_stalled,
     }
 }
 

@@ -108,6 +108,23 @@ impl Fds {
         }
     }
 
+    /// Takes the descriptor of the last slot: those before it keep their numbers,
+    /// and can still be forwarded.
+    ///
+    /// # Errors
+    /// The slot is not the last one, or taken.
+    pub fn pop(&mut self, slot: u32, what: &'static str) -> Result<OwnedFd, ProtocolError> {
+        if usize::try_from(slot)
+            .ok()
+            .and_then(|slot| slot.checked_add(1))
+            != Some(self.0.len())
+        {
+            return Err(ProtocolError::NoDescriptor(what));
+        }
+        let last = self.0.pop().flatten();
+        last.ok_or(ProtocolError::NoDescriptor(what))
+    }
+
     /// How many came, taken or not.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -268,7 +268,7 @@ impl Pod {
         loop {
             match self.event().await {
                 Event::Exited(record) if record.container == container.id => return record,
-                Event::Exited(_) => {}
+                Event::Exited(_) | Event::StartEnded { .. } | Event::Log { .. } => {}
                 Event::Gone => panic!("the monitor died"),
             }
         }

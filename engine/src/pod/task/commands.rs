@@ -371,8 +371,13 @@ impl Task {
             return respond(reply, Err(PodError::State { what, state }));
         };
         let id = id.clone();
+        let Some(path) = slot.record.log_path.clone() else {
+            let what = format!("container {id}");
+            let state = "without a log".to_owned();
+            return respond(reply, Err(PodError::State { what, state }));
+        };
         let work = async move {
-            let result = monitor.reopen_log(id.as_str()).await;
+            let result = monitor.reopen_log(id.as_str(), &path).await;
             let named = |error| PodError::runtime(format!("reopen log of container {id}"), error);
             respond(reply, result.map_err(named));
             Ok(())

@@ -112,6 +112,8 @@ struct Slot {
     graces: Vec<AbortHandle>,
     /// Waits for what SIGKILL leads to.
     kill_watch: Option<AbortHandle>,
+    /// Whether its log takes nothing for the time being.
+    log_stalled: bool,
 }
 
 impl Slot {
@@ -131,6 +133,7 @@ impl Slot {
             unmade: None,
             graces: Vec::new(),
             kill_watch: None,
+            log_stalled: false,
         }
     }
 
@@ -393,6 +396,7 @@ impl Task {
                 created_at: record.created_at,
                 cgroup: record.cgroup.clone(),
                 log_path: record.log_path.clone(),
+                log_stalled: slot.log_stalled,
                 stop_signal: record.stop_signal,
                 user: record.user.clone(),
                 pid: slot.pid,

@@ -40,6 +40,13 @@ impl Task {
                 }
                 Err(error) => tracing::warn!(%error, "exit record"),
             },
+            Event::StartEnded { container, outcome } => {
+                if let Ok(id) = ContainerId::try_from(container.as_str()) {
+                    let result = outcome.map_err(PodError::Start);
+                    self.started(&id, result);
+                }
+            }
+            Event::Log { container, stalled } => self.log_state(&container, stalled),
             Event::Gone => self.monitor_gone(),
         }
         self.publish();
@@ -296,5 +303,24 @@ impl Task {
             }
         }
         self.tear_down_when_ended();
+    }
+
+    /// A container's log stopped taking records, or takes them again.
+    fn log_state(&mut self, container: &str, stalled: bool) {
+        let Ok(id) = ContainerId::try_from(container) else {
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let log = slot.record.log_path.as_ref().map(|path| path.display());
+        let log = log.map(|path| path.to_string()).unwrap_or_default();
+        if stalled {
+            tracing::warn!(container = %id, log, "the log takes nothing: the container's output waits");
+        } else {
+            tracing::info!(container = %id, log, "the log takes output again");
+        }
+        slot.log_stalled = stalled;
+        self.refresh(&id);
     }
 }

@@ -177,6 +177,9 @@ fn settled(recorded: &State, reported: &ContainerState) -> State {
         (_, ContainerState::Exited(exit)) => State::Exited(exit_of(exit)),
         // A start that was ordered and did not arrive: it may be ordered again.
         (_, ContainerState::Created) => State::Created,
+        // How its start ends is told by an event.
+        (State::Killing { .. }, ContainerState::Starting) => recorded.clone(),
+        (_, ContainerState::Starting) => State::Starting,
         // A kill is simply sent again.
         (State::Killing { .. }, ContainerState::Running { .. }) => recorded.clone(),
         // A stop whose signal may not have been sent has to be asked for again.
