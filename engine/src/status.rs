@@ -130,6 +130,7 @@ pub(crate) fn pull(error: &PullError) -> Status {
         PullError::UnsupportedMediaType { .. } => Code::Unimplemented,
         PullError::Hosts { .. }
         | PullError::BadManifest { .. }
+        | PullError::ForeignLayer { .. }
         | PullError::TooLarge { .. }
         | PullError::HostileEntry { .. } => Code::FailedPrecondition,
         PullError::DigestMismatch { .. }

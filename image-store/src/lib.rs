@@ -6,9 +6,11 @@
 //! leaves; `layout` shows the directories.
 
 mod auth;
+mod compression;
 mod db;
 mod depot;
 mod digest;
+mod duration;
 mod error;
 mod hosts;
 mod image;
@@ -35,6 +37,7 @@ mod usage;
 
 pub use auth::Auth;
 pub use digest::{DiffId, Digest, DigestError, ImageId, LayerDigest};
+pub use duration::parse_duration;
 pub use error::{Cause, ImportError, LeaseError, OpenError, PullError, RemoveError};
 pub use hosts::HostsError;
 pub use image::Image;

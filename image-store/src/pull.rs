@@ -146,6 +146,9 @@ impl Work {
                         return Err(self.no_platform(reference, offered));
                     }
                     let layers = manifest.layers(&config)?;
+                    layers
+                        .iter()
+                        .try_for_each(|layer| session.check_foreign(layer))?;
                     return Ok(Plan {
                         config,
                         layers,

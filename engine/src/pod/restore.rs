@@ -14,10 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::client::{ConnectError, ContainerReport, Event, ExitRecord, Monitor, MonitorError};
+use runtime::client::{ExitRecord, Monitor, Reached};
 use tokio::sync::{mpsc, oneshot};
 
-use super::backoff::Backoff;
 use super::error::PodError;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
@@ -26,8 +25,6 @@ use super::unreadable;
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::PodId;
 
-/// How long one try to reach a monitor may take.
-const REACH_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a monitor is looked for whose pod has to be undone anyway.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the first answers wait for monitors, so that they are as true as can be.
@@ -188,52 +185,10 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<ones
     Some(resume(Arc::clone(engine), restored, receiver))
 }
 
-/// A monitor that answers, and what it has.
-pub(crate) struct Reached {
-    pub(crate) monitor: Monitor,
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    pub(crate) reports: Vec<ContainerReport>,
-}
-
-/// Reaches a monitor, however long it takes; `None` where it is known to be dead.
-/// A monitor that does not answer may be held up by a disk, and its containers run.
-pub(crate) async fn reach(state: &Path) -> Option<Reached> {
-    let mut backoff = Backoff::default();
-    loop {
-        let reaching = async {
-            let (monitor, events) = Monitor::connect(state).await.map_err(Unreached::Connect)?;
-            let reports = monitor.list().await.map_err(Unreached::List)?;
-            Ok(Reached {
-                monitor,
-                events,
-                reports,
-            })
-        };
-        match tokio::time::timeout(REACH_PATIENCE, reaching).await {
-            Ok(Ok(reached)) => return Some(reached),
-            Ok(Err(Unreached::Connect(error))) if error.is_absent() => return None,
-            Ok(Err(error)) => {
-                tracing::warn!(state = %state.display(), ?error, "a monitor is not reached yet");
-            }
-            Err(_) => {
-                tracing::warn!(state = %state.display(), "a monitor does not answer");
-            }
-        }
-        tokio::time::sleep(backoff.pause()).await;
-    }
-}
-
-/// The same for a pod that is undone with or without its monitor.
-pub(crate) async fn reach_soon(state: &Path) -> Option<Reached> {
-    let reached = tokio::time::timeout(UNDO_PATIENCE, reach(state)).await;
-    reached.ok().flatten()
-}
-
-#[derive(Debug)]
-#[expect(dead_code, reason = "read by Debug, in the log")]
-enum Unreached {
-    Connect(ConnectError),
-    List(MonitorError),
+/// Reaches the monitor of a pod that is undone with or without it.
+pub(super) async fn reach_soon(state: &Path) -> Option<Reached> {
+    let reached = tokio::time::timeout(UNDO_PATIENCE, Monitor::reach(state)).await;
+    reached.ok()?.ok()
 }
 
 /// The containers of a pod as their records and the monitor's exit records say.

@@ -11,9 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::compression::{self, Compression, Decoder};
 use crate::error::ImportError;
 use crate::tar::{Kind, TarReader};
 use crate::unpack::Name;
@@ -142,16 +142,16 @@ impl Read for Stretch {
 
 /// The archive itself, or its plain form in a file without a name.
 fn plain(mut file: File) -> io::Result<File> {
-    let mut head = [0; 4];
-    let n = file.read_at(&mut head, 0)?;
-    let buffered =
-        |file: &File| Ok::<_, io::Error>(BufReader::with_capacity(1 << 17, file.try_clone()?));
-    let mut decoder: Box<dyn Read> = match &head[..n] {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(buffered(&file)?)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(buffered(&file)?)?),
-        _ => return Ok(file),
-    };
+    let (compression, _) = compression::sniff(&file)?;
     file.seek(SeekFrom::Start(0))?;
+    match compression {
+        Compression::None => return Ok(file),
+        Compression::Refused(name) => {
+            return Err(io::Error::other(format!("{name} is not read here")));
+        }
+        Compression::Gzip | Compression::Zstd => {}
+    }
+    let mut decoder = Decoder::new(compression, BufReader::with_capacity(1 << 17, file))?;
     let mut out = unnamed_file()?;
     io::copy(&mut decoder, &mut out)?;
     Ok(out)

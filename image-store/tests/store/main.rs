@@ -3,7 +3,9 @@
 
 mod auth;
 mod crash;
+mod h2;
 mod import;
+mod places;
 mod pull;
 mod sharing;
 #[expect(

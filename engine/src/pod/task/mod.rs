@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use runtime::client::steps::{self, Mark, Steps};
-use runtime::client::{Event, Monitor};
+use runtime::client::{Event, Monitor, Reached};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -36,7 +36,7 @@ use super::index::Inbox;
 use super::launch::{Launched, NotLaunched};
 use super::machine::{Phase, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
-use super::restore::{self, Reached};
+use super::restore;
 use super::view::{ContainerView, PodView};
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::{ContainerId, PodId};

@@ -3,14 +3,14 @@
 
 use std::sync::Arc;
 
-use runtime::client::{ContainerReport, ContainerState};
+use runtime::client::{ContainerReport, ContainerState, Monitor, Reached};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::container::NotMade;
 use super::super::error::PodError;
 use super::super::machine::{Phase, State};
 use super::super::record::{ContainerRecord, PodRecord};
-use super::super::restore::{self, Reached};
+use super::super::restore;
 use super::super::teardown;
 use super::{Command, Done, Slot, Task, exit_of, supervise};
 use crate::engine::Engine;
@@ -88,7 +88,7 @@ impl Task {
     /// Looks for the monitor, for as long as it may be alive.
     fn reach(&mut self) {
         let state = self.engine.pod_state(&self.record.id);
-        let work = async move { Ok(restore::reach(&state).await.map(Box::new)) };
+        let work = async move { Ok(Monitor::reach(&state).await.ok().map(Box::new)) };
         self.job(work, |reached| Done::Reached(reached.unwrap_or_default()));
     }
 
@@ -99,12 +99,12 @@ impl Task {
                 let Reached {
                     monitor,
                     events,
-                    reports,
+                    containers,
                 } = *reached;
                 self.monitor = Some(monitor);
                 self.events = Some(events);
                 self.undo_creations();
-                self.settle(&reports);
+                self.settle(&containers);
                 self.carry_on();
             }
             None => {
