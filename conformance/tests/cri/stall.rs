@@ -110,3 +110,51 @@ fn lists_and_statuses_answer_while_the_disk_of_the_records_stands_still() {
         with_root_on_a_disk(test, rig).await;
     });
 }
+
+#[test]
+fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
+    with_own_engine(async |rig| {
+        let volume = rig.engine.path("volume");
+        std::fs::create_dir(&volume).expect("a mount point");
+        let disk = Disk::mount(&volume, &rig.engine.path("volume.img"));
+        disk.freeze();
+        let sandbox = rig.sandbox("volume");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        // It is not there: to be made, it needs the frozen disk.
+        let missing = volume.join("missing");
+        config.mounts = vec![v1::Mount {
+            container_path: "/v".into(),
+            host_path: missing.to_string_lossy().into_owned(),
+            ..Default::default()
+        }];
+        let creating = {
+            let (mut client, pod) = (rig.client.clone(), pod.clone());
+            let (config, sandbox) = (config.clone(), sandbox.clone());
+            tokio::task::spawn_local(async move { client.create(&pod, &config, &sandbox).await })
+        };
+        // Others are refused by name as soon as the path is known not to answer.
+        let other = rig.sandbox("other");
+        let second = rig.client.run_pod(&other).await.expect("run");
+        let mut client = rig.client.clone();
+        let refused = conformance::eventually(crate::rig::DEADLINE, async || {
+            let attempt = tokio::time::timeout(
+                Duration::from_millis(500),
+                client.create(&second, &config, &other),
+            );
+            Some(attempt.await.ok()?.expect_err("the volume does not answer"))
+        });
+        let refused = refused.await.expect("refused");
+        let named = refused.message().contains("volume/missing");
+        assert!(
+            named && refused.message().contains("not answered"),
+            "{refused}"
+        );
+        in_time("StopPodSandbox", rig.client.stop_pod(&pod)).await;
+        let created = creating.await.expect("no panic");
+        created.expect_err("its pod was stopped");
+        in_time("RemovePodSandbox", rig.client.remove_pod(&pod)).await;
+        in_time("StopPodSandbox", rig.client.stop_pod(&second)).await;
+        disk.thaw();
+    });
+}

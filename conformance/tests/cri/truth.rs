@@ -185,6 +185,48 @@ fn a_pod_with_the_nodes_network_has_the_nodes_name() {
 }
 
 #[test]
+fn a_value_that_is_not_utf_8_arrives_as_it_is() {
+    with_engine(async |rig| {
+        let sandbox = rig.sandbox("raw");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let script = "printf %s \"$RAW\" > /tmp/raw; sleep 1000";
+        let mut config = rig.container("main", &["/bin/sh", "-c", script]);
+        config.envs = vec![v1::KeyValue {
+            key: "RAW".into(),
+            value: b"a\xff\xfeb".to_vec(),
+        }];
+        let created = rig.client.create(&pod, &config, &sandbox).await;
+        if std::env::var_os("SLIPWAY_TEST_HANDLER").is_some_and(|name| name != "native") {
+            let refused = created.expect_err("JSON cannot say it");
+            assert!(refused.message().contains("envs[RAW]"), "{refused}");
+            return;
+        }
+        let id = created.expect("CreateContainer");
+        rig.client.start(&id).await.expect("start");
+        let bytes = async |rig: &mut Rig, script: &str| {
+            let mut client = rig.client.clone();
+            let said = conformance::eventually(crate::rig::DEADLINE, async || {
+                let output = client
+                    .exec(&id, &["sh", "-c", script], 5)
+                    .await
+                    .expect("exec");
+                (!output.stdout.trim().is_empty()).then_some(output.stdout)
+            });
+            said.await
+                .expect("bytes")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let expected = ["141", "377", "376", "142"];
+        let of_init = bytes(rig, "od -An -b /tmp/raw").await;
+        assert_eq!(of_init, expected);
+        let of_exec = bytes(rig, "printf %s \"$RAW\" | od -An -b").await;
+        assert_eq!(of_exec, expected);
+    });
+}
+
+#[test]
 fn a_relative_working_directory_of_an_image_is_refused() {
     let extras = Extras {
         config: json!({ "WorkingDir": "srv" }),

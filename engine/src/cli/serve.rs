@@ -25,6 +25,7 @@ use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
 use crate::server;
+use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
@@ -179,6 +180,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         cgroups,
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
+        host_paths: HostPaths::default(),
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),

@@ -16,11 +16,11 @@ use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
 use crate::config::Launcher;
-use crate::convert::{resources, signal};
+use crate::convert::{BadRequest, resources, signal};
 use crate::engine::{Engine, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::model::{ContainerConfig, IpcMode, PidMode};
+use crate::model::{Bytes, ContainerConfig, IpcMode, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built};
 
@@ -71,6 +71,7 @@ pub(crate) fn intend(
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
+        raw_environment: None,
         process: None,
         id,
         config: Arc::new(config),
@@ -145,10 +146,22 @@ async fn make(
             prepare(engine, &host, &record, &image, (rootfs, &cgroup))
         })
     };
-    let prepared = in_time(&record.id, preparing, stop).await?;
+    let prepared = tokio::select! {
+        prepared = preparing => prepared?,
+        _dropped = stop => return Err(PodError::State {
+            what: format!("container {}", record.id),
+            state: "being stopped".to_owned(),
+        }),
+        // A thread that a path of the host keeps in the kernel cannot be ended.
+        () = tokio::time::sleep(HOST_PATIENCE) => return Err(PodError::HostPaths {
+            path: engine.host_paths.slowest().unwrap_or_default(),
+            patience: HOST_PATIENCE,
+        }),
+    };
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
+    record.raw_environment = prepared.raw_environment.map(Arc::new);
     let created = host
         .monitor
         .create(prepared.order)
@@ -162,23 +175,6 @@ async fn make(
         record,
         pid: created.pid,
     })
-}
-
-/// Waits for work that touches paths of the host, such as a volume on a server that
-/// is gone, where a thread may hang in the kernel for ever.
-async fn in_time<T>(
-    id: &ContainerId,
-    work: impl Future<Output = Result<T, PodError>>,
-    stop: oneshot::Receiver<()>,
-) -> Result<T, PodError> {
-    tokio::select! {
-        done = work => done,
-        _dropped = stop => Err(PodError::State {
-            what: format!("container {id}"),
-            state: "being stopped".to_owned(),
-        }),
-        () = tokio::time::sleep(HOST_PATIENCE) => Err(PodError::HostPaths(HOST_PATIENCE)),
-    }
 }
 
 /// Makes the container's cgroup.
@@ -196,6 +192,7 @@ struct Prepared {
     order: CreateContainer,
     user: User,
     process: oci_spec::runtime::Process,
+    raw_environment: Option<Vec<Bytes>>,
 }
 
 fn prepare(
@@ -214,7 +211,12 @@ fn prepare(
         sources,
         user,
         filter,
+        raw_environment,
     } = spec::build(&inputs)?;
+    let launcher = launcher(engine, &host.pod)?;
+    if raw_environment.is_some() && launcher != LauncherKind::Native {
+        return Err(PodError::Request(raw_environment_refused(config)));
+    }
     drop(step);
     let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
@@ -226,7 +228,7 @@ fn prepare(
     let shares_pids = config.security.pid != PidMode::Container;
     let order = CreateContainer {
         id: record.id.to_string(),
-        launcher: launcher(engine, &host.pod)?,
+        launcher,
         runtime: oci_runtime(engine, &host.pod),
         spec,
         rootfs,
@@ -243,12 +245,27 @@ fn prepare(
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        environment: raw_environment.as_ref().map(|pairs| {
+            let bytes = pairs.iter().map(|pair| pair.0.clone());
+            bytes.collect()
+        }),
     };
     Ok(Prepared {
         order,
         user,
         process,
+        raw_environment,
     })
+}
+
+/// Names the variable that an OCI runtime specification, which is JSON, cannot say.
+fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
+    let is_raw = |(_, value): &&(String, Bytes)| std::str::from_utf8(&value.0).is_err();
+    let name = config.envs.iter().find(is_raw).map(|(name, _)| name);
+    BadRequest::Value {
+        field: format!("config.envs[{}]", name.map_or("", String::as_str)),
+        reason: "the value is not UTF-8, which only the native launcher can pass on".to_owned(),
+    }
 }
 
 /// Who makes the containers of a pod.
@@ -298,6 +315,7 @@ fn inputs<'a>(
         pid_of_namespace,
         unified_cgroups: engine.unified(),
         seccomp: &engine.seccomp,
+        host_paths: &engine.host_paths,
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount as OciMount;
 use runtime::mount::{BindOptions, Propagation as TreePropagation};
 
-use super::{Inputs, SpecError};
+use super::{Inputs, SpecError, stuck};
 use crate::model::{Mount, Propagation};
 
 type Sources = Vec<(usize, OwnedFd)>;
@@ -52,7 +52,10 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), Spe
         match place {
             Place::Kernels(mount) => mounts.push(mount),
             Place::Volume(mount) => {
-                sources.push((mounts.len(), clone(&mount)?));
+                let path = &mount.host_path;
+                let source = inputs.host_paths.visit(path, || clone(&mount));
+                let source = source.map_err(|source| stuck(path, source))??;
+                sources.push((mounts.len(), source));
                 mounts.push(bind(&target, &mount));
             }
         }
