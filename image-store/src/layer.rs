@@ -13,7 +13,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use crate::compression::{self, Compression, Decoder};
 use crate::digest::{DiffId, Digest, Hasher, HashingReader, LayerDigest};
 use crate::tar::TarError;
-use crate::unpack::{Limits, Occupied, UnpackError, unpack};
+use crate::unpack::{Limits, UnpackError, Unpacked, unpack};
 
 const BUFFER: usize = 128 * 1024;
 /// Layers from this size on are decompressed beside making their files.
@@ -93,7 +93,7 @@ pub(crate) fn receive<R: Read + Send>(
     wanted: &Wanted,
     dir: OwnedFd,
     how: &Receiving<'_>,
-) -> Result<Occupied, LayerError> {
+) -> Result<Unpacked, LayerError> {
     let mut metered = Metered::new(source, wanted.size);
     let result = decode_and_unpack(&mut metered, wanted, dir, how);
     if let Some(error) = metered.failure.take() {
@@ -118,7 +118,7 @@ fn decode_and_unpack<R: Read + Send>(
     wanted: &Wanted,
     dir: OwnedFd,
     how: &Receiving<'_>,
-) -> Result<Occupied, LayerError> {
+) -> Result<Unpacked, LayerError> {
     let (compression, source) = compression::sniff(metered).map_err(LayerError::Decompress)?;
     if let Compression::Refused(name) = compression {
         return Err(LayerError::Compression { name });
@@ -139,9 +139,9 @@ fn decode_and_unpack<R: Read + Send>(
         .transpose()
         .map_err(LayerError::Decompress)?
         .map(DiffId);
-    let occupied = unpacked?;
+    let unpacked = unpacked?;
     match got {
-        Some(got) if got == wanted.diff_id => Ok(occupied),
+        Some(got) if got == wanted.diff_id => Ok(unpacked),
         Some(got) => Err(LayerError::DiffId {
             want: wanted.diff_id,
             got,
@@ -154,7 +154,7 @@ fn decode_and_unpack<R: Read + Send>(
 
 /// What unpacking gave; and the digest of the plain archive, the failure of
 /// reading it, or nothing when it was not read to its end.
-type Halves = (Result<Occupied, UnpackError>, Option<io::Result<Digest>>);
+type Halves = (Result<Unpacked, UnpackError>, Option<io::Result<Digest>>);
 
 fn one_after_the_other<R: Read>(
     mut plain: HashingReader<R>,
@@ -162,7 +162,7 @@ fn one_after_the_other<R: Read>(
     limits: &Limits,
 ) -> Halves {
     match unpack(&mut plain, dir, limits) {
-        Ok(occupied) => (Ok(occupied), Some(plain.drain().map(|(digest, _)| digest))),
+        Ok(unpacked) => (Ok(unpacked), Some(plain.drain().map(|(digest, _)| digest))),
         Err(UnpackError::Tar(TarError::Read(error))) => {
             let ended = TarError::Truncated {
                 name: b"the archive".to_vec(),
@@ -362,7 +362,7 @@ mod tests {
         }
     }
 
-    fn run(bytes: &[u8], wanted: &Wanted) -> (tempfile::TempDir, Result<Occupied, LayerError>) {
+    fn run(bytes: &[u8], wanted: &Wanted) -> (tempfile::TempDir, Result<Unpacked, LayerError>) {
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let result = receive(bytes, wanted, fd, &how());
@@ -381,7 +381,7 @@ mod tests {
         .concat();
         for blob in [plain.clone(), gzip(&plain), members, frames] {
             let (dir, result) = run(&blob, &wanted(&blob, &plain));
-            assert_eq!(result.unwrap().inodes, 3);
+            assert_eq!(result.unwrap().occupied.inodes, 3);
             assert_eq!(
                 std::fs::read(dir.path().join("dir/file")).unwrap(),
                 b"hello"
@@ -414,7 +414,7 @@ mod tests {
                 let drip = Drip(&blob, piece);
                 let occupied = receive(drip, &wanted(&blob, &plain), fd, &how())
                     .unwrap_or_else(|e| panic!("{:x?} in pieces of {piece}: {e:?}", &blob[..4]));
-                assert_eq!(occupied.inodes, 3);
+                assert_eq!(occupied.occupied.inodes, 3);
             }
         }
         for refused in [&b"BZh91AY&SY....."[..], b"\xfd7zXZ\0..."] {
@@ -455,7 +455,7 @@ mod tests {
         let blob = gzip(&plain);
         assert!(blob.len() as u64 > WORTH_A_THREAD);
         let (dir, result) = run(&blob, &wanted(&blob, &plain));
-        assert_eq!(result.unwrap().inodes, 2);
+        assert_eq!(result.unwrap().occupied.inodes, 2);
         assert_eq!(
             std::fs::metadata(dir.path().join("big")).unwrap().len(),
             2_000_000

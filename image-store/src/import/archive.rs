@@ -20,6 +20,8 @@ use crate::unpack::Name;
 
 /// Archives that hold images have a few entries for each layer.
 const MAX_ENTRIES: u64 = 100_000;
+/// Bytes of all their names.
+const MAX_NAMES: usize = 16 << 20;
 
 /// Where parts come from.
 pub(super) struct Source {
@@ -181,11 +183,14 @@ fn index(file: &Arc<File>) -> io::Result<HashMap<Vec<u8>, Part>> {
         MAX_ENTRIES,
     );
     let mut parts = HashMap::new();
+    let mut names = 0;
     while let Some(entry) = tar.next_entry().map_err(io::Error::other)? {
         let Ok(name) = Name::parse(&entry.name) else {
             continue;
         };
         let part = match entry.kind {
+            // A blob with holes would not be in one piece.
+            Kind::File if entry.sparse.is_some() => continue,
             Kind::File => Part::Bytes {
                 offset: tar.position(),
                 size: entry.size,
@@ -200,6 +205,10 @@ fn index(file: &Arc<File>) -> io::Result<HashMap<Vec<u8>, Part>> {
             },
             _ => continue,
         };
+        names += name.as_bytes().len() + entry.link.len();
+        if names > MAX_NAMES {
+            return Err(io::Error::other("the names in it are above 16 MiB"));
+        }
         parts.insert(name.as_bytes().to_vec(), part);
     }
     Ok(parts)

@@ -91,7 +91,13 @@ pub(super) async fn token(
             message,
         });
     }
-    let bytes = read(&host, response, MAX_TOKEN, patience).await?;
+    let bytes = match read(&host, response, MAX_TOKEN, patience).await {
+        Err(FetchError::TooLong { host, limit }) => {
+            let reason = format!("a token above {limit} bytes");
+            return Err(FetchError::Nonsense { host, reason });
+        }
+        other => other?,
+    };
     let token: Option<Token> = serde_json::from_slice(&bytes).ok();
     token
         .and_then(|t| t.token.filter(|t| !t.is_empty()).or(t.access_token))

@@ -190,6 +190,57 @@ async fn index_without_platforms_is_searched_by_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_of_sloppy_builders_run_and_an_index_gives_the_best() {
+    // What the kernel, Debian and others call this machine, and what it runs
+    // besides.
+    let (kernel, besides) = match arch() {
+        "amd64" => ("x86_64", "386"),
+        "arm64" => ("aarch64", "arm"),
+        other => (other, other),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
+    let one = |n: usize| {
+        [layer(
+            Packing::Gzip,
+            &[(format!("f{n}").as_str(), &b"x"[..])],
+        )]
+    };
+    let platforms = [
+        ("Linux", kernel),
+        ("", ""),
+        ("linux", ""),
+        ("", arch()),
+        ("linux", besides),
+    ];
+    for (n, (os, architecture)) in platforms.into_iter().enumerate() {
+        let image = image_for(os, architecture, &one(n));
+        registry.push("a/b", &n.to_string(), &image);
+        let reference = registry.reference(&format!("a/b:{n}"));
+        let pulled = store.pull(&reference, None).await;
+        assert_eq!(pulled.unwrap().id, image.id(), "{os}/{architecture}");
+    }
+    let mut entries = Vec::new();
+    for (os, architecture) in [
+        ("linux", besides),
+        ("", arch()),
+        ("Linux", kernel),
+        ("linux", ""),
+    ] {
+        let image = image_for(os, architecture, &one(entries.len()));
+        registry.push("a/b", "part", &image);
+        let mut entry = descriptor(MANIFEST, &image.manifest);
+        entry["platform"] = json!({"os": os, "architecture": architecture});
+        entries.push((entry, image));
+    }
+    let listed: Vec<_> = entries.iter().map(|(entry, _)| entry).collect();
+    let index = serde_json::to_vec(&json!({"manifests": listed})).unwrap();
+    registry.put_manifest("a/b", "index", INDEX, &index);
+    let pulled = store.pull(&registry.reference("a/b:index"), None).await;
+    assert_eq!(pulled.unwrap().id, entries[2].1.id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn image_for_another_machine_is_refused_and_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (store, registry) = (open(dir.path()).await, Registry::start().await);
