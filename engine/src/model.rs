@@ -210,7 +210,7 @@ pub(crate) struct ContainerConfig {
     pub(crate) devices: Vec<Device>,
     pub(crate) labels: Pairs,
     pub(crate) annotations: Pairs,
-    /// Relative to the sandbox's log directory, without `..`.
+    /// The file of the log, absolute and without `..`.
     pub(crate) log_path: Option<PathBuf>,
     pub(crate) stdin: bool,
     pub(crate) stdin_once: bool,

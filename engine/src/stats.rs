@@ -20,6 +20,7 @@ const SMALLEST_PART: usize = 16;
 
 #[derive(Debug, Clone, Copy)]
 struct Sample {
+    /// Nanoseconds of a clock that is never set.
     at: i64,
     cpu_ns: u64,
     rate: Option<u64>,
@@ -31,6 +32,7 @@ pub(crate) struct Samples(Mutex<HashMap<String, Sample>>);
 
 impl Samples {
     /// CPU use in nanoseconds per second since the sample before; `None` at first.
+    /// `at` is in nanoseconds of a clock that is never set.
     pub(crate) fn rate(&self, id: &str, at: i64, cpu_ns: u64) -> Option<u64> {
         let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(last) = samples.get_mut(id) else {
@@ -131,10 +133,21 @@ fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
     }
 }
 
+/// Nanoseconds since the node was started, its sleep included.
+fn since_boot() -> i64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    time.tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec)
+}
+
 /// The use of what has this id, and its rate of CPU use.
 fn of_cgroup(engine: &Engine, id: &str, path: &str) -> (Option<Stats>, Option<u64>) {
     let cgroup = read(engine, path);
-    let rate = |stats: &Stats| engine.samples.rate(id, stats.timestamp, stats.cpu_usage_ns);
+    // Taken beside the reading: the time in the statistics is the node's wall clock,
+    // which may be set.
+    let at = since_boot();
+    let rate = |stats: &Stats| engine.samples.rate(id, at, stats.cpu_usage_ns);
     let nano_cores = cgroup.as_ref().and_then(rate);
     (cgroup, nano_cores)
 }

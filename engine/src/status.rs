@@ -35,11 +35,15 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::NoHandler(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } => Code::FailedPrecondition,
-        PodError::Timeout(_) => Code::DeadlineExceeded,
+        PodError::Timeout(_) | PodError::HostPaths(_) => Code::DeadlineExceeded,
         PodError::Spec(spec) => spec_code(spec),
         PodError::Limits(limits) => limits_code(limits),
         PodError::Network(network) => network_code(network),
-        PodError::ShuttingDown | PodError::MonitorGone => Code::Unavailable,
+        PodError::ShuttingDown
+        | PodError::MonitorGone
+        | PodError::MonitorSilent
+        | PodError::TaskFailed
+        | PodError::CutOff => Code::Unavailable,
         PodError::Snapshot(_) | PodError::Runtime { .. } | PodError::Record(_) => disk_code(error),
         PodError::Start(_) => Code::Unknown,
         PodError::Files(_) => disk_code(error),
@@ -54,6 +58,7 @@ fn spec_code(error: &SpecError) -> Code {
         SpecError::NoSuchName { .. }
         | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
+        | SpecError::RelativeWorkingDir(_)
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }
         | SpecError::Mount { .. }
@@ -66,8 +71,10 @@ fn spec_code(error: &SpecError) -> Code {
 
 fn network_code(error: &NetworkError) -> Code {
     match error {
-        NetworkError::Conf { .. } => Code::FailedPrecondition,
-        NetworkError::Plugin { .. } | NetworkError::Result { .. } => Code::Unknown,
+        NetworkError::Conf { .. } | NetworkError::NotConfigured { .. } => Code::FailedPrecondition,
+        NetworkError::NothingAttached { .. }
+        | NetworkError::Plugin { .. }
+        | NetworkError::Result { .. } => Code::Unknown,
         NetworkError::Cache { .. } => disk_code(error),
     }
 }

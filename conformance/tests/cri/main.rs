@@ -44,4 +44,5 @@ mod pods;
 mod rig;
 mod server;
 mod stats;
+mod truth;
 mod walk;

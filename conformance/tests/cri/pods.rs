@@ -173,9 +173,37 @@ fn a_pod_of_the_nodes_network_has_no_namespace_of_its_own() {
 }
 
 #[test]
-fn without_a_network_configuration_a_pod_has_loopback_and_status_says_so() {
+fn without_a_network_configuration_a_pod_is_refused_and_status_says_so() {
     with_own_engine(async |rig| {
         std::fs::remove_file(rig.engine.path("net.d/10-scratch.conflist")).expect("remove");
+        let config = rig.sandbox("homeless");
+        let refused = rig.client.run_pod(&config).await.expect_err("refused");
+        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("net.d"), "{refused}");
+        let mut client = rig.client.clone();
+        let unready = conformance::eventually(crate::rig::DEADLINE, async || {
+            let answer = client
+                .runtime
+                .status(v1::StatusRequest::default())
+                .await
+                .expect("status");
+            let conditions = answer.into_inner().status.expect("there").conditions;
+            let network = conditions
+                .into_iter()
+                .find(|one| one.r#type == "NetworkReady")?;
+            (!network.status).then_some(network)
+        });
+        assert!(unready.await.expect("not ready").message.contains("net.d"));
+    });
+}
+
+#[test]
+fn a_pod_does_with_loopback_where_the_configuration_says_so() {
+    with_own_engine(async |rig| {
+        std::fs::remove_file(rig.engine.path("net.d/10-scratch.conflist")).expect("remove");
+        let settings = "[cni]\nloopback_only = true\n";
+        rig.engine.configure_with(settings).expect("configured");
+        rig.crash_and_restart().await;
         let (pod, id) = rig.running("lonely", &["/bin/sleep", "1000"]).await;
         let links = rig
             .client
@@ -195,20 +223,6 @@ fn without_a_network_configuration_a_pod_has_loopback_and_status_says_so() {
             .status
             .expect("there");
         assert_eq!(status.network.expect("network").ip, "");
-        let mut client = rig.client.clone();
-        let unready = conformance::eventually(crate::rig::DEADLINE, async || {
-            let answer = client
-                .runtime
-                .status(v1::StatusRequest::default())
-                .await
-                .expect("status");
-            let conditions = answer.into_inner().status.expect("there").conditions;
-            let network = conditions
-                .into_iter()
-                .find(|one| one.r#type == "NetworkReady")?;
-            (!network.status).then_some(network)
-        });
-        assert!(unready.await.expect("not ready").message.contains("net.d"));
     });
 }
 

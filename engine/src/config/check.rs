@@ -180,6 +180,7 @@ fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
         bin_dirs,
         netns_dir,
         external_plugins,
+        loopback_only,
     } = cni;
     let external_plugins = external_plugins.unwrap_or_default();
     for name in &external_plugins {
@@ -207,6 +208,7 @@ fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
             netns_dir.unwrap_or_else(|| "/run/netns".into()),
         )?,
         external_plugins,
+        loopback_only: loopback_only.unwrap_or(false),
     })
 }
 

@@ -108,6 +108,8 @@ pub(crate) struct Cni {
     pub(crate) netns_dir: PathBuf,
     /// Types of plugins that are executed although they are built in; `*` = all.
     pub(crate) external_plugins: Vec<String>,
+    /// Whether pods do with a loopback interface where no network is configured.
+    pub(crate) loopback_only: bool,
 }
 
 impl Cni {

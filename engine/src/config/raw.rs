@@ -30,6 +30,7 @@ pub(crate) struct Cni {
     pub(crate) bin_dirs: Option<Vec<PathBuf>>,
     pub(crate) netns_dir: Option<PathBuf>,
     pub(crate) external_plugins: Option<Vec<String>>,
+    pub(crate) loopback_only: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

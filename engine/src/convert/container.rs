@@ -2,18 +2,17 @@
 
 use proto::v1;
 
+use super::sandbox::Around;
 use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
     unsupported, wrong,
 };
-use crate::model::{
-    ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation, SandboxConfig,
-};
+use crate::model::{ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation};
 
 /// Checks all of a container's configuration against its sandbox.
 pub(crate) fn from_proto(
     config: v1::ContainerConfig,
-    sandbox: &SandboxConfig,
+    around: &Around<'_>,
 ) -> Result<ContainerConfig, BadRequest> {
     let v1::ContainerConfig {
         metadata,
@@ -70,15 +69,18 @@ pub(crate) fn from_proto(
         devices: enumerated(devices, device_from_proto)?,
         labels: labels.into_iter().collect(),
         annotations: annotations.into_iter().collect(),
-        log_path: match log_path.as_str() {
-            "" => None,
-            path => Some(relative("config.log_path", path)?),
+        log_path: match (log_path.as_str(), &around.log_directory) {
+            ("", _) => None,
+            (path, directory) => {
+                let path = relative("config.log_path", path)?;
+                directory.as_ref().map(|directory| directory.join(path))
+            }
         },
         stdin,
         stdin_once,
         tty,
         resources: resources::from_proto("config.linux.resources", resources)?,
-        security: security::from_proto(security_context.unwrap_or_default(), sandbox)?,
+        security: security::from_proto(security_context.unwrap_or_default(), around)?,
         stop_signal: signal::to_kernel(stop_signal),
     })
 }

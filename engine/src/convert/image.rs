@@ -57,12 +57,7 @@ pub(crate) fn to_proto(image: &Image) -> v1::Image {
     let user = config
         .and_then(|config| config.user().clone())
         .unwrap_or_default();
-    let user = user.split(':').next().unwrap_or_default();
-    let (uid, username) = match (user, user.parse::<i64>()) {
-        ("", _) => (Some(v1::Int64Value { value: 0 }), String::new()),
-        (_, Ok(value)) => (Some(v1::Int64Value { value }), String::new()),
-        (name, Err(_)) => (None, name.to_owned()),
-    };
+    let (uid, username) = user_to_proto(user.split(':').next().unwrap_or_default());
     v1::Image {
         id: image.id.to_string(),
         repo_tags: image.tags.clone(),
@@ -75,5 +70,35 @@ pub(crate) fn to_proto(image: &Image) -> v1::Image {
             ..Default::default()
         }),
         pinned: image.pinned,
+    }
+}
+
+/// The user of an image by the rule that containers run by: digits are an id, the
+/// rest is a name, and nothing is root.
+fn user_to_proto(user: &str) -> (Option<v1::Int64Value>, String) {
+    let id = |value| (Some(v1::Int64Value { value }), String::new());
+    match user {
+        "" => id(0),
+        digits if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            // More digits than fit are no id that anything could run as.
+            id(digits.parse().unwrap_or(i64::MAX))
+        }
+        name => (None, name.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_digits_are_an_id() {
+        let id = |text| user_to_proto(text).0.map(|id| id.value);
+        assert_eq!(id(""), Some(0));
+        assert_eq!(id("1000"), Some(1000));
+        assert_eq!(id("99999999999999999999"), Some(i64::MAX));
+        for name in ["+0", "-1", "root", "0x0"] {
+            assert_eq!(user_to_proto(name), (None, name.to_owned()), "{name}");
+        }
     }
 }

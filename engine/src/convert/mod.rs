@@ -5,6 +5,7 @@
 //! to `_` here and stands with its reason in `proto/FIELDS.md`; what asks for
 //! isolation and is set is refused by name.
 
+pub(crate) mod bandwidth;
 pub(crate) mod container;
 pub(crate) mod filter;
 pub(crate) mod image;
@@ -112,10 +113,18 @@ pub(crate) fn no_nul(field: &str, text: &str) -> Result<(), BadRequest> {
     }
 }
 
-/// An id that fits the kernel's `uid_t` and `gid_t`; -1 means "unchanged" there.
+/// The highest id of a user or group: Kubernetes and the OCI runtimes know no higher
+/// one. The kernel's `uid_t` has room for twice as many, of which the last means
+/// "unchanged".
+pub(crate) const MAX_ID: u32 = i32::MAX.unsigned_abs();
+
+/// An id of a user or group.
 pub(crate) fn kernel_id(field: &str, id: i64) -> Result<u32, BadRequest> {
     match u32::try_from(id) {
-        Ok(id) if id != u32::MAX => Ok(id),
-        _ => Err(wrong(field, format!("{id} is no user or group id"))),
+        Ok(id) if id <= MAX_ID => Ok(id),
+        _ => {
+            let reason = format!("{id} is no user or group id, the highest is {MAX_ID}");
+            Err(wrong(field, reason))
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use proto::v1;
 
-use super::{BadRequest, absolute, missing, no_nul, required, unsupported, wrong};
+use super::{BadRequest, absolute, bandwidth, missing, no_nul, required, unsupported, wrong};
 use crate::model::{
     Dns, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig, SandboxKey, Transport,
 };
@@ -31,9 +31,19 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
     }
     no_nul("config.hostname", &hostname)?;
     let linux = linux_from_proto(linux.unwrap_or_default())?;
+    let annotations = annotations.into_iter().collect();
+    if linux.network == NetworkMode::Pod {
+        for direction in bandwidth::DIRECTIONS {
+            bandwidth::rate(&annotations, direction)?;
+        }
+    }
     Ok(SandboxConfig {
         key,
-        hostname,
+        // The kubelet sends no name for a pod that has the node's.
+        hostname: match linux.network {
+            NetworkMode::Node if hostname.is_empty() => node_name(),
+            _ => hostname,
+        },
         log_directory: match log_directory.as_str() {
             "" => None,
             path => Some(absolute("config.log_directory", path)?),
@@ -45,13 +55,66 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
             .filter_map(|(at, mapping)| port_from_proto(at, mapping).transpose())
             .collect::<Result<_, _>>()?,
         labels: labels.into_iter().collect(),
-        annotations: annotations.into_iter().collect(),
+        annotations,
         cgroup_parent: linux.cgroup_parent,
         network: linux.network,
         pid: linux.pid,
         ipc: linux.ipc,
         sysctls: linux.sysctls,
         privileged: linux.privileged,
+    })
+}
+
+/// The hostname of the node.
+fn node_name() -> String {
+    let names = rustix::system::uname();
+    names.nodename().to_string_lossy().into_owned()
+}
+
+/// What a container takes from the sandbox that it is made in.
+pub(crate) struct Around<'a> {
+    /// As it was made.
+    pub(crate) sandbox: &'a SandboxConfig,
+    /// Whether the container may be privileged.
+    pub(crate) privileged: bool,
+    /// Absolute; `None` when the container keeps no log.
+    pub(crate) log_directory: Option<PathBuf>,
+}
+
+/// Reads the sandbox's configuration that comes with CreateContainer. It counts where
+/// a container may differ from what RunPodSandbox was told: an ephemeral container may
+/// be privileged in a pod that had no such container when it was made. Namespaces,
+/// names and cgroups are what the sandbox has. Without it, that of RunPodSandbox counts.
+pub(crate) fn around_container(
+    config: Option<v1::PodSandboxConfig>,
+    sandbox: &SandboxConfig,
+) -> Result<Around<'_>, BadRequest> {
+    let Some(config) = config else {
+        return Ok(Around {
+            sandbox,
+            privileged: sandbox.privileged,
+            log_directory: sandbox.log_directory.clone(),
+        });
+    };
+    let v1::PodSandboxConfig {
+        log_directory,
+        linux,
+        metadata: _,
+        hostname: _,
+        dns_config: _,
+        port_mappings: _,
+        labels: _,
+        annotations: _,
+        windows: _,
+    } = config;
+    let context = linux.and_then(|linux| linux.security_context);
+    Ok(Around {
+        sandbox,
+        privileged: sandbox.privileged || context.is_some_and(|context| context.privileged),
+        log_directory: match log_directory.as_str() {
+            "" => sandbox.log_directory.clone(),
+            path => Some(absolute("sandbox_config.log_directory", path)?),
+        },
     })
 }
 
@@ -348,11 +411,6 @@ pub(crate) fn namespaces_to_proto(config: &SandboxConfig) -> v1::NamespaceOption
         target_id,
         userns_options: None,
     }
-}
-
-/// The file a container's log goes to.
-pub(crate) fn log_file(sandbox: &SandboxConfig, relative: Option<&PathBuf>) -> Option<PathBuf> {
-    Some(sandbox.log_directory.as_ref()?.join(relative?))
 }
 
 #[cfg(test)]

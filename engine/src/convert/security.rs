@@ -5,7 +5,7 @@ use std::path::Path;
 use proto::v1;
 use v1::security_profile::ProfileType;
 
-use super::sandbox::{namespaces_from_proto, refuse_selinux};
+use super::sandbox::{Around, namespaces_from_proto, refuse_selinux};
 use super::{BadRequest, absolute, kernel_id, no_nul, unsupported, wrong};
 use crate::model::{AppArmor, IpcMode, NetworkMode, RunAs, SandboxConfig, Seccomp, Security};
 
@@ -15,7 +15,7 @@ const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// Checks a container's isolation against that of its sandbox.
 pub(super) fn from_proto(
     context: v1::LinuxContainerSecurityContext,
-    sandbox: &SandboxConfig,
+    around: &Around<'_>,
 ) -> Result<Security, BadRequest> {
     #[expect(
         deprecated,
@@ -42,10 +42,11 @@ pub(super) fn from_proto(
         seccomp_profile_path: _,
     } = context;
     refuse_selinux(&format!("{FIELD}.selinux_options"), selinux_options)?;
-    if privileged && !sandbox.privileged {
-        let reason = "the sandbox was not made for privileged containers";
+    if privileged && !around.privileged {
+        let reason = "the sandbox's configuration allows no privileged containers";
         return Err(wrong(format!("{FIELD}.privileged"), reason));
     }
+    let sandbox = around.sandbox;
     let pid = match namespace_options {
         Some(options) => namespaces_of_container(options, sandbox)?,
         None => sandbox.pid.clone(),
@@ -183,8 +184,9 @@ fn apparmor_from_proto(
     };
     match wanted.as_str() {
         "" => Ok(AppArmor::Unset),
+        // Without AppArmor every process is unconfined, and there is no file to say it to.
+        "unconfined" | "runtime/default" if !apparmor_enabled() => Ok(AppArmor::Unset),
         "unconfined" => Ok(AppArmor::Unconfined),
-        _ if !apparmor_enabled() && wanted == "runtime/default" => Ok(AppArmor::Unset),
         "runtime/default" => Err(unsupported(&field, "a default AppArmor profile")),
         _ => localhost_apparmor(&field, &wanted),
     }

@@ -73,13 +73,25 @@ pub(crate) fn pod(pod: &PodView) -> v1::PodSandboxStatus {
     }
 }
 
+/// The image as people name it, whatever the request called it: the kubelet names it by
+/// its id and shows what it is answered here.
+fn name_of_image(container: &ContainerView) -> String {
+    match container.image_name.as_str() {
+        "" => container.config.image.image.clone(),
+        name => name.to_owned(),
+    }
+}
+
 /// A line of ListContainers.
 pub(crate) fn container_line(container: &ContainerView) -> v1::Container {
     v1::Container {
         id: container.id.to_string(),
         pod_sandbox_id: container.pod.to_string(),
         metadata: Some(key_to_proto(&container.config.key)),
-        image: Some(image_to_proto(&container.config.image)),
+        image: Some(v1::ImageSpec {
+            image: name_of_image(container),
+            ..image_to_proto(&container.config.image)
+        }),
         image_ref: container.image_ref.clone(),
         state: container_state(container) as i32,
         created_at: container.created_at,

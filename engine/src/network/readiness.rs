@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cni::Command;
-use tokio::sync::Semaphore;
 
-use super::chain::{Chain, Runner, Told, runners};
+use super::chain::{Chain, Limits, Runner, Told, runners};
 use super::conf::{self, NetworkList, kind};
 use super::plugin::installed;
 use super::{NetworkError, failed};
@@ -57,16 +56,16 @@ impl Watch {
     }
 
     /// Looks again, and asks the plugins.
-    pub(super) async fn refresh(&self, cni: &Cni, permits: &Arc<Semaphore>) {
+    pub(super) async fn refresh(&self, cni: &Cni, limits: &Limits) {
         let now = match look(cni) {
-            Ok(list) if list.has_status() => self.ask(cni, permits, list).await,
+            Ok(list) if list.has_status() => self.ask(cni, limits, list).await,
             Ok(_) => Readiness::Ready,
             Err(not_ready) => not_ready,
         };
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
     }
 
-    async fn ask(&self, cni: &Cni, permits: &Arc<Semaphore>, list: NetworkList) -> Readiness {
+    async fn ask(&self, cni: &Cni, limits: &Limits, list: NetworkList) -> Readiness {
         let runners = runners(cni, &list);
         let starts_processes = runners.contains(&Runner::External);
         if starts_processes && let Some(word) = self.last_word(&list) {
@@ -74,7 +73,7 @@ impl Watch {
         }
         let chain = Chain {
             cni,
-            permits,
+            limits,
             list: &list,
             runners: &runners,
             told: Told::about_none(Command::Status),
@@ -107,11 +106,14 @@ fn not_ready(error: &NetworkError) -> Readiness {
 /// The configured network, if all its plugins are there.
 fn look(cni: &Cni) -> Result<NetworkList, Readiness> {
     let list = conf::load(&cni.conf_dir).map_err(|error| not_ready(&error))?;
-    let list = list.ok_or_else(|| {
-        let dir = cni.conf_dir.display();
-        let text = format!("no CNI configuration in {dir}; pods get a loopback interface only");
-        Readiness::NotReady(text)
-    })?;
+    let list = match list {
+        Some(list) => list,
+        None if cni.loopback_only => return Err(Readiness::Ready),
+        None => {
+            let dir = cni.conf_dir.clone();
+            return Err(not_ready(&NetworkError::NotConfigured { dir }));
+        }
+    };
     for (plugin, runner) in list.plugins().zip(runners(cni, &list)) {
         let name = kind(plugin);
         if runner == Runner::External && installed(&cni.bin_dirs, name).is_none() {
@@ -130,7 +132,7 @@ pub(super) fn describe(cni: &Cni) -> String {
     let list = match look(cni) {
         Ok(list) => list,
         Err(Readiness::NotReady(why)) => return why,
-        Err(Readiness::Ready) => return String::new(),
+        Err(Readiness::Ready) => return "loopback only".to_owned(),
     };
     let plugins = list.plugins().zip(runners(cni, &list));
     let plugins: Vec<String> = plugins
@@ -159,6 +161,7 @@ mod tests {
             bin_dirs: vec![dir.join("bin")],
             netns_dir: dir.join("netns"),
             external_plugins: external.iter().map(|name| (*name).to_owned()).collect(),
+            loopback_only: false,
         }
     }
 
@@ -177,7 +180,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let dir = dir.path();
         let ready = |external: &[&str]| Watch::new(&cni(dir, external)).now();
-        assert!(matches!(&*ready(&[]), Readiness::NotReady(why) if why.contains("loopback")));
+        assert!(matches!(&*ready(&[]), Readiness::NotReady(why) if why.contains("net.d")));
+        let loopback = Cni {
+            loopback_only: true,
+            ..cni(dir, &[])
+        };
+        assert_eq!(*Watch::new(&loopback).now(), Readiness::Ready);
         write(dir, &json!([bridge(dir, "10.0.0.0/24")]));
         assert_eq!(*ready(&[]), Readiness::Ready);
         for external in ["bridge", "host-local", "*"] {
@@ -207,10 +215,10 @@ mod tests {
         let cni = cni(dir, &[]);
         let watch = Watch::new(&cni);
         assert_eq!(*watch.now(), Readiness::Ready);
-        watch.refresh(&cni, &super::super::chain::permits()).await;
+        watch.refresh(&cni, &Limits::of_this_machine()).await;
         assert!(matches!(&*watch.now(), Readiness::NotReady(why) if why.contains("host bits")));
         write(dir, &json!([bridge(dir, "10.0.0.0/24")]));
-        watch.refresh(&cni, &super::super::chain::permits()).await;
+        watch.refresh(&cni, &Limits::of_this_machine()).await;
         assert_eq!(*watch.now(), Readiness::Ready);
     }
 }

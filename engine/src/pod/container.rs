@@ -3,22 +3,30 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use image_store::Image;
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
 
+use tokio::sync::oneshot;
+
 use super::error::PodError;
+use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
 use crate::config::Launcher;
-use crate::convert::{resources, sandbox, signal};
+use crate::convert::{resources, signal};
 use crate::engine::{Engine, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::model::{ContainerConfig, IpcMode, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built};
+
+/// How long the host's paths may take to answer: less than the kubelet's patience, so
+/// that its user is told why.
+const HOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a sandbox tells a container that is made in it.
 #[derive(Clone)]
@@ -49,6 +57,7 @@ pub(crate) fn intend(
         .stop_signal
         .or_else(|| of_image.as_deref().and_then(signal::parse))
         .unwrap_or(libc::SIGTERM);
+    let named = image_names::of(&image, &config.image);
     Ok(ContainerRecord {
         version: super::record::version(),
         boot_id: engine.boot_id.clone(),
@@ -56,9 +65,10 @@ pub(crate) fn intend(
         created_at: now(),
         state: State::Creating,
         image_id: image.id.to_string(),
-        image_ref: image.id.to_string(),
+        image_ref: named.reference,
+        image_name: named.name,
         cgroup: Engine::container_cgroup(&host.cgroup, &id),
-        log_path: sandbox::log_file(&host.config, config.log_path.as_ref()),
+        log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
         process: None,
@@ -73,28 +83,45 @@ pub(crate) struct Made {
     pub(crate) pid: i32,
 }
 
-/// Makes the container; on an error nothing of it is left.
+/// A container that could not be made.
+pub(crate) struct NotMade {
+    pub(crate) error: PodError,
+    /// Whether all of it was given back, its records too.
+    pub(crate) undone: Result<(), PodError>,
+}
+
+impl NotMade {
+    /// The work panicked: what it made is not known.
+    pub(crate) fn panicked(error: PodError) -> Box<Self> {
+        let undone = Err(PodError::unknown_rest());
+        Box::new(Self { error, undone })
+    }
+}
+
+/// Makes the container, or gives back what was made of it. `stop` ends the wait for
+/// paths of the host when its sender is dropped.
 pub(crate) async fn create(
     engine: Arc<Engine>,
     host: Host,
     record: ContainerRecord,
-) -> Result<Made, PodError> {
-    let made = make(&engine, &host, record.clone()).await;
-    if made.is_err() {
-        let dir = engine.pod_dir(&host.pod.id);
-        let undone = super::teardown::container(&engine, &dir, &record, Some(&host.monitor)).await;
-        if let Err(error) = undone {
-            let reason = crate::network::chain(&error);
-            tracing::warn!(container = %record.id, reason, "the failed container left something");
+    stop: oneshot::Receiver<()>,
+) -> Result<Box<Made>, Box<NotMade>> {
+    match make(&engine, &host, record.clone(), stop).await {
+        Ok(made) => Ok(Box::new(made)),
+        Err(error) => {
+            let dir = engine.pod_dir(&host.pod.id);
+            let monitor = Some(&host.monitor);
+            let undone = super::teardown::container(&engine, &dir, &record, monitor).await;
+            Err(Box::new(NotMade { error, undone }))
         }
     }
-    made
 }
 
 async fn make(
     engine: &Arc<Engine>,
     host: &Host,
     mut record: ContainerRecord,
+    stop: oneshot::Receiver<()>,
 ) -> Result<Made, PodError> {
     let image = engine
         .images
@@ -109,7 +136,7 @@ async fn make(
     let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
-    let prepared = {
+    let preparing = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
             let step = mark("mount");
@@ -117,8 +144,8 @@ async fn make(
             drop(step);
             prepare(engine, &host, &record, &image, (rootfs, &cgroup))
         })
-        .await?
     };
+    let prepared = in_time(&record.id, preparing, stop).await?;
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
@@ -135,6 +162,23 @@ async fn make(
         record,
         pid: created.pid,
     })
+}
+
+/// Waits for work that touches paths of the host, such as a volume on a server that
+/// is gone, where a thread may hang in the kernel for ever.
+async fn in_time<T>(
+    id: &ContainerId,
+    work: impl Future<Output = Result<T, PodError>>,
+    stop: oneshot::Receiver<()>,
+) -> Result<T, PodError> {
+    tokio::select! {
+        done = work => done,
+        _dropped = stop => Err(PodError::State {
+            what: format!("container {id}"),
+            state: "being stopped".to_owned(),
+        }),
+        () = tokio::time::sleep(HOST_PATIENCE) => Err(PodError::HostPaths(HOST_PATIENCE)),
+    }
 }
 
 /// Makes the container's cgroup.

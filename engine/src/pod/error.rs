@@ -61,6 +61,18 @@ pub(crate) enum PodError {
     /// The limits could not be set.
     #[error("set limits")]
     Limits(#[source] runtime::cgroup::CgroupError),
+    /// The monitor of the pod does not answer, and has not been seen to be dead.
+    #[error("the monitor of the pod does not answer")]
+    MonitorSilent,
+    /// Volumes or devices of the host do not answer.
+    #[error("the volumes of the container did not answer within {} s", .0.as_secs())]
+    HostPaths(std::time::Duration),
+    /// The task of the pod failed; it starts again from its records.
+    #[error("the task of the pod failed and starts again from its records")]
+    TaskFailed,
+    /// The engine ended while this was being done; what was made of it is given back.
+    #[error("cut off by the end of the engine")]
+    CutOff,
     /// The monitor of the pod is gone.
     #[error("the monitor of the pod is gone")]
     MonitorGone,
@@ -94,6 +106,11 @@ pub(crate) enum PodError {
 }
 
 impl PodError {
+    /// What is said of the things that work had made which panicked.
+    pub(crate) fn unknown_rest() -> Self {
+        Self::Defect("the work panicked, what it had made is not known".to_owned())
+    }
+
     /// A failed step of the runtime.
     pub(crate) fn runtime(
         step: impl Into<String>,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::model::{Dns, SandboxConfig};
+use crate::model::{Dns, NetworkMode, SandboxConfig};
 
 /// What can go wrong with them.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +29,12 @@ pub(crate) fn write(dir: &Path, config: &SandboxConfig) -> Result<(), FilesError
         std::fs::write(&path, text).map_err(named("write", &path))
     };
     put("hostname", format!("{}\n", config.hostname))?;
-    put("hosts", hosts(&config.hostname))?;
+    // A pod with the node's name and network is who the node's file says it is.
+    let own_name = match config.network {
+        NetworkMode::Pod => config.hostname.as_str(),
+        NetworkMode::Node => "",
+    };
+    put("hosts", hosts(own_name))?;
     put("resolv.conf", resolv(config.dns.as_ref()))
 }
 

@@ -22,6 +22,7 @@ pub(crate) struct ContainerView {
     pub(crate) resources: Resources,
     pub(crate) image_id: String,
     pub(crate) image_ref: String,
+    pub(crate) image_name: String,
     pub(crate) created_at: i64,
     pub(crate) cgroup: String,
     pub(crate) log_path: Option<PathBuf>,

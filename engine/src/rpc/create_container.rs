@@ -6,7 +6,7 @@ use proto::v1;
 use tonic::Status;
 
 use super::{ask, must_find};
-use crate::convert::{container, missing};
+use crate::convert::{container, missing, sandbox};
 use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::task::Command;
@@ -20,21 +20,24 @@ pub(crate) async fn handle(
     let v1::CreateContainerRequest {
         pod_sandbox_id,
         config,
-        // The sandbox remembers its own configuration since RunPodSandbox.
-        sandbox_config: _,
+        sandbox_config,
     } = request;
     let unknown = || PodError::NoPod(pod_sandbox_id.clone());
     let index = &engine.index;
     let found = index.pod(&pod_sandbox_id);
     let pod = must_find(found, "pod_sandbox_id", &pod_sandbox_id, &unknown())?;
     let config = config.ok_or_else(|| status::bad_request(&missing("config")))?;
-    let config =
-        container::from_proto(config, &pod.config).map_err(|error| status::bad_request(&error))?;
+    let config = sandbox::around_container(sandbox_config, &pod.config)
+        .and_then(|around| container::from_proto(config, &around))
+        .map_err(|error| status::bad_request(&error))?;
     let inbox = index
         .inbox(pod.id.as_str())
         .found()
         .ok_or_else(|| status::pod(&unknown()))?;
-    let id = ask(&inbox, |reply| Command::Create(Box::new(config), reply)).await?;
+    let id = ask(engine, &inbox, |reply| {
+        Command::Create(Box::new(config), reply)
+    })
+    .await?;
     let id = id.ok_or_else(|| status::pod(&unknown()))?;
     super::about("container_id", id.as_str());
     Ok(v1::CreateContainerResponse {

@@ -8,6 +8,7 @@ mod caps;
 mod devices;
 mod mounts;
 mod process;
+mod seen;
 mod user;
 
 use std::os::fd::OwnedFd;
@@ -22,6 +23,7 @@ use crate::model::{
     AppArmor, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
 use crate::pod::record::User;
+use seen::Seen;
 
 /// What can go wrong while a specification is made.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +39,12 @@ pub(crate) enum SpecError {
         file: &'static str,
     },
     /// An id that no user or group can have.
-    #[error("{id} is the id of no {what}")]
+    #[error("{id} is the id of no {what}, the highest is {max}", max = crate::convert::MAX_ID)]
     NoId {
         /// `user` or `group`.
         what: &'static str,
-        /// The id.
-        id: u32,
+        /// The id as it was given.
+        id: String,
     },
     /// A capability that the kernel does not know.
     #[error("{field}: {name:?} is no capability")]
@@ -52,6 +54,9 @@ pub(crate) enum SpecError {
         /// The name.
         name: String,
     },
+    /// The image's working directory depends on where its reader is.
+    #[error("the image's working directory {0:?} is not an absolute path")]
+    RelativeWorkingDir(String),
     /// The container has nothing to run.
     #[error("neither the request nor the image has a command")]
     NoCommand,
@@ -135,9 +140,9 @@ pub(crate) struct Built {
 /// Makes the specification; blocking, for a thread that may wait for the disk.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     let security = &inputs.config.security;
-    let account = user::resolve(inputs)?;
-    let process = process::build(inputs, &account)?;
     let (mounts, sources) = mounts::build(inputs)?;
+    let account = user::resolve(inputs, &Seen::new(inputs.rootfs, &mounts, &sources))?;
+    let process = process::build(inputs, &account)?;
     let devices = devices::build(inputs)?;
     let (seccomp, filter) = seccomp(inputs)?;
     let mut resources = LinuxResources::default();

@@ -10,7 +10,7 @@ use oci_spec::runtime::Mount as OciMount;
 use runtime::mount::{BindOptions, Propagation as TreePropagation};
 
 use super::{Inputs, SpecError};
-use crate::model::{Mount, NetworkMode, Propagation};
+use crate::model::{Mount, Propagation};
 
 type Sources = Vec<(usize, OwnedFd)>;
 
@@ -102,9 +102,7 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
         propagation: Propagation::Private,
     };
     let mut mounts = Vec::new();
-    if inputs.sandbox.network == NetworkMode::Pod {
-        mounts.push(plain("/etc/hostname", inputs.files.join("hostname")));
-    }
+    mounts.push(plain("/etc/hostname", inputs.files.join("hostname")));
     mounts.push(plain("/etc/hosts", inputs.files.join("hosts")));
     mounts.push(plain("/etc/resolv.conf", inputs.files.join("resolv.conf")));
     let shm = inputs

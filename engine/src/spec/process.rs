@@ -1,5 +1,6 @@
 //! The container's process: what it runs, where, with which environment.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Process, User};
@@ -19,15 +20,6 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
         .set_additional_gids(Some(account.groups.clone()))
         .set_umask(None)
         .set_username(None);
-    let image = inputs.image.config().as_ref();
-    let image_dir = image
-        .and_then(|image| image.working_dir().clone())
-        .unwrap_or_default();
-    let cwd = [config.working_dir.as_str(), image_dir.as_str()]
-        .into_iter()
-        .find(|dir| dir.starts_with('/'))
-        .unwrap_or("/")
-        .to_owned();
     let mut process = Process::default();
     process
         .set_terminal(Some(config.tty))
@@ -35,7 +27,7 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
         .set_user(user)
         .set_args(Some(arguments(inputs)?))
         .set_env(Some(environment(inputs, account)))
-        .set_cwd(PathBuf::from(cwd))
+        .set_cwd(working_dir(inputs)?)
         .set_capabilities(Some(caps::sets(security)?))
         .set_rlimits(None)
         // Absent and not false: libcontainer takes Some(false) for a wish.
@@ -44,6 +36,18 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
         .set_selinux_label(None)
         .set_oom_score_adj(i32::try_from(config.resources.oom_score_adj).ok());
     Ok(process)
+}
+
+/// The request's working directory, or the image's, or the root.
+fn working_dir(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
+    let of_request = inputs.config.working_dir.as_str();
+    let image = inputs.image.config().as_ref();
+    let of_image = image.and_then(|image| image.working_dir().clone());
+    match (of_request, of_image.as_deref().unwrap_or_default()) {
+        ("", "") => Ok(PathBuf::from("/")),
+        ("", dir) if !dir.starts_with('/') => Err(SpecError::RelativeWorkingDir(dir.to_owned())),
+        ("", dir) | (dir, _) => Ok(PathBuf::from(dir)),
+    }
 }
 
 /// Command and arguments by Kubernetes' rule: a command hides both of the
@@ -93,19 +97,32 @@ fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<String> {
     // Always there: a launcher that had to look it up would read the image's
     // user database with the image's own modules.
     all.push(format!("HOME={}", account.home));
-    let requested = inputs
-        .config
-        .envs
-        .iter()
-        .map(|(name, value)| format!("{name}={value}"));
-    for pair in of_image
+    all.extend(of_image.into_iter().filter(|pair| pair.contains('=')));
+    let requested = inputs.config.envs.iter();
+    all.extend(requested.map(|(name, value)| format!("{name}={value}")));
+    last_of_each_name(all)
+}
+
+/// Of pairs with the same name the last one, where it stands.
+fn last_of_each_name(all: Vec<String>) -> Vec<String> {
+    let mut later = HashSet::with_capacity(all.len());
+    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
+    let mut kept: Vec<String> = all
         .into_iter()
-        .filter(|pair| pair.contains('='))
-        .chain(requested)
-    {
-        let name = pair.split('=').next().unwrap_or_default();
-        all.retain(|known| known.split('=').next() != Some(name));
-        all.push(pair);
+        .rev()
+        .filter(|pair| later.insert(name(pair)))
+        .collect();
+    kept.reverse();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_on_a_name_wins() {
+        let pairs = ["A=1", "B=2", "A=3", "C=", "B=4=5"].map(str::to_owned);
+        assert_eq!(last_of_each_name(pairs.into()), ["A=3", "C=", "B=4=5"]);
     }
-    all
 }

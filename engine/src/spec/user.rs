@@ -1,13 +1,12 @@
-//! Who the container's process is: names are looked up in the image's own
-//! /etc/passwd and /etc/group, read through the root's descriptor so that no
-//! link of the image leads outside, and without any code of the image.
+//! Who the container's process is: names are looked up in the /etc/passwd and
+//! /etc/group that the process will see, without any code of the image.
+//!
+//! A number is always an id and never a name, whatever a user database says: the
+//! kubelet has checked `runAsNonRoot` on the number alone.
 
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-
+use super::seen::Seen;
 use super::{Inputs, SpecError};
+use crate::convert::MAX_ID;
 use crate::model::RunAs;
 
 /// A user database larger than this is none.
@@ -38,88 +37,128 @@ struct Group {
     members: Vec<String>,
 }
 
-/// The account a container runs as.
-pub(super) fn resolve(inputs: &Inputs<'_>) -> Result<Account, SpecError> {
-    let passwd = passwd(&read(inputs.rootfs, PASSWD)?);
-    let groups = groups(&read(inputs.rootfs, GROUP)?);
-    let image_user = inputs
-        .image
-        .config()
-        .as_ref()
-        .and_then(|config| config.user().clone());
-    pick(inputs, &image_user.unwrap_or_default(), &passwd, &groups)
+/// The two user databases.
+#[derive(Default)]
+struct Databases {
+    passwd: Vec<Passwd>,
+    groups: Vec<Group>,
 }
 
-fn pick(
-    inputs: &Inputs<'_>,
-    image_user: &str,
-    passwd: &[Passwd],
-    groups: &[Group],
-) -> Result<Account, SpecError> {
+/// A user or a group as a request or an image names it.
+#[derive(Debug, PartialEq, Eq)]
+enum Named<'a> {
+    Id(u32),
+    Name(&'a str),
+}
+
+/// The account a container runs as.
+pub(super) fn resolve(inputs: &Inputs<'_>, seen: &Seen<'_>) -> Result<Account, SpecError> {
+    let databases = Databases {
+        passwd: passwd(&read(seen, PASSWD)?),
+        groups: groups(&read(seen, GROUP)?),
+    };
+    let image = inputs.image.config().as_ref();
+    let image_user = image.and_then(|config| config.user().clone());
     let security = &inputs.config.security;
-    let (user, image_group) = match &security.run_as {
-        RunAs::Uid(uid) => (uid.to_string(), None),
-        RunAs::Name(name) => (name.clone(), None),
-        RunAs::Image => match image_user.split_once(':') {
-            Some((user, group)) => (user.to_owned(), Some(group)),
-            None => (image_user.to_owned(), None),
-        },
+    let asked = Asked {
+        user: &security.run_as,
+        group: security.run_as_group,
+        supplemental: &security.supplemental_groups,
+        strict: security.strict_groups,
     };
-    let entry = if user.is_empty() {
-        passwd.iter().find(|entry| entry.uid == 0)
-    } else {
-        // A name of digits is an id unless the image really has such a name.
-        let by_name = passwd.iter().find(|entry| entry.name == user);
-        by_name.or_else(|| passwd.iter().find(|entry| entry.uid.to_string() == user))
+    pick(&asked, &image_user.unwrap_or_default(), &databases)
+}
+
+/// What a request says of the ids.
+struct Asked<'a> {
+    user: &'a RunAs,
+    group: Option<u32>,
+    supplemental: &'a [u32],
+    /// None of the groups that the database has for the user.
+    strict: bool,
+}
+
+fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account, SpecError> {
+    let Databases { passwd, groups } = databases;
+    let (of_image, group_of_image) = image.split_once(':').unwrap_or((image, ""));
+    let user = match asked.user {
+        RunAs::Uid(uid) => Named::Id(*uid),
+        RunAs::Name(name) => named("user", name)?,
+        RunAs::Image if of_image.is_empty() => Named::Id(0),
+        RunAs::Image => named("user", of_image)?,
     };
-    let uid = match (entry, user.as_str()) {
-        (Some(entry), _) => entry.uid,
-        (None, "") => 0,
-        (None, text) => text.parse().map_err(|_| no_such("user", text, PASSWD))?,
+    let entry = match user {
+        Named::Id(uid) => passwd.iter().find(|entry| entry.uid == uid),
+        Named::Name(name) => passwd.iter().find(|entry| entry.name == name),
     };
-    let gid = match (security.run_as_group, image_group) {
-        (Some(gid), _) => gid,
-        (None, Some(group)) if !group.is_empty() => group_id(group, groups)?,
-        _ => entry.map_or(0, |entry| entry.gid),
+    let uid = match (user, entry) {
+        (Named::Id(uid), _) => uid,
+        (Named::Name(_), Some(entry)) => entry.uid,
+        (Named::Name(name), None) => return Err(no_such("user", name, PASSWD)),
     };
-    let mut all: Vec<u32> = security.supplemental_groups.clone();
+    let gid = match asked.group {
+        Some(gid) => gid,
+        None if *asked.user == RunAs::Image && !group_of_image.is_empty() => {
+            group_id(group_of_image, groups)?
+        }
+        None => entry.map_or(0, |entry| entry.gid),
+    };
+    let mut all = asked.supplemental.to_vec();
     all.push(gid);
-    if let (false, Some(entry)) = (security.strict_groups, entry) {
+    if let (false, Some(entry)) = (asked.strict, entry) {
         let member = |group: &&Group| group.members.contains(&entry.name);
         all.extend(groups.iter().filter(member).map(|group| group.gid));
     }
     all.sort_unstable();
     all.dedup();
     checked(uid, &all)?;
-    let home = entry
-        .map(|entry| entry.home.clone())
-        .filter(|home| !home.is_empty());
+    let home = entry.map(|entry| entry.home.as_str());
     Ok(Account {
         uid,
         gid,
         groups: all,
-        home: home.unwrap_or_else(|| "/".to_owned()),
+        home: home
+            .filter(|home| !home.is_empty())
+            .unwrap_or("/")
+            .to_owned(),
     })
 }
 
-/// Refuses the id that the kernel takes for "leave it as it is": the process
-/// would stay root.
+/// An id where the text has digits only, a name otherwise.
+fn named<'a>(what: &'static str, text: &'a str) -> Result<Named<'a>, SpecError> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Ok(Named::Name(text));
+    }
+    let id = text.parse().ok().filter(|id| *id <= MAX_ID);
+    id.map(Named::Id).ok_or_else(|| SpecError::NoId {
+        what,
+        id: text.to_owned(),
+    })
+}
+
+/// Refuses ids beyond those that Kubernetes and the OCI runtimes know; the highest
+/// of all means "leave it as it is" to the kernel, so that the process would stay root.
 fn checked(uid: u32, groups: &[u32]) -> Result<(), SpecError> {
     let groups = groups.iter().map(|gid| ("group", *gid));
-    match groups
-        .chain([("user", uid)])
-        .find(|(_, id)| *id == u32::MAX)
-    {
-        Some((what, id)) => Err(SpecError::NoId { what, id }),
+    match groups.chain([("user", uid)]).find(|(_, id)| *id > MAX_ID) {
+        Some((what, id)) => Err(SpecError::NoId {
+            what,
+            id: id.to_string(),
+        }),
         None => Ok(()),
     }
 }
 
 fn group_id(group: &str, groups: &[Group]) -> Result<u32, SpecError> {
-    if let Some(known) = groups.iter().find(|known| known.name == group) {
-        return Ok(known.gid);
+    match named("group", group)? {
+        Named::Id(gid) => Ok(gid),
+        Named::Name(name) => {
+            let known = groups.iter().find(|known| known.name == name);
+            known
+                .map(|known| known.gid)
+                .ok_or_else(|| no_such("group", name, GROUP))
+        }
     }
-    group.parse().map_err(|_| no_such("group", group, GROUP))
 }
 
 fn no_such(what: &'static str, name: &str, file: &'static str) -> SpecError {
@@ -163,31 +202,11 @@ fn groups(text: &str) -> Vec<Group> {
     text.lines().filter_map(parse).collect()
 }
 
-/// A file of the image; empty where the image has none.
-fn read(rootfs: &OwnedFd, file: &'static str) -> Result<String, SpecError> {
-    let named = |source: io::Error| SpecError::UserDatabase { file, source };
-    let opened = rustix::fs::openat2(
-        rootfs.as_fd(),
-        file,
-        // A FIFO in the place of the file must not hold the engine up.
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
-    );
-    let fd = match opened {
-        Ok(fd) => fd,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
-        Err(error) => return Err(named(error.into())),
-    };
-    let kind = rustix::fs::fstat(&fd).map_err(|error| named(error.into()))?;
-    if !rustix::fs::FileType::from_raw_mode(kind.st_mode).is_file() {
-        return Ok(String::new());
-    }
-    let mut bytes = Vec::new();
-    std::fs::File::from(fd)
-        .take(MAX_FILE)
-        .read_to_end(&mut bytes)
-        .map_err(named)?;
+/// A user database as text; empty where the container has none.
+fn read(seen: &Seen<'_>, file: &'static str) -> Result<String, SpecError> {
+    let bytes = seen
+        .read(file, MAX_FILE)
+        .map_err(|source| SpecError::UserDatabase { file, source })?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -195,19 +214,67 @@ fn read(rootfs: &OwnedFd, file: &'static str) -> Result<String, SpecError> {
 mod tests {
     use super::*;
 
+    fn databases(passwd: &str, group: &str) -> Databases {
+        Databases {
+            passwd: super::passwd(passwd),
+            groups: groups(group),
+        }
+    }
+
+    fn account(user: &RunAs, image: &str, databases: &Databases) -> Result<Account, SpecError> {
+        let asked = Asked {
+            user,
+            group: None,
+            supplemental: &[],
+            strict: false,
+        };
+        pick(&asked, image, databases)
+    }
+
+    /// The image of the attack names its root user like the id that the pod asks for.
     #[test]
-    fn the_id_that_means_unchanged_is_nobodys() {
-        let uid = |text: &str| passwd(&format!("evil:x:{text}:0::/:/bin/sh\n"))[0].uid;
-        assert_eq!(uid("4294967295"), u32::MAX);
-        assert!(matches!(
-            checked(u32::MAX, &[0]),
-            Err(SpecError::NoId { what: "user", .. })
-        ));
-        assert!(matches!(
-            checked(0, &[5, u32::MAX]),
-            Err(SpecError::NoId { what: "group", .. })
-        ));
-        assert!(checked(65534, &[65534]).is_ok());
+    fn a_number_is_an_id_and_never_a_name() {
+        let hostile = databases(
+            "1000:x:0:0::/root:/bin/sh\nu:x:1000:7::/home/u:/bin/sh\n",
+            "5:x:0:\nstaff:x:5:u\n",
+        );
+        for (user, image) in [
+            (RunAs::Uid(1000), ""),
+            (RunAs::Image, "1000"),
+            (RunAs::Name("1000".to_owned()), ""),
+            (RunAs::Image, "01000"),
+        ] {
+            let got = account(&user, image, &hostile).expect("an account");
+            assert_eq!((got.uid, got.gid), (1000, 7), "{user:?} {image:?}");
+            assert_eq!((got.groups, got.home.as_str()), (vec![5, 7], "/home/u"));
+        }
+        let got = account(&RunAs::Image, "1000:5", &hostile).expect("an account");
+        assert_eq!((got.uid, got.gid), (1000, 5));
+        let got = account(&RunAs::Image, "77:staff", &hostile).expect("an account");
+        assert_eq!((got.uid, got.gid, got.home.as_str()), (77, 5, "/"));
+    }
+
+    #[test]
+    fn what_looks_like_a_number_and_is_none_is_a_name() {
+        let none = databases("", "");
+        for text in ["+0", "-1", " 0", "0x0", "1000 ", "0:+0", "0:-5"] {
+            let got = account(&RunAs::Image, text, &none);
+            assert!(matches!(got, Err(SpecError::NoSuchName { .. })), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ids_beyond_two_to_the_31_are_nobodys() {
+        let users = databases(
+            "big:x:2147483648:0::/:/bin/sh\nmax:x:4294967295:0::/:\n",
+            "",
+        );
+        for text in ["big", "max", "2147483648", "4294967295", "0:4294967296"] {
+            let got = account(&RunAs::Image, text, &users);
+            assert!(matches!(got, Err(SpecError::NoId { .. })), "{text:?}");
+        }
+        assert!(account(&RunAs::Image, "2147483647:2147483647", &users).is_ok());
+        assert!(checked(0, &[5, u32::MAX]).is_err());
     }
 
     #[test]

@@ -1,0 +1,220 @@
+//! What a request says and an image cannot change, and what a status says of it.
+
+use conformance::image::Extras;
+use proto::v1;
+use serde_json::json;
+use tonic::Code;
+
+use crate::rig::{Rig, with_engine, with_image, with_own_engine};
+
+fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.as_mut().expect("linux");
+    linux.security_context.as_mut().expect("a security context")
+}
+
+async fn says(rig: &mut Rig, id: &str, words: &[&str]) -> String {
+    let output = rig.client.exec(id, words, 5).await.expect("exec");
+    output.stdout.trim().to_owned()
+}
+
+/// A file of users in which the name of root is a number.
+fn hostile(user: &str) -> Extras {
+    let passwd = b"1000:x:0:0::/root:/bin/sh\nu:x:1000:77::/home/u:/bin/sh\n";
+    let group = b"77:x:0:\nmine:x:77:u\n";
+    Extras {
+        files: vec![
+            ("etc/passwd".into(), passwd.to_vec(), 0o644),
+            ("etc/group".into(), group.to_vec(), 0o644),
+        ],
+        config: json!({ "User": user }),
+        ..Extras::default()
+    }
+}
+
+#[test]
+fn a_user_that_is_a_number_is_that_number_whatever_the_image_calls_it() {
+    with_image(&hostile("1000"), async |rig| {
+        let sandbox = rig.sandbox("number");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let of_image = rig.container("main", &["/bin/sleep", "1000"]);
+        let mut asked = rig.container("asked", &["/bin/sleep", "1000"]);
+        security(&mut asked).run_as_user = Some(v1::Int64Value { value: 1000 });
+        for config in [of_image, asked] {
+            let id = rig.started(&pod, &config, &sandbox).await;
+            let words = [
+                "sh",
+                "-c",
+                "id -u; id -g; echo $HOME; grep Uid /proc/1/status",
+            ];
+            let said = says(rig, &id, &words).await;
+            let said: Vec<&str> = said.split_whitespace().collect();
+            assert_eq!(said[..4], ["1000", "77", "/home/u", "Uid:"], "{said:?}");
+            assert_eq!(said[4..], ["1000"; 4]);
+            let status = rig.client.container(&id).await.expect("status");
+            let user = status.user.and_then(|user| user.linux).expect("a user");
+            assert_eq!((user.uid, user.gid), (1000, 77));
+        }
+        let request = v1::ImageStatusRequest {
+            image: Some(conformance::client::image(&rig.image)),
+            verbose: false,
+        };
+        let answer = rig.client.images.image_status(request).await;
+        let image = answer.expect("status").into_inner().image.expect("there");
+        assert_eq!(image.uid.map(|id| id.value), Some(1000));
+        assert_eq!(image.username, "");
+    });
+}
+
+#[test]
+fn ids_beyond_two_to_the_31_are_refused() {
+    with_image(&hostile("2147483648"), async |rig| {
+        let sandbox = rig.sandbox("beyond");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let of_image = rig.container("main", &["/bin/true"]);
+        let mut asked = rig.container("asked", &["/bin/true"]);
+        security(&mut asked).run_as_user = Some(v1::Int64Value { value: 1 << 31 });
+        for config in [of_image, asked] {
+            let refused = rig.client.create(&pod, &config, &sandbox).await;
+            let refused = refused.expect_err("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+            assert!(refused.message().contains("2147483648"), "{refused}");
+        }
+    });
+}
+
+#[test]
+fn users_are_looked_up_in_the_file_that_the_container_sees() {
+    with_engine(async |rig| {
+        let passwd = rig.engine.path("passwd");
+        let line = "mounted:x:1234:65534::/home/mounted:/bin/sh\n";
+        std::fs::write(&passwd, line).expect("written");
+        let sandbox = rig.sandbox("mounted");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        security(&mut config).run_as_username = "mounted".into();
+        config.mounts.push(v1::Mount {
+            container_path: "/etc/passwd".into(),
+            host_path: passwd.to_string_lossy().into_owned(),
+            readonly: true,
+            ..Default::default()
+        });
+        let id = rig.started(&pod, &config, &sandbox).await;
+        let said = says(rig, &id, &["sh", "-c", "echo $(id -u) $(id -g) $HOME"]).await;
+        assert_eq!(said, "1234 65534 /home/mounted");
+    });
+}
+
+#[test]
+fn an_image_that_is_named_by_its_id_is_shown_by_its_names() {
+    with_engine(async |rig| {
+        let request = v1::ImageStatusRequest {
+            image: Some(conformance::client::image(&rig.image)),
+            verbose: false,
+        };
+        let answer = rig.client.images.image_status(request).await;
+        let image = answer.expect("status").into_inner().image.expect("there");
+        let sandbox = rig.sandbox("names");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        // As the kubelet does.
+        config.image = Some(v1::ImageSpec {
+            user_specified_image: rig.image.clone(),
+            ..conformance::client::image(&image.id)
+        });
+        let id = rig.started(&pod, &config, &sandbox).await;
+        let status = rig.client.container(&id).await.expect("status");
+        let all = rig.client.containers().await.expect("list");
+        let line = all.into_iter().find(|one| one.id == id).expect("listed");
+        let shown = status.image.expect("an image").image;
+        assert!(image.repo_tags.contains(&shown), "{shown}");
+        assert_eq!(line.image.expect("an image").image, shown);
+        for (id, reference) in [
+            (&status.image_id, &status.image_ref),
+            (&line.image_id, &line.image_ref),
+        ] {
+            assert_eq!(*id, image.id);
+            let digest = image.repo_digests.first().unwrap_or(&image.id);
+            assert_eq!(reference, digest);
+        }
+    });
+}
+
+#[test]
+fn an_ephemeral_container_may_be_privileged_in_an_ordinary_pod() {
+    with_engine(async |rig| {
+        let sandbox = rig.sandbox("debugged");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("debugger", &["/bin/sleep", "1000"]);
+        security(&mut config).privileged = true;
+        let refused = rig.client.create(&pod, &config, &sandbox).await;
+        let refused = refused.expect_err("the sandbox's configuration allows none");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        let mut now = sandbox.clone();
+        let linux = now.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a security context");
+        context.privileged = true;
+        let id = rig.started(&pod, &config, &now).await;
+        let said = says(rig, &id, &["grep", "CapEff", "/proc/1/status"]).await;
+        let own = std::fs::read_to_string("/proc/self/status").expect("status");
+        let all = own.lines().find(|line| line.starts_with("CapBnd"));
+        let all = all.and_then(|line| line.split_whitespace().nth(1));
+        assert!(said.ends_with(all.expect("a set")), "{said}");
+    });
+}
+
+#[test]
+fn a_pod_with_the_nodes_network_has_the_nodes_name() {
+    with_engine(async |rig| {
+        let mut sandbox = rig.sandbox("hosted");
+        sandbox.hostname.clear();
+        let linux = sandbox.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a security context");
+        let namespaces = context.namespace_options.as_mut().expect("namespaces");
+        namespaces.network = v1::NamespaceMode::Node as i32;
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let options = security(&mut config).namespace_options.as_mut();
+        options.expect("namespaces").network = v1::NamespaceMode::Node as i32;
+        let id = rig.started(&pod, &config, &sandbox).await;
+        let words = ["sh", "-c", "cat /etc/hostname; echo $HOSTNAME; hostname"];
+        let said = says(rig, &id, &words).await;
+        let node = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+        let node = node.trim();
+        assert_eq!(said.split_whitespace().collect::<Vec<_>>(), [node; 3]);
+    });
+}
+
+#[test]
+fn a_relative_working_directory_of_an_image_is_refused() {
+    let extras = Extras {
+        config: json!({ "WorkingDir": "srv" }),
+        ..Extras::default()
+    };
+    with_image(&extras, async |rig| {
+        let sandbox = rig.sandbox("relative");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let refused = rig.client.create(&pod, &config, &sandbox).await;
+        let refused = refused.expect_err("refused");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("\"srv\""), "{refused}");
+        config.working_dir = "/etc".into();
+        rig.started(&pod, &config, &sandbox).await;
+    });
+}
+
+/// On a kernel with AppArmor the profile is set, on one without there is nothing to set.
+#[test]
+fn a_container_may_ask_for_no_apparmor_profile() {
+    with_own_engine(async |rig| {
+        let sandbox = rig.sandbox("unconfined");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        security(&mut config).apparmor = Some(v1::SecurityProfile {
+            profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+            localhost_ref: String::new(),
+        });
+        let id = rig.started(&pod, &config, &sandbox).await;
+        assert_eq!(says(rig, &id, &["echo", "up"]).await, "up");
+    });
+}
