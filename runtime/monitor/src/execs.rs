@@ -164,6 +164,15 @@ impl Monitor {
         self.reply(exec.reply, result);
     }
 
+    /// Kills what nobody waits for any more.
+    pub(crate) fn end_unwanted_execs(&mut self, is_unwanted: impl Fn(&ReplyTo) -> bool) {
+        let all = self.execs.values_mut();
+        for exec in all.filter(|exec| is_unwanted(&exec.reply)) {
+            exec.timed_out = true;
+            kill_session(exec.pid, exec.procs.as_deref());
+        }
+    }
+
     /// Kills what has had its time. The answer follows when it is reaped.
     pub(crate) fn end_overdue_execs(&mut self, now: u64) {
         for exec in self.execs.values_mut() {

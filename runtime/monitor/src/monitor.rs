@@ -310,6 +310,7 @@ impl Monitor {
     fn disconnect(&mut self, number: u64) {
         if let Some(connection) = self.connections.remove(&number) {
             self.reactor.unwatch(connection.socket(), connection.token);
+            self.end_unwanted_execs(|asked| asked.connection == number);
         }
     }
 

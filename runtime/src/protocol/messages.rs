@@ -111,8 +111,7 @@ pub enum Body {
     /// Monitor to launcher helper: make this container.
     #[prost(message, boxed, tag = "20")]
     Launch(Box<Launch>),
-    /// Ends a process that was run: nobody waits for it any more. No answer but the
-    /// process's own follows.
+    /// Ends a process that was run: nobody waits for it any more.
     #[prost(message, tag = "21")]
     CancelExec(CancelExec),
     /// Goes on as another build of the monitor, in place.
