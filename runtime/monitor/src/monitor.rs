@@ -198,6 +198,7 @@ impl Monitor {
             Source::Launch(key) => self.launch_progress(key),
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
+            Source::Unread(key) => self.client_gone(key),
         }
     }
 

@@ -34,6 +34,8 @@ pub(crate) enum Source {
     Start(Key),
     /// A container wrote something.
     Output(Key, Stream),
+    /// Nobody reads what a process that was run writes.
+    Unread(Key),
 }
 
 /// A watched descriptor's number in the reactor.
