@@ -13,6 +13,7 @@ pub mod client;
 pub mod devices;
 pub mod exec;
 pub mod exit;
+pub mod frozen;
 pub mod launcher;
 pub mod log;
 #[cfg(feature = "engine")]

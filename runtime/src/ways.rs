@@ -9,12 +9,13 @@
 //! every other hierarchy, and the name tells which is which.
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// All processes of a cgroup, in every hierarchy; in the v2 tree it is joined by it.
 pub const PROCS: &str = "cgroup.procs";
@@ -64,11 +65,58 @@ impl Ways {
     }
 }
 
+/// The cgroup of the v2 tree that a process is in, as a descriptor; it must lie below
+/// another, which a descriptor tells.
+///
+/// # Errors
+/// Words for what is in the way.
+pub fn below(cgroup: BorrowedFd<'_>, process: Pid) -> Result<OwnedFd, String> {
+    let number = process.as_raw_nonzero();
+    let text = std::fs::read_to_string(format!("/proc/{number}/cgroup"))
+        .map_err(|error| format!("cgroup of the first process: {error}"))?;
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let path = path.ok_or("the first process is in no cgroup of the v2 tree")?;
+    let own = format!("/proc/self/fd/{}", cgroup.as_raw_fd());
+    let own =
+        std::fs::read_link(own).map_err(|error| format!("the container's cgroup: {error}"))?;
+    let rest = part_below(Path::new(path), &own).ok_or_else(|| {
+        format!(
+            "the first process is in {path}, not below {}",
+            own.display()
+        )
+    })?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(cgroup, rest, flags, Mode::empty(), resolve)
+        .map_err(|errno| format!("open cgroup {path}: {errno}"))
+}
+
+/// What of a cgroup's path is below the cgroup of a directory: the path begins at the
+/// hierarchy's root, the directory where that is mounted.
+fn part_below<'a>(path: &'a Path, dir: &Path) -> Option<&'a Path> {
+    let above = path.ancestors().skip(1);
+    let own = above.filter(|above| !above.as_os_str().is_empty());
+    let own = own.into_iter().find(|above| dir.ends_with(above))?;
+    path.strip_prefix(own).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStringExt;
 
     use super::*;
+
+    #[test]
+    fn what_is_below_a_cgroup_is_found_by_its_path() {
+        let dir = Path::new("/sys/fs/cgroup/unified/pods/a1");
+        let below = |path| part_below(Path::new(path), dir);
+        let inner = Path::new("init.scope");
+        assert_eq!(below("pods/a1/init.scope"), Some(inner));
+        assert_eq!(below("pods/a1/x/y"), Some(Path::new("x/y")));
+        for path in ["pods/a1", "pods/b2/init.scope", "a1", "init.scope"] {
+            assert_eq!(below(path), None, "{path}");
+        }
+    }
 
     #[test]
     fn v2_is_entered_by_birth_and_v1_by_the_thread() {

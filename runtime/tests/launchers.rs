@@ -63,6 +63,7 @@ macro_rules! launcher_suite {
                     owners_only_program_runs,
                     image_runs_no_code_before_its_program,
                     working_directory_is_entered,
+                    missing_working_directory_is_made,
                 }
                 isolation {
                     process_is_what_was_asked_for,
@@ -81,7 +82,6 @@ macro_rules! launcher_suite {
                     missing_program_is_named,
                     working_directory_never_leads_out,
                     timeout_kills_the_session,
-                    unwanted_process_ends,
                     ended_container_takes_no_process,
                     end_of_the_container_ends_its_processes,
                     many_at_once_come_back,
@@ -105,6 +105,7 @@ macro_rules! launcher_suite {
                     shared_init_has_nothing_to_take,
                     shared_processes_end_with_their_container,
                     shared_init_ends_on_sigterm,
+                    a_fork_bomb_ends_with_its_container,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
                     lack_of_memory_behind_a_shell_is_told,
@@ -139,7 +140,6 @@ macro_rules! own_launcher {
                 missing_program_fails_the_start,
                 environment_is_kept_as_it_is,
                 missing_path_and_home_are_no_error,
-                missing_working_directory_is_an_error,
             }
             isolation {
                 unsupported_wishes_are_refused_by_name,
@@ -150,8 +150,7 @@ macro_rules! own_launcher {
     };
 }
 
-/// OCI runtimes look for the program when they create, and make a working directory
-/// that is missing.
+/// OCI runtimes look for the program when they create.
 macro_rules! oci_launcher {
     ($launcher:ident, $kind:expr) => {
         launcher_suite! { $launcher, $kind;

@@ -1,5 +1,7 @@
 //! The API's `ContainerConfig` to Slipway's [`ContainerConfig`].
 
+use std::path::{Path, PathBuf};
+
 use proto::v1;
 
 use super::sandbox::Around;
@@ -202,12 +204,7 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         let reason = "needs readonly and PROPAGATION_PRIVATE";
         return Err(wrong(field("recursive_read_only"), reason));
     }
-    let container_path = match container_path.as_str() {
-        "" => return Err(missing(&field("container_path"))),
-        path if path.starts_with('/') => absolute(&field("container_path"), path)?,
-        // Some clients leave the slash out.
-        path => absolute(&field("container_path"), &format!("/{path}"))?,
-    };
+    let container_path = place_of_mount(&field("container_path"), &container_path)?;
     Ok(Mount {
         container_path: container_path.to_string_lossy().into_owned(),
         host_path: match host_path.as_str() {
@@ -218,6 +215,21 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         recursive_read_only,
         propagation,
     })
+}
+
+/// Where a volume goes, by a clean path: Kubernetes allows `/a/../b`, and means `/b`.
+/// Some clients leave the first slash out.
+fn place_of_mount(field: &str, text: &str) -> Result<PathBuf, BadRequest> {
+    if text.is_empty() {
+        return Err(missing(field));
+    }
+    no_nul(field, text)?;
+    let clean = runtime::launcher::links::clean(Path::new(text));
+    if clean == Path::new("/") {
+        let reason = format!("{text:?} is the container's root, which is the image's");
+        return Err(wrong(field, reason));
+    }
+    Ok(clean)
 }
 
 /// A mount as a status repeats it.

@@ -7,7 +7,9 @@ use v1::security_profile::ProfileType;
 
 use super::sandbox::{Around, namespaces_from_proto, refuse_selinux};
 use super::{BadRequest, absolute, kernel_id, no_nul, unsupported, wrong};
-use crate::model::{AppArmor, IpcMode, NetworkMode, RunAs, SandboxConfig, Seccomp, Security};
+use crate::model::{
+    AppArmor, IpcMode, NetworkMode, PidMode, RunAs, SandboxConfig, Seccomp, Security,
+};
 
 const FIELD: &str = "config.linux.security_context";
 const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
@@ -117,7 +119,7 @@ fn is_strict(policy: i32) -> Result<bool, BadRequest> {
 fn namespaces_of_container(
     options: v1::NamespaceOption,
     sandbox: &SandboxConfig,
-) -> Result<crate::model::PidMode, BadRequest> {
+) -> Result<PidMode, BadRequest> {
     let field = format!("{FIELD}.namespace_options");
     let (network, pid, ipc) = namespaces_from_proto(&field, options)?;
     if network == NetworkMode::Node && sandbox.network == NetworkMode::Pod {
@@ -131,6 +133,11 @@ fn namespaces_of_container(
             format!("{field}.ipc"),
             "the sandbox has an IPC namespace of its own",
         ));
+    }
+    // Every process of the node would be seen, and signalled where the user is the same.
+    if pid == PidMode::Node && sandbox.pid != PidMode::Node {
+        let reason = "the sandbox does not have the node's PID namespace";
+        return Err(wrong(format!("{field}.pid"), reason));
     }
     Ok(pid)
 }

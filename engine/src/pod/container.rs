@@ -305,10 +305,9 @@ fn inputs<'a>(
 /// to another since, but not the cgroup of this id.
 fn is_in_cgroup(pid: i32, id: &str) -> bool {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    cgroups.lines().any(|line| {
-        let last = line.rsplit('/').next().unwrap_or_default();
-        last.starts_with(id)
-    })
+    // Or one below it: systemd in a container moves itself.
+    let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
+    parts.any(|part| part.starts_with(id))
 }
 
 /// A launcher's error as a caller should read it.

@@ -72,7 +72,9 @@ pub(crate) fn mount_shm(path: &Path) -> Result<(), FilesError> {
     if is_mount_point(path) {
         return Ok(());
     }
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    // Programs may be executed there, as beside other engines: code that is made at
+    // run time is kept in shared memory by some.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
     rustix::mount::mount("shm", path, "tmpfs", flags, Some(c"mode=1777,size=65536k"))
         .map_err(|error| named("mount tmpfs on", path)(error.into()))
 }

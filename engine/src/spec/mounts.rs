@@ -14,32 +14,50 @@ use crate::model::{Mount, Propagation};
 
 type Sources = Vec<(usize, OwnedFd)>;
 
-/// All mounts in an order in which no one hides another.
+/// What is mounted at a place.
+enum Place {
+    /// A filesystem of the kernel's.
+    Kernels(OciMount),
+    /// A clone of a path of the host.
+    Volume(Mount),
+}
+
+/// All mounts in an order in which no one hides another: the kernel's first, so that
+/// a link of the image that leads a volume there is noticed; then all others by path,
+/// so that a parent comes before what is mounted below it. A volume on /dev brings
+/// what is below it, too.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), SpecError> {
-    let mut binds: BTreeMap<PathBuf, Mount> = BTreeMap::new();
+    let mut places: BTreeMap<PathBuf, Place> = BTreeMap::new();
     for mount in sandbox_files(inputs) {
-        binds.insert(PathBuf::from(&mount.container_path), mount);
+        places.insert(PathBuf::from(&mount.container_path), Place::Volume(mount));
     }
     // The request's wishes replace the sandbox's own.
     for mount in &inputs.config.mounts {
-        binds.insert(normal(&mount.container_path), mount.clone());
+        let target = PathBuf::from(&mount.container_path);
+        places.insert(target, Place::Volume(mount.clone()));
     }
-    let mut mounts: Vec<OciMount> = kernel(inputs)
-        .into_iter()
-        .filter(|mount| !binds.contains_key(mount.destination()))
-        .collect();
+    let mut mounts = Vec::new();
+    for mount in kernel(inputs) {
+        let target = mount.destination().clone();
+        let mut above = target.ancestors().skip(1);
+        match above.find(|above| places.contains_key(*above)) {
+            _ if places.contains_key(&target) => {}
+            None => mounts.push(mount),
+            Some(above) if above == Path::new("/dev") => {}
+            Some(_) => drop(places.insert(target, Place::Kernels(mount))),
+        }
+    }
     let mut sources = Vec::new();
-    // By path, so that a parent comes before what is mounted below it.
-    for (target, mount) in &binds {
-        sources.push((mounts.len(), clone(mount)?));
-        mounts.push(bind(target, mount));
+    for (target, place) in places {
+        match place {
+            Place::Kernels(mount) => mounts.push(mount),
+            Place::Volume(mount) => {
+                sources.push((mounts.len(), clone(&mount)?));
+                mounts.push(bind(&target, &mount));
+            }
+        }
     }
     Ok((mounts, sources))
-}
-
-/// The path without doubled slashes and dots, so that equal paths are equal.
-fn normal(path: &str) -> PathBuf {
-    Path::new(path).components().collect()
 }
 
 fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> OciMount {
@@ -85,10 +103,6 @@ fn kernel(inputs: &Inputs<'_>) -> Vec<OciMount> {
     ];
     let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
     mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup));
-    if inputs.shm.is_none() {
-        // The node's IPC namespace comes with the node's /dev/shm, bound below.
-        return mounts;
-    }
     mounts
 }
 

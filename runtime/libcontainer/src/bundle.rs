@@ -11,8 +11,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use libcontainer::oci_spec::runtime::Spec;
 use nix::sched::CloneFlags;
-use runtime::launcher::LaunchError;
+use runtime::launcher::{LaunchError, null, place};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -21,6 +22,8 @@ use rustix::mount::{
 
 /// The directory of sources.
 const SOURCES: &str = "mounts";
+/// The directory of a null device.
+const NULL: &str = "null";
 
 /// The bundle's directory.
 #[derive(Debug)]
@@ -49,6 +52,7 @@ impl Bundle {
         for name in ["rootfs", SOURCES, "state"] {
             rustix::fs::mkdir(dir.join(name), Mode::RWXU).map_err(failed)?;
         }
+        hide_null(&dir).map_err(|errno| LaunchError::failed("make a null device", errno))?;
         // A mount point of its own, so that all sources can go at once.
         let sources = dir.join(SOURCES);
         clone_tree(&sources)
@@ -106,6 +110,14 @@ impl Bundle {
         Ok(path)
     }
 
+    /// Makes the working directory in the root filesystem, where it is missing, which
+    /// libcontainer does not. Why it cannot be is told when it is entered.
+    pub(crate) fn make_working_directory(&self, spec: &Spec) {
+        if let Some(process) = spec.process() {
+            let _missing = place::make_directory(&self.rootfs(), process.cwd());
+        }
+    }
+
     /// Makes a directory among the sources.
     pub(crate) fn make_source_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
         make_dir(self.dir.join(SOURCES).join(name))
@@ -115,6 +127,17 @@ impl Bundle {
     pub(crate) fn make_dir(&self, name: &str) -> Result<PathBuf, LaunchError> {
         make_dir(self.dir.join(name))
     }
+}
+
+/// Lays a null device of the container's own over the node's, for the runtimes: they
+/// hide files behind what they find there.
+fn hide_null(dir: &Path) -> Result<(), Errno> {
+    let place = dir.join(NULL);
+    rustix::fs::mkdir(&place, Mode::RWXU)?;
+    attach(null::filesystem()?.as_fd(), &place)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let own = rustix::mount::open_tree(CWD, place.join("null"), flags)?;
+    attach(own.as_fd(), Path::new("/dev/null"))
 }
 
 fn make_dir(path: PathBuf) -> Result<PathBuf, LaunchError> {

@@ -5,13 +5,14 @@
 //! process may do, is refused here by its name in the runtime spec. What fails
 //! loudly in libcontainer itself is not listed.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use libcontainer::oci_spec::runtime::{
     Hook, Linux, LinuxNamespaceType, Mount, Process, Spec, User,
 };
 use libcontainer::syscall::linux::{MountOption, MountRecursive};
-use runtime::launcher::LaunchError;
+use runtime::launcher::{LaunchError, links};
 
 /// Options that only say how mounts propagate.
 const PROPAGATION: [&str; 8] = [
@@ -39,6 +40,14 @@ pub(crate) fn check(spec: &Spec, given: impl Fn(usize) -> bool) -> Result<(), La
         check_mount(index, mount, given(index))?;
     }
     check_hooks(spec)
+}
+
+/// Refuses a root filesystem whose links would lead mounts away: not every runtime
+/// looks, and what is masked is looked for by its path.
+pub(crate) fn check_links(rootfs: &OwnedFd, spec: &Spec) -> Result<(), LaunchError> {
+    let mounts = spec.mounts().iter().flatten();
+    let mounts = mounts.map(|mount| (mount.destination().as_path(), true));
+    links::check(rootfs.as_fd(), mounts).map_err(|words| LaunchError::failed("mount", words))
 }
 
 /// Whether the mount binds something that exists.

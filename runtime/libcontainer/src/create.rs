@@ -15,9 +15,10 @@ use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use runtime::exec::Program;
-use runtime::launcher::LaunchError;
+use runtime::exec::keyring::{self, Keyring};
+use runtime::launcher::{LaunchError, null};
 use runtime::protocol::{Create, Fds, Launch, LauncherKind, MountSource, StreamSlots};
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
 
 use crate::bundle::Bundle;
@@ -82,6 +83,7 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
 
     let bundle = Bundle::make(PathBuf::from(std::ffi::OsString::from_vec(work_dir)))?;
     let plan = fill(&bundle, &mut spec, &create, fds)?;
+    bundle.make_working_directory(&spec);
     cgroups.provide_view(&mut spec, &bundle)?;
     let namespace = bundle.leave()?;
     spec::set_mount_namespace(&mut spec, &namespace)?;
@@ -90,7 +92,8 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         .tty
         .then(|| ConsoleSocket::listen(bundle.dir()))
         .transpose()?;
-    let warnings = give_up(&wishes)?;
+    let mut warnings = give_up(&wishes)?;
+    warnings.extend(join_keyring(&create.id)?);
     cgroups.join()?;
     cgroups::hide(&bundle)?;
     let pid = build(
@@ -142,7 +145,9 @@ pub(crate) fn attach(
     create: &Create,
     fds: &mut Fds,
 ) -> Result<Vec<(usize, PathBuf)>, LaunchError> {
-    bundle.attach_rootfs(&fds.take(create.rootfs_fd, "the root filesystem")?)?;
+    let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
+    check::check_links(&rootfs, spec)?;
+    bundle.attach_rootfs(&rootfs)?;
     spec::set_root(spec, &bundle.rootfs());
     let mut sources = Vec::with_capacity(create.mounts.len());
     for mount in &create.mounts {
@@ -187,6 +192,14 @@ fn give_up(wishes: &Wishes) -> Result<Vec<String>, LaunchError> {
             .map_err(|errno| LaunchError::failed("set no_new_privs", errno))?;
     }
     Ok(warnings)
+}
+
+/// Gives the container a session keyring of its own, which libcontainer does not.
+pub(crate) fn join_keyring(container: &str) -> Result<Option<String>, LaunchError> {
+    let failed = |error: &dyn std::fmt::Display| LaunchError::failed("join session keyring", error);
+    let keyring = Keyring::of(container, "").map_err(|error| failed(&error))?;
+    let joined = keyring.join().map_err(|errno| failed(&errno))?;
+    Ok((!joined).then(|| keyring::NONE.to_owned()))
 }
 
 /// What libcontainer takes over.
@@ -242,12 +255,12 @@ fn nix_pid(pid: impl Into<i32>) -> i32 {
 }
 
 impl Streams {
-    /// Takes what the monitor sent; what it did not is /dev/null.
+    /// Takes what the monitor sent; what it did not is a null device of the
+    /// container's own.
     pub(crate) fn take(slots: &StreamSlots, fds: &mut Fds) -> Result<Self, LaunchError> {
         let mut stream = |slot: Option<u32>| match fds.take_optional(slot, "a stream")? {
             Some(fd) => Ok(fd),
-            None => rustix::fs::open(c"/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|errno| LaunchError::failed("open /dev/null", errno)),
+            None => null::open().map_err(|errno| LaunchError::failed("open a null device", errno)),
         };
         Ok(Self {
             stdin: stream(slots.stdin)?,

@@ -14,7 +14,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use runtime::exit::ExitRecord;
-use runtime::launcher::{Launch, Launcher, Order, StartGate};
+use runtime::frozen;
+use runtime::launcher::{Launch, Launcher, Order, StartGate, null};
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
 use rustix::io::Errno;
@@ -32,7 +33,7 @@ pub(crate) const KILL: i32 = 9;
 /// Exit code of a process that was killed, and of an init that passes on what
 /// became of its child: a shell, tini.
 const KILLED: i32 = 128 + KILL;
-/// How often a cgroup is searched for processes that were born meanwhile.
+/// How often a cgroup without a freezer is searched for processes that were born meanwhile.
 const KILL_ROUNDS: usize = 10;
 
 /// A container's first process: a child of the monitor.
@@ -93,6 +94,7 @@ struct Cgroups {
     procs: Option<PathBuf>,
     oom: Option<Vec<u8>>,
     kill: Option<Vec<u8>>,
+    freezer: Option<PathBuf>,
 }
 
 /// A container.
@@ -106,6 +108,10 @@ pub(crate) struct Container {
     pub(crate) output: Output,
     /// The filter of processes that are run in it.
     pub(crate) seccomp: Option<Vec<u8>>,
+    /// The kernel's flags for it.
+    pub(crate) seccomp_flags: u32,
+    /// The null device of those that have no input: the container's own.
+    null: Option<OwnedFd>,
     /// Who wants it gone, once its first process is.
     pub(crate) deletes: Vec<ReplyTo>,
     /// Its exit waits for its log: until when, monotonic nanoseconds.
@@ -132,6 +138,7 @@ impl Container {
             Some(_) => create.seccomp_bpf.clone(),
             None => create.seccomp_bpf.take(),
         };
+        let seccomp_flags = create.seccomp_flags;
         let id = create.id.clone();
         let cgroups = Cgroups {
             procs: create
@@ -140,6 +147,7 @@ impl Container {
                 .map(|file| path(file).with_file_name(PROCS)),
             oom: create.cgroup_oom.clone(),
             kill: create.cgroup_kill.clone(),
+            freezer: freezer(&create.cgroup_files),
         };
         let (mut output, stdio) = Output::open(key, &mut create, &mut fds, reactor)?;
         let launch = match launcher.begin(Order { create, fds, stdio }) {
@@ -176,6 +184,8 @@ impl Container {
             },
             output,
             seccomp,
+            seccomp_flags,
+            null: None,
             deletes: Vec::new(),
             untold: None,
             killed: false,
@@ -210,6 +220,15 @@ impl Container {
             State::Running { init, .. } => Some(&init.pidfd),
             _ => None,
         }
+    }
+
+    /// A null device for a process without input.
+    pub(crate) fn null(&mut self) -> Result<OwnedFd, Errno> {
+        let null = match &self.null {
+            Some(null) => null,
+            None => self.null.insert(null::open()?),
+        };
+        rustix::io::fcntl_dupfd_cloexec(null, 3)
     }
 
     /// Whether nothing of it is left to end.
@@ -305,6 +324,10 @@ impl Container {
         {
             return;
         }
+        let frozen = self.cgroups.freezer.as_deref().map(frozen::kill);
+        if frozen.is_some_and(|killed| killed.is_ok()) {
+            return;
+        }
         let Some(procs) = &self.cgroups.procs else {
             return;
         };
@@ -335,6 +358,18 @@ impl Container {
         };
         std::fs::read_to_string(path(file)).is_ok_and(|text| oom_kills(&text) > 0)
     }
+}
+
+/// The directory in the v1 freezer's hierarchy: one of those is mounted by its name.
+fn freezer(files: &[Vec<u8>]) -> Option<PathBuf> {
+    let mut dirs = files.iter().filter_map(|file| path(file).parent());
+    let is_freezers = |part: &OsStr| {
+        part.as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|name| name == b"freezer")
+    };
+    let dir = dirs.find(|dir| dir.iter().any(is_freezers))?;
+    Some(dir.to_owned())
 }
 
 /// Signals a child that is not reaped; one that ended is fine.

@@ -1,45 +1,62 @@
 //! Processes that are run in containers beside their first ones.
 //!
-//! Owns them until they are reaped. A timeout kills the whole session that the
-//! process leads, not only the process.
+//! Owns them until they are reaped. Each begins as an intermediate process, which
+//! names the one that is born in the container (`runtime::exec`), and ends with that
+//! one's exit. A timeout, or a client that is gone, ends the process with all that
+//! descends from it: processes that began sessions of their own are found as its
+//! children's children, since it is their reaper as long as it lives. What outlives
+//! a process that ended by itself is the container's.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use runtime::exec::{self, Plan, Problem, Running, Stdio, Step};
+use runtime::exec::{self, Begun, Message, Plan, Problem, Stdio, Step};
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
-use runtime::ways::PROCS;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitStatus};
+use rustix::time::Timespec;
 
 use crate::connection::ReplyTo;
-use crate::container::{KILL, raw, send_signal};
+use crate::container::{Container, KILL, raw, send_signal};
+use crate::descent;
 use crate::monitor::Monitor;
-
-/// A second look finds what was born between a look and its kill; what has a
-/// kill pending cannot have children any more.
-const KILL_ROUNDS: usize = 3;
+use crate::reactor::{Key, Source, Token};
+use crate::reap::exit_code;
 
 /// A process that was run.
 #[derive(Debug)]
 pub(crate) struct Exec {
     /// The container's id.
     container: String,
+    /// The process, or until it is born the one that makes it.
     pid: Pid,
+    born: bool,
+    /// Why it could not be, where that is known already.
+    problem: Option<Problem>,
     plan: Plan,
     report: OwnedFd,
-    /// Where its session is searched; `None`: among all processes.
-    procs: Option<PathBuf>,
+    reader: Option<Reader>,
     deadline: Option<u64>,
     timed_out: bool,
+    killed: bool,
     reply: ReplyTo,
+}
+
+/// The output of a process that was run, watched for its reader's end.
+#[derive(Debug)]
+struct Reader {
+    key: Key,
+    output: OwnedFd,
+    token: Token,
 }
 
 impl Exec {
     /// Kills it.
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill(&mut self) {
+        self.killed = true;
         let _gone = send_signal(self.pid, KILL);
     }
 
@@ -47,33 +64,62 @@ impl Exec {
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.deadline.filter(|_| !self.timed_out)
     }
+
+    /// Whether the process itself is known.
+    pub(crate) fn is_born(&self) -> bool {
+        self.born
+    }
+
+    /// Ends it with all that descends from it. Before its birth there is nothing that
+    /// does: the one that makes it ends, and what it has just made ends with it.
+    fn end(&mut self) {
+        self.killed = true;
+        if self.born {
+            descent::kill(self.pid);
+        }
+        let _gone = send_signal(self.pid, KILL);
+    }
+
+    /// Reads what was said until now; gives who is said to be born.
+    fn listen(&mut self) -> Vec<Pid> {
+        let mut born = Vec::new();
+        for _ in 0..MOST_MESSAGES {
+            match Message::read(self.report.as_fd()) {
+                None => break,
+                Some(Message::Born(pid)) => born.push(pid),
+                Some(Message::Problem(problem)) => {
+                    self.problem.get_or_insert(problem);
+                }
+            }
+        }
+        born
+    }
 }
+
+/// More messages than a process and its maker have to say: others may write, too.
+const MOST_MESSAGES: usize = 16;
 
 impl Monitor {
     /// Runs a process; the answer follows when it ended.
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
-            Ok((plan, running)) => {
+            Ok((plan, begun, output)) => {
                 reply.step("clone");
-                let Running {
-                    pid,
-                    pidfd: _,
-                    report,
-                } = running;
-                let procs = request
-                    .cgroup_files
-                    .first()
-                    .map(|path| bytes_path(path).with_file_name(PROCS));
+                let Begun { pid, report } = begun;
+                let reader = self.watch_reader(output);
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
                     container: request.id.clone(),
                     pid,
+                    born: false,
+                    problem: None,
                     plan,
                     report,
-                    procs,
+                    reader,
                     deadline,
                     timed_out: false,
+                    killed: false,
                     reply,
                 };
                 self.execs.insert(raw(pid), exec);
@@ -86,8 +132,10 @@ impl Monitor {
         &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Running), Failure> {
+    ) -> Result<(Plan, Begun, OwnedFd), Failure> {
         let key = self.find(&request.id)?;
+        let failed = |message: String| Failure::new(FailureKind::Launch, "exec", message);
+        let stdio = self.take_streams(key, request, &mut fds)?;
         let not_running =
             || Failure::new(FailureKind::NotRunning, &request.id, "it is not running");
         let container = self.containers.get(&key).ok_or_else(not_running)?;
@@ -95,22 +143,56 @@ impl Monitor {
         let process = request.process.as_ref().ok_or_else(|| {
             Failure::new(FailureKind::Protocol, "exec", "there is no process to run")
         })?;
-        let plan = Plan::new(process, &request.cgroup_files, container.seccomp.as_deref())
-            .map_err(|error| Failure::new(FailureKind::Launch, "exec", error.to_string()))?;
-        let stdio = self.take_streams(request, &mut fds)?;
-        let place = exec::Container {
-            pidfd: pidfd.as_fd(),
-            own_pid_namespace: self.descriptors.pid_namespace.as_fd(),
+        let filter = container.seccomp.as_deref();
+        let plan = Plan::new(process, &request.cgroup_files, filter)
+            .and_then(|plan| plan.with_keyring(&request.id, process))
+            .map_err(|error| failed(error.to_string()))?;
+        let mut plan = plan.with_seccomp_flags(container.seccomp_flags);
+        let begun = match exec::spawn(&plan, pidfd.as_fd(), &stdio) {
+            // The container has cgroups of its own below its cgroup of the v2 tree, which
+            // then takes no processes: the first process's takes them.
+            Err(problem) if problem.errno == Errno::BUSY => {
+                let first = container.pid().ok_or_else(not_running)?;
+                plan.be_born_beside(first).map_err(&failed)?;
+                exec::spawn(&plan, pidfd.as_fd(), &stdio)
+            }
+            other => other,
         };
-        let running = exec::spawn(&plan, place, &stdio).map_err(|problem| {
-            // A pid namespace whose first process died takes no others.
+        let begun = begun.map_err(|problem| {
             let message = problem.errno.to_string();
-            Failure::new(FailureKind::NotRunning, &request.id, message)
+            Failure::new(FailureKind::Launch, problem.step.name(), message)
         })?;
-        Ok((plan, running))
+        Ok((plan, begun, stdio.stdout))
     }
 
-    fn take_streams(&self, request: &protocol::Exec, fds: &mut Fds) -> Result<Stdio, Failure> {
+    /// Watches for the client's end of the output to be closed: a client that gave up, or
+    /// an engine that died, waits for nothing any more. Output that is no pipe is nobody's.
+    fn watch_reader(&mut self, output: OwnedFd) -> Option<Reader> {
+        let key = self.new_key();
+        let token = self
+            .reactor
+            .watch(output.as_fd(), Source::Unread(key))
+            .ok()?;
+        Some(Reader { key, output, token })
+    }
+
+    /// Nobody waits for a process that was run any more.
+    pub(crate) fn client_gone(&mut self, key: Key) {
+        let is_its = |exec: &&mut Exec| exec.reader.as_ref().is_some_and(|one| one.key == key);
+        if let Some(exec) = self.execs.values_mut().find(is_its) {
+            if let Some(reader) = exec.reader.take() {
+                self.reactor.unwatch(reader.output.as_fd(), reader.token);
+            }
+            exec.end();
+        }
+    }
+
+    fn take_streams(
+        &mut self,
+        key: Key,
+        request: &protocol::Exec,
+        fds: &mut Fds,
+    ) -> Result<Stdio, Failure> {
         let streams = request.streams.clone().unwrap_or_default();
         if streams.tty.is_some() {
             let message = "not in this version";
@@ -122,10 +204,14 @@ impl Monitor {
         }
         let failed =
             |error: ProtocolError| Failure::new(FailureKind::Protocol, "exec", error.to_string());
+        let container = self.containers.get_mut(&key);
         let stdin = match fds.take_optional(streams.stdin, "stdin").map_err(failed)? {
             Some(stdin) => stdin,
-            None => rustix::io::fcntl_dupfd_cloexec(&self.descriptors.null, 3)
-                .map_err(|errno| Failure::new(FailureKind::Launch, "exec", errno.to_string()))?,
+            None => container
+                .map_or(Err(Errno::SRCH), Container::null)
+                .map_err(|errno| {
+                    Failure::new(FailureKind::Launch, "open a null device", errno.to_string())
+                })?,
         };
         let stdout = fds.take(streams.stdout, "stdout").map_err(failed)?;
         let stderr = fds.take(streams.stderr, "stderr").map_err(failed)?;
@@ -136,18 +222,53 @@ impl Monitor {
         })
     }
 
-    /// A process that was run was reaped.
-    pub(crate) fn exec_ended(&mut self, pid: Pid, code: i32) {
+    /// A process that was run, or the one that made it, was reaped.
+    pub(crate) fn exec_ended(&mut self, pid: Pid, status: WaitStatus) {
         let Some(mut exec) = self.execs.remove(&raw(pid)) else {
             return;
         };
+        let born = exec.listen();
+        if exec.born {
+            return self.exec_over(exec, exit_code(status));
+        }
+        exec.born = true;
+        for pid in born {
+            let ended = self
+                .unknown_exits
+                .iter()
+                .position(|(known, _)| *known == pid);
+            if let Some(index) = ended {
+                let (_, status) = self.unknown_exits.swap_remove(index);
+                return self.exec_over(exec, exit_code(status));
+            }
+            if self.is_new_child(pid) {
+                exec.pid = pid;
+                exec.reply.step("birth");
+                if exec.killed {
+                    exec.end();
+                }
+                self.execs.insert(raw(pid), exec);
+                return self.forget_unknown_exits();
+            }
+        }
+        self.exec_over(exec, exit_code(status));
+    }
+
+    /// All of a process that was run is known.
+    fn exec_over(&mut self, mut exec: Exec, code: i32) {
         exec.reply.step("run");
-        let result = match Problem::read(exec.report.as_fd()) {
-            Some(problem) if !exec.timed_out && is_end_of_container(problem) => Err(Failure::new(
-                FailureKind::NotRunning,
-                &exec.container,
-                "it ended before it was entered",
-            )),
+        if let Some(reader) = exec.reader.take() {
+            self.reactor.unwatch(reader.output.as_fd(), reader.token);
+        }
+        let result = match exec.problem {
+            Some(problem) if !exec.timed_out && self.is_end_of_container(problem, &exec) => {
+                let message = "it ended before it was entered";
+                Err(Failure::new(
+                    FailureKind::NotRunning,
+                    &exec.container,
+                    message,
+                ))
+            }
             Some(problem) if !exec.timed_out => {
                 let (message, not_found) = exec.plan.explain(problem);
                 let step = problem.step.name();
@@ -162,45 +283,39 @@ impl Monitor {
             })),
         };
         self.reply(exec.reply, result);
+        self.forget_unknown_exits();
     }
 
-    /// Kills what nobody waits for any more.
-    pub(crate) fn end_unwanted_execs(&mut self, is_unwanted: impl Fn(&ReplyTo) -> bool) {
-        let all = self.execs.values_mut();
-        for exec in all.filter(|exec| is_unwanted(&exec.reply)) {
-            exec.timed_out = true;
-            kill_session(exec.pid, exec.procs.as_deref());
+    /// Whether a process could not enter the container because its first process was
+    /// gone by then: the namespaces of one that ended cannot be entered, and its pid
+    /// namespace takes nobody.
+    fn is_end_of_container(&self, problem: Problem, exec: &Exec) -> bool {
+        match (problem.step, problem.errno) {
+            (Step::Namespaces, Errno::SRCH) => true,
+            (Step::Birth, Errno::NOMEM) => {
+                let key = self.find(&exec.container).ok();
+                let container = key.and_then(|key| self.containers.get(&key));
+                container.and_then(Container::running).is_none_or(has_ended)
+            }
+            _ => false,
         }
     }
 
-    /// Kills what has had its time. The answer follows when it is reaped.
+    /// Ends what has had its time. The answer follows when it is reaped.
     pub(crate) fn end_overdue_execs(&mut self, now: u64) {
         for exec in self.execs.values_mut() {
             if exec.deadline().is_some_and(|deadline| deadline <= now) {
                 exec.timed_out = true;
-                kill_session(exec.pid, exec.procs.as_deref());
+                exec.end();
             }
         }
     }
 }
 
-/// Whether a process could not enter the container because its first process
-/// was gone by then.
-fn is_end_of_container(problem: Problem) -> bool {
-    problem.step == Step::Namespaces && problem.errno == Errno::SRCH
-}
-
-/// Kills all processes of the session that a child leads.
-fn kill_session(leader: Pid, procs: Option<&Path>) {
-    for _ in 0..KILL_ROUNDS {
-        let pids = procs.map_or_else(all_processes, processes);
-        for pid in pids {
-            if rustix::process::getsid(Some(pid)) == Ok(leader) {
-                let _gone = send_signal(pid, KILL);
-            }
-        }
-    }
-    let _gone = send_signal(leader, KILL);
+/// Whether a process has ended, be it reaped or not.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
+    rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1)
 }
 
 /// Processes of a cgroup, by its `cgroup.procs`. None that cannot be told.
@@ -210,39 +325,4 @@ pub(crate) fn processes(procs: &Path) -> Vec<Pid> {
     text.lines()
         .filter_map(|line| line.parse().ok().and_then(Pid::from_raw))
         .collect()
-}
-
-fn all_processes() -> Vec<Pid> {
-    let Ok(entries) = std::fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    entries
-        .filter_map(|entry| {
-            entry
-                .ok()?
-                .file_name()
-                .to_str()?
-                .parse()
-                .ok()
-                .and_then(Pid::from_raw)
-        })
-        .filter(|pid| raw(*pid) > 1)
-        .collect()
-}
-
-fn bytes_path(bytes: &[u8]) -> &Path {
-    Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(bytes))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_container_that_ends_while_it_is_entered_is_not_running() {
-        let problem = |step, errno| is_end_of_container(Problem { step, errno });
-        assert!(problem(Step::Namespaces, Errno::SRCH));
-        assert!(!problem(Step::Namespaces, Errno::PERM));
-        assert!(!problem(Step::Cgroup, Errno::SRCH));
-    }
 }

@@ -63,6 +63,10 @@ impl Monitor {
         let failed = |message: String| {
             Failure::new(FailureKind::Launch, "container's first process", message)
         };
+        // It was told through a socket that a process of the container may have held.
+        if !self.is_new_child(pid) && adopt(pid).is_ok() {
+            return Err(failed("it is another process".to_owned()));
+        }
         let init = adopt(pid).map_err(|errno| {
             // The number may have been another process's before.
             let died = self
@@ -264,7 +268,7 @@ impl Monitor {
 
     /// Kills all processes of the pod.
     pub(crate) fn kill_everything(&mut self) {
-        for exec in self.execs.values() {
+        for exec in self.execs.values_mut() {
             exec.kill();
         }
         let mut launching = Vec::new();
@@ -296,14 +300,25 @@ impl Monitor {
     }
 
     /// Nobody will ask for these any more.
-    fn forget_unknown_exits(&mut self) {
-        if self
-            .containers
-            .values()
-            .all(|container| container.deadline().is_none())
-        {
+    pub(crate) fn forget_unknown_exits(&mut self) {
+        if !self.expects_births() {
             self.unknown_exits = Vec::new();
         }
+    }
+
+    /// Whether a child may turn out to be somebody that was waited for.
+    pub(crate) fn expects_births(&self) -> bool {
+        let launching = |container: &Container| container.deadline().is_some();
+        self.containers.values().any(launching) || self.execs.values().any(|exec| !exec.is_born())
+    }
+
+    /// Whether a child of the monitor is nothing that it knows already.
+    pub(crate) fn is_new_child(&self, pid: Pid) -> bool {
+        let init = self.pod.as_ref().and_then(|pod| pod.init);
+        let known = init == Some(pid)
+            || self.execs.contains_key(&raw(pid))
+            || self.containers.values().any(|one| one.pid() == Some(pid));
+        !known && adopt(pid).is_ok()
     }
 }
 

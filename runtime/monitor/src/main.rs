@@ -7,6 +7,7 @@
 
 mod connection;
 mod container;
+mod descent;
 mod execs;
 mod init;
 mod life;

@@ -112,7 +112,7 @@ impl Monitor {
             reactor,
             descriptors,
             connections: BTreeMap::new(),
-            native: Native::new()?,
+            native: Native::default(),
             pod: None,
             setup_tried: false,
             containers: BTreeMap::new(),
@@ -216,6 +216,7 @@ impl Monitor {
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
             Source::Log(key) => self.log_has_room(key),
+            Source::Unread(key) => self.client_gone(key),
         }
     }
 
@@ -310,7 +311,6 @@ impl Monitor {
     fn disconnect(&mut self, number: u64) {
         if let Some(connection) = self.connections.remove(&number) {
             self.reactor.unwatch(connection.socket(), connection.token);
-            self.end_unwanted_execs(|asked| asked.connection == number);
         }
     }
 

@@ -23,10 +23,9 @@ impl Monitor {
     }
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
-        let signal = status.terminating_signal();
-        let code = signal.map_or_else(|| status.exit_status().unwrap_or(255), |n| 128 + n);
+        let (code, signal) = (exit_code(status), status.terminating_signal());
         if self.execs.contains_key(&crate::container::raw(pid)) {
-            return self.exec_ended(pid, code);
+            return self.exec_ended(pid, status);
         }
         let found = self
             .containers
@@ -55,12 +54,8 @@ impl Monitor {
             self.dying.swap_remove(index);
             return;
         }
-        // It may be a first process that its launcher has not named yet.
-        if self
-            .containers
-            .values()
-            .any(|container| container.deadline().is_some())
-        {
+        // It may be a process that its launcher or intermediate has not named yet.
+        if self.expects_births() {
             self.unknown_exits.push((pid, status));
         }
     }
@@ -95,4 +90,10 @@ impl Monitor {
             self.launch_failed(key, failure);
         }
     }
+}
+
+/// The exit code that a shell would tell.
+pub(crate) fn exit_code(status: WaitStatus) -> i32 {
+    let signal = status.terminating_signal();
+    signal.map_or_else(|| status.exit_status().unwrap_or(255), |n| 128 + n)
 }

@@ -31,11 +31,6 @@ impl Monitor {
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
-            Body::CancelExec(order) => {
-                let connection = reply.connection;
-                self.end_unwanted_execs(|asked| asked.is(connection, order.request));
-                Ok(DONE)
-            }
             Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
@@ -138,6 +133,13 @@ impl Monitor {
         }
         self.setup_tried = true;
         let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor, reply)?;
+        if let Some(init) = pod.init {
+            self.native.share_pids(init).map_err(|errno| {
+                // It would outlive the monitor.
+                let _gone = crate::container::send_signal(init, crate::container::KILL);
+                setup::failed("share the pod's pid namespace", errno)
+            })?;
+        }
         self.pod = Some(pod);
         Ok(Body::PodReady(ready))
     }

@@ -31,10 +31,6 @@ const WITHSTOOD: [Signal; 6] = [
 pub(crate) struct Descriptors {
     /// Tells of children that ended.
     pub(crate) signals: SignalFd,
-    /// /dev/null, for processes without stdin.
-    pub(crate) null: OwnedFd,
-    /// The pid namespace that the monitor lives in.
-    pub(crate) pid_namespace: OwnedFd,
 }
 
 /// Makes a monitor of this process.
@@ -47,8 +43,9 @@ pub(crate) fn start() -> Result<Monitor, Errno> {
     rustix::thread::set_name(c"slipway-monitor")?;
     rustix::process::chdir(c"/")?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    // Children of the monitor are in a container's pid namespace before they
-    // have let go of the monitor's descriptors: nobody there may trace them.
+    // What is born in a container's pid namespace has nothing left that is the node's,
+    // but for a moment a copy of this memory: nobody there without CAP_SYS_PTRACE may
+    // look at it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let signals = take_signals()?;
     let null = open(c"/dev/null", OFlags::RDWR)?;
@@ -57,16 +54,7 @@ pub(crate) fn start() -> Result<Monitor, Errno> {
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    let pid_namespace = open(c"/proc/self/ns/pid", OFlags::RDONLY)?;
-    Monitor::new(
-        Reactor::new()?,
-        Descriptors {
-            signals,
-            null,
-            pid_namespace,
-        },
-        channel,
-    )
+    Monitor::new(Reactor::new()?, Descriptors { signals }, channel)
 }
 
 fn take_signals() -> Result<SignalFd, Errno> {

@@ -137,6 +137,8 @@ impl Cgroup {
             if pids.is_empty() {
                 return Ok(());
             }
+            // What makes others faster than they are listed is killed while it is frozen.
+            self.kill_frozen()?;
             let targets = self.signal_all(&pids)?;
             self.thaw()?;
             let left = until.saturating_duration_since(Instant::now());
@@ -170,6 +172,21 @@ impl Cgroup {
             }
         }
         Ok(targets)
+    }
+
+    /// Kills all that the v1 freezer holds, where it is used.
+    fn kill_frozen(&self) -> Result<(), CgroupError> {
+        let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
+            return Ok(());
+        };
+        let dir = self.dir(tree)?;
+        crate::frozen::kill(&dir)
+            .or_else(ignore_gone)
+            .map_err(|source| CgroupError::Write {
+                path: dir.join(crate::frozen::STATE),
+                value: "FROZEN".into(),
+                source,
+            })
     }
 
     /// A task that the v1 freezer holds does not die before it is thawed.

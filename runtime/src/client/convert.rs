@@ -124,7 +124,7 @@ pub(super) fn create<'a>(
         id,
         launcher,
         runtime,
-        spec: _,
+        spec,
         rootfs,
         mounts,
         cgroup_files,
@@ -143,6 +143,11 @@ pub(super) fn create<'a>(
             (None, Some(Box::new(plan.clone())), filter.clone())
         }
     };
+    let profile = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.seccomp().as_ref());
+    let seccomp_flags = plan::seccomp_flags(profile)?;
     let rootfs_slot = push(fds, rootfs.as_fd());
     let mounts = mounts
         .iter()
@@ -180,6 +185,7 @@ pub(super) fn create<'a>(
             .flat_map(|runtime| &runtime.args)
             .map(|arg| arg.clone().into_bytes())
             .collect(),
+        seccomp_flags,
     })
 }
 

@@ -213,7 +213,7 @@ fn shared_root(linux: &Linux) -> Result<bool, MonitorError> {
 }
 
 /// The kernel's numbers.
-fn seccomp_flags(profile: Option<&LinuxSeccomp>) -> Result<u32, MonitorError> {
+pub(super) fn seccomp_flags(profile: Option<&LinuxSeccomp>) -> Result<u32, MonitorError> {
     let Some(profile) = profile else {
         return Ok(0);
     };

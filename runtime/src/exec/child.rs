@@ -1,29 +1,21 @@
 //! The child that becomes a process of a container.
 //!
 //! Owns the order of the steps: what needs the host's view comes before the
-//! namespaces, what needs privileges before they are given up.
+//! namespaces, what needs privileges before they are given up, and the pid namespace
+//! last of all (`birth`). The caller itself never enters a namespace.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
+use rustix::thread::ThreadNameSpaceType;
 
 use super::plan::Plan;
-use super::report::{Problem, Step};
-use super::steps;
+use super::report::{Message, Problem, Step};
+use super::{birth, steps};
 use crate::sys::fork;
 use crate::sys::fork::{Child, NewNamespaces};
-
-/// The container that the process belongs to.
-#[derive(Debug, Clone, Copy)]
-pub struct Container<'a> {
-    /// Its first process.
-    pub pidfd: BorrowedFd<'a>,
-    /// The pid namespace of the process that calls: entered again afterwards.
-    pub own_pid_namespace: BorrowedFd<'a>,
-}
 
 /// The streams of the process.
 #[derive(Debug)]
@@ -36,55 +28,40 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
-/// A process that was made.
+/// A process in the making.
 #[derive(Debug)]
-pub struct Running {
-    /// Its id, as seen from here.
+pub struct Begun {
+    /// The intermediate process: it ends when the process is born.
     pub pid: Pid,
-    /// A descriptor of it.
-    pub pidfd: OwnedFd,
-    /// Brings a [`Problem`], or ends when the program runs.
+    /// Brings [`Message`]s, and ends when the program runs.
     pub report: OwnedFd,
 }
 
-/// Makes the process. It is a child of the caller, wherever it lives.
+/// Begins to make a process in the container whose first process this is. Both the
+/// intermediate process and what is born are children of the caller.
 ///
 /// # Errors
-/// It could not be made at all: the container is gone or the machine is full.
-pub fn spawn(plan: &Plan, container: Container<'_>, stdio: &Stdio) -> Result<Running, Problem> {
-    let namespaces = |errno| Problem {
-        step: Step::Namespaces,
+/// It cannot even begin: the machine or the cgroup is full, or has cgroups below it
+/// (`EBUSY`).
+pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Begun, Problem> {
+    let failed = |errno| Problem {
+        step: Step::Cgroup,
         errno,
     };
     let (report, child_report) =
-        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(namespaces)?;
-    enter_pid_namespace(container.pidfd).map_err(namespaces)?;
+        rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
     let cgroup = plan.born_in.as_ref().map(AsFd::as_fd);
     let child = fork::spawn_into(NewNamespaces::default(), cgroup, || {
         become_process(plan, container, stdio, child_report.as_fd())
     });
-    let back = rustix::thread::move_into_link_name_space(
-        container.own_pid_namespace,
-        Some(LinkNameSpaceType::ProcessID),
-    );
-    let Child { pid, pidfd } = child.map_err(namespaces)?;
-    if let Err(errno) = back {
-        // All later children would be born in this container.
-        let _killed = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        return Err(namespaces(errno));
-    }
-    Ok(Running { pid, pidfd, report })
-}
-
-/// Children are born there from now on.
-fn enter_pid_namespace(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
-    rustix::thread::move_into_thread_name_spaces(pidfd, ThreadNameSpaceType::PROCESS_ID)
+    let Child { pid, pidfd: _ } = child.map_err(failed)?;
+    Ok(Begun { pid, report })
 }
 
 /// The child's life: returns only when it failed.
 fn become_process(
     plan: &Plan,
-    container: Container<'_>,
+    container: BorrowedFd<'_>,
     stdio: &Stdio,
     report: BorrowedFd<'_>,
 ) -> u8 {
@@ -94,11 +71,15 @@ fn become_process(
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
     };
-    let problem = match steps::take_on(plan) {
-        Ok(()) => Problem {
-            step: Step::Exec,
-            errno: plan.program.execute(),
-        },
+    let born = |pid| rustix::io::write(&moved, &Message::Born(pid).to_bytes()).map(drop);
+    let problem = match birth::take_on_and_cross(plan, false, born) {
+        Ok(()) => {
+            birth::reap_own(plan);
+            Problem {
+                step: Step::Exec,
+                errno: plan.program.execute(),
+            }
+        }
         Err(problem) => problem,
     };
     tell(moved.as_fd(), problem)
@@ -111,18 +92,19 @@ fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
 }
 
 /// What needs the host's view of files.
-fn join(plan: &Plan, container: Container<'_>) -> Result<(), Problem> {
+fn join(plan: &Plan, container: BorrowedFd<'_>) -> Result<(), Problem> {
     steps::leave_monitor(plan)?;
-    steps::at(Step::Namespaces, enter_namespaces(container.pidfd))
+    steps::at(Step::Namespaces, enter_namespaces(container))
 }
 
-/// The pid namespace was entered before the clone. The user namespace is the
-/// same: launchers refuse containers that have one of their own.
+/// The pid namespace is that of children from now on. The user namespace is the same:
+/// launchers refuse containers that have one of their own.
 fn enter_namespaces(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
     let all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
-        | ThreadNameSpaceType::NETWORK;
+        | ThreadNameSpaceType::NETWORK
+        | ThreadNameSpaceType::PROCESS_ID;
     rustix::thread::move_into_thread_name_spaces(pidfd, all)
 }

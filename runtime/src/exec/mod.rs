@@ -6,13 +6,15 @@
 //! that cannot be given ends the process with the step's name, never starts it
 //! without.
 
+pub(crate) mod birth;
 mod child;
+pub mod keyring;
 mod plan;
 mod program;
 mod report;
 pub(crate) mod steps;
 
-pub use child::{Container, Running, Stdio, spawn};
+pub use child::{Begun, Stdio, spawn};
 pub use plan::{BadProcess, Plan, capability_number};
 pub use program::{DEFAULT_PATH, Program};
-pub use report::{Problem, Step};
+pub use report::{Message, Problem, Step};

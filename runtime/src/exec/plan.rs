@@ -3,12 +3,13 @@
 //! Owns the checks of what came from outside. Knows nothing of a container.
 
 use std::ffi::{CString, NulError};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 
+use super::keyring::Keyring;
 use super::program::Program;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
@@ -124,6 +125,8 @@ pub struct Plan {
     pub(super) labels: Vec<Label>,
     pub(crate) oom_score_adj: Option<String>,
     pub(super) seccomp: Option<Filter>,
+    /// The session keyring to join, which is made where there is none.
+    pub(super) keyring: Option<Keyring>,
     /// The cgroup to be born in.
     pub(crate) born_in: Option<OwnedFd>,
     /// Files of other cgroups, each to be joined.
@@ -175,6 +178,7 @@ impl Plan {
             seccomp: seccomp
                 .map(|bytes| Filter::parse(bytes).ok_or(BadProcess::BadFilter))
                 .transpose()?,
+            keyring: None,
             born_in,
             joined: joined
                 .collect::<Result<_, _>>()
@@ -182,10 +186,41 @@ impl Plan {
         })
     }
 
+    /// Joins the session keyring of a container: keys are told apart by nothing else,
+    /// as long as containers have the same users.
+    ///
+    /// # Errors
+    /// The container's id holds a NUL.
+    pub fn with_keyring(mut self, container: &str, process: &Process) -> Result<Self, BadProcess> {
+        let nul = |source| BadProcess::Nul {
+            what: "container id",
+            source,
+        };
+        self.keyring = Some(Keyring::of(container, &process.selinux_label).map_err(nul)?);
+        Ok(self)
+    }
+
+    /// Is born in the cgroup of the v2 tree that a process of the container is in, which
+    /// must be one below that of the plan.
+    ///
+    /// # Errors
+    /// Words for what is in the way.
+    pub fn be_born_beside(&mut self, process: Pid) -> Result<(), String> {
+        let place = self.born_in.as_ref().ok_or("it has no cgroup")?;
+        self.born_in = Some(crate::ways::below(place.as_fd(), process)?);
+        Ok(())
+    }
+
     /// Loads the seccomp filter with these of the kernel's flags.
-    pub(crate) fn with_seccomp_flags(mut self, flags: u32) -> Self {
+    #[must_use]
+    pub fn with_seccomp_flags(mut self, flags: u32) -> Self {
         self.seccomp = self.seccomp.map(|filter| filter.with_flags(flags));
         self
+    }
+
+    /// Where it begins.
+    pub(crate) fn cwd(&self) -> &std::ffi::CStr {
+        &self.cwd
     }
 
     /// Words for a problem that the child reported, and whether it means that

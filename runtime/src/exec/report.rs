@@ -1,11 +1,15 @@
-//! What a child says when it cannot become the process it was made for.
+//! What is said on the way to a process: its id, and why it cannot become what it
+//! was made for.
 //!
 //! Owns the few bytes that travel through a pipe which closes on exec: nothing
-//! means that the program runs.
+//! behind the id means that the program runs. A process of the container that may
+//! trace others can write here, too: whoever reads believes none of it but of the
+//! process that it is about.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 /// What the child was doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +45,14 @@ pub enum Step {
     NoNewPrivileges = 14,
     /// Executing the program.
     Exec = 15,
+    /// Joining the container's session keyring.
+    Keyring = 16,
+    /// Being born in the container's pid namespace.
+    Birth = 17,
 }
 
 impl Step {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 17] = [
         Self::Signals,
         Self::Session,
         Self::Cgroup,
@@ -60,6 +68,8 @@ impl Step {
         Self::Capabilities,
         Self::NoNewPrivileges,
         Self::Exec,
+        Self::Keyring,
+        Self::Birth,
     ];
 
     /// The step of a number.
@@ -86,6 +96,8 @@ impl Step {
             Self::Capabilities => "set capabilities",
             Self::NoNewPrivileges => "set no_new_privs",
             Self::Exec => "exec",
+            Self::Keyring => "join session keyring",
+            Self::Birth => "enter pid namespace",
         }
     }
 }
@@ -106,8 +118,34 @@ impl Problem {
         let [a, b, c, d] = self.errno.raw_os_error().to_ne_bytes();
         [self.step as u8, a, b, c, d]
     }
+}
 
-    /// Reads what came through the pipe, without waiting. `None`: nothing.
+/// First byte of the message about a birth; all others are steps.
+const BORN: u8 = 0;
+
+/// What came through the pipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message {
+    /// The process has this id.
+    Born(Pid),
+    /// It cannot be.
+    Problem(Problem),
+}
+
+impl Message {
+    /// As bytes for the pipe.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; 5] {
+        match self {
+            Self::Problem(problem) => problem.to_bytes(),
+            Self::Born(pid) => {
+                let [a, b, c, d] = pid.as_raw_nonzero().get().to_ne_bytes();
+                [BORN, a, b, c, d]
+            }
+        }
+    }
+
+    /// Reads the next that came through the pipe, without waiting. `None`: nothing.
     #[must_use]
     pub fn read(pipe: BorrowedFd<'_>) -> Option<Self> {
         let mut bytes = [0; 5];
@@ -115,12 +153,14 @@ impl Problem {
         if length != bytes.len() {
             return None;
         }
-        let [step, a, b, c, d] = bytes;
-        let step = Step::of(step)?;
-        Some(Self {
-            step,
-            errno: Errno::from_raw_os_error(i32::from_ne_bytes([a, b, c, d])),
-        })
+        let [first, number @ ..] = bytes;
+        let number = i32::from_ne_bytes(number);
+        if first == BORN {
+            return Pid::from_raw(number).map(Self::Born);
+        }
+        let step = Step::of(first)?;
+        let errno = Errno::from_raw_os_error(number);
+        Some(Self::Problem(Problem { step, errno }))
     }
 }
 
@@ -138,10 +178,13 @@ mod tests {
                 step,
                 errno: Errno::ACCESS,
             };
-            rustix::io::write(&write, &problem.to_bytes()).unwrap();
-            assert_eq!(Problem::read(read.as_fd()), Some(problem));
+            let born = Message::Born(rustix::process::getpid());
+            for message in [born, Message::Problem(problem)] {
+                rustix::io::write(&write, &message.to_bytes()).unwrap();
+                assert_eq!(Message::read(read.as_fd()), Some(message));
+            }
             drop(write);
-            assert_eq!(Problem::read(read.as_fd()), None);
+            assert_eq!(Message::read(read.as_fd()), None);
         }
     }
 }

@@ -23,29 +23,61 @@ const REPORT_FD: i32 = 3;
 /// Everything from here on is closed.
 const FIRST_CLOSED: u32 = 4;
 
-/// What needs the host's view of files: signals, session, cgroups, OOM score,
-/// labels. Tells whether the OOM score was honoured.
-pub(crate) fn leave_monitor(plan: &Plan) -> Result<bool, Problem> {
+/// What was honoured of wishes without which a process may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Honoured {
+    /// The OOM score.
+    pub(crate) score: bool,
+    /// A session keyring of the container's own.
+    pub(crate) keyring: bool,
+}
+
+/// When the filter of system calls comes into force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Filtered {
+    /// With the other privileges.
+    Now,
+    /// Later, which takes no privilege.
+    Later,
+}
+
+/// What needs the host's view of files: signals, cgroups, OOM score, labels, keyring.
+pub(crate) fn leave_monitor(plan: &Plan) -> Result<Honoured, Problem> {
     at(
         Step::Signals,
         signals::default_sigpipe().and_then(|()| signals::unblock_all()),
     )?;
-    at(Step::Session, rustix::process::setsid().map(drop))?;
     for file in &plan.joined {
         at(Step::Cgroup, write_file(file, b"0"))?;
     }
-    let mut honoured = true;
+    let mut honoured = Honoured {
+        score: true,
+        keyring: true,
+    };
     if let Some(score) = &plan.oom_score_adj {
-        honoured = at(Step::OomScore, set_oom_score(score.as_bytes()))?;
+        honoured.score = at(Step::OomScore, set_oom_score(score.as_bytes()))?;
     }
     for label in &plan.labels {
         at(Step::Label, write_label(label))?;
     }
+    if let Some(keyring) = &plan.keyring {
+        honoured.keyring = at(Step::Keyring, keyring.join())?;
+    }
     Ok(honoured)
 }
 
+/// Begins a session; with a terminal, which is its standard input, as that one's.
+pub(crate) fn begin_session(terminal: bool) -> Result<(), Problem> {
+    at(Step::Session, rustix::process::setsid().map(drop))?;
+    if terminal {
+        let stdin = rustix::stdio::stdin();
+        at(Step::Session, rustix::process::ioctl_tiocsctty(stdin))?;
+    }
+    Ok(())
+}
+
 /// What is the process's own.
-pub(crate) fn take_on(plan: &Plan) -> Result<(), Problem> {
+pub(crate) fn take_on(plan: &Plan, filtered: Filtered) -> Result<(), Problem> {
     rustix::process::umask(plan.umask);
     let outside = enter_directory(plan)?;
     for (resource, limit) in &plan.rlimits {
@@ -60,7 +92,9 @@ pub(crate) fn take_on(plan: &Plan) -> Result<(), Problem> {
             Step::NoNewPrivileges,
             rustix::thread::set_no_new_privs(true),
         )?;
-        load_filter(plan)?;
+        if filtered == Filtered::Now {
+            load_filter(plan)?;
+        }
     }
     Ok(())
 }
@@ -221,7 +255,8 @@ fn set_capabilities(plan: &Plan) -> Result<(), Errno> {
     Ok(())
 }
 
-fn load_filter(plan: &Plan) -> Result<(), Problem> {
+/// Puts the filter of system calls into force.
+pub(crate) fn load_filter(plan: &Plan) -> Result<(), Problem> {
     plan.seccomp
         .as_ref()
         .map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()))

@@ -15,7 +15,10 @@
 //! crash of the monitor ends whatever still waits: its start socket closes.
 
 mod libcontainer;
+pub mod links;
 mod native;
+pub mod null;
+pub mod place;
 mod start;
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -96,7 +99,7 @@ pub struct Order {
     pub stdio: ContainerStdio,
 }
 
-/// The container's ends of its streams. `None`: /dev/null.
+/// The container's ends of its streams. `None`: a null device of its own.
 #[derive(Debug, Default)]
 pub struct ContainerStdio {
     /// What it reads.

@@ -14,6 +14,7 @@ pub mod fds;
 pub(crate) mod filtered_child;
 pub mod fork;
 pub mod heap;
+pub mod keyring;
 pub(crate) mod mount_attr;
 #[cfg(feature = "engine")]
 pub(crate) mod peer;

@@ -9,6 +9,29 @@ const MAX_INSTRUCTIONS: usize = 4096;
 /// Bytes of one instruction.
 const INSTRUCTION: usize = 8;
 
+/// This machine's calls, as filters see them: `AUDIT_ARCH_X86_64` or its like.
+const ARCH: u32 = if cfg!(target_arch = "aarch64") {
+    0xc000_00b7
+} else {
+    0xc000_003e
+};
+
+/// Instructions of filters, and what they answer: linux/bpf_common.h and
+/// linux/seccomp.h.
+mod op {
+    pub(super) const LOAD: u16 = 0x20;
+    pub(super) const AND: u16 = 0x54;
+    pub(super) const JUMP: u16 = 0x05;
+    pub(super) const JUMP_EQUAL: u16 = 0x15;
+    pub(super) const JUMP_GREATER: u16 = 0x25;
+    pub(super) const JUMP_AT_LEAST: u16 = 0x35;
+    pub(super) const JUMP_SET: u16 = 0x45;
+    pub(super) const RETURN: u16 = 0x06;
+    pub(super) const ACTION: u32 = 0xffff_0000;
+    pub(super) const ALLOW: u32 = 0x7fff_0000;
+    pub(super) const LOG: u32 = 0x7ffc_0000;
+}
+
 /// A compiled filter: classic BPF.
 #[derive(Debug, Clone)]
 pub struct Filter {
@@ -49,6 +72,49 @@ impl Filter {
         }
     }
 
+    /// Whether it lets this machine's call of this number pass, whatever its arguments
+    /// are but for the first. What is not understood does not pass.
+    #[must_use]
+    pub fn allows(&self, number: libc::c_long, first: u64) -> bool {
+        let [low, high] = [first, first >> 32].map(|word| word as u32);
+        let input = |offset: u32| match offset {
+            0 => u32::try_from(number).ok(),
+            4 => Some(ARCH),
+            16 => Some(if cfg!(target_endian = "little") {
+                low
+            } else {
+                high
+            }),
+            20 => Some(if cfg!(target_endian = "little") {
+                high
+            } else {
+                low
+            }),
+            _ => None,
+        };
+        let (mut at, mut word) = (0_usize, 0);
+        // Jumps lead forward only: it ends.
+        while let Some(one) = self.program.get(at) {
+            let jump = |holds: bool| usize::from(if holds { one.jt } else { one.jf });
+            at += 1;
+            match one.code {
+                op::LOAD => match input(one.k) {
+                    Some(loaded) => word = loaded,
+                    None => return false,
+                },
+                op::AND => word &= one.k,
+                op::JUMP => at += usize::try_from(one.k).unwrap_or(usize::MAX / 2),
+                op::JUMP_EQUAL => at += jump(word == one.k),
+                op::JUMP_GREATER => at += jump(word > one.k),
+                op::JUMP_AT_LEAST => at += jump(word >= one.k),
+                op::JUMP_SET => at += jump(word & one.k != 0),
+                op::RETURN => return matches!(one.k & op::ACTION, op::ALLOW | op::LOG),
+                _ => return false,
+            }
+        }
+        false
+    }
+
     /// Puts the filter on this thread, for ever. Needs no new privileges to be
     /// off limits already, or `CAP_SYS_ADMIN`.
     ///
@@ -76,6 +142,30 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_filter_lets_pass_is_told() {
+        let program: [(u16, u8, u8, u32); 8] = [
+            (op::LOAD, 0, 0, 4),
+            (op::JUMP_EQUAL, 0, 5, ARCH),
+            (op::LOAD, 0, 0, 0),
+            (op::JUMP_EQUAL, 0, 2, 56),
+            (op::LOAD, 0, 0, 16),
+            (op::JUMP_SET, 1, 0, 0x7e02_0000),
+            (op::RETURN, 0, 0, op::ALLOW),
+            (op::RETURN, 0, 0, 0x0005_0001),
+        ];
+        let bytes = program.into_iter().flat_map(|(code, jt, jf, k)| {
+            let ([a, b], k) = (code.to_ne_bytes(), k.to_ne_bytes());
+            [a, b, jt, jf, k[0], k[1], k[2], k[3]]
+        });
+        let filter = Filter::parse(&bytes.collect::<Vec<_>>()).unwrap();
+        assert!(filter.allows(56, 0x8000));
+        assert!(!filter.allows(56, 0x1000_0000), "a namespace");
+        assert!(filter.allows(1, 0));
+        let odd = Filter::parse(&[0xff; 8]).unwrap();
+        assert!(!odd.allows(1, 0));
+    }
 
     #[test]
     fn only_whole_programs_are_taken() {

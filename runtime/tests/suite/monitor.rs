@@ -331,7 +331,7 @@ async fn answers_carry_step_times() {
     let answer = raw.receive().unwrap();
     assert!(matches!(answer.body, Some(Body::ExecEnded(ended)) if ended.code == 0));
     let names: Vec<_> = answer.steps.iter().map(|step| step.name.as_str()).collect();
-    assert_eq!(names, ["clone", "run"]);
+    assert_eq!(names, ["clone", "birth", "run"]);
     let mut times = vec![before, answer.received_at];
     times.extend(answer.steps.iter().map(|step| step.at));
     times.extend([answer.sent_at, monotonic_now()]);

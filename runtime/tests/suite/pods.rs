@@ -172,6 +172,34 @@ pub(crate) async fn shared_processes_end_with_their_container(launcher: Kind) {
     pod.end().await;
 }
 
+/// Processes that make others as fast as they can end with their container, where
+/// no `cgroup.kill` ends them and they share the pod's pid namespace.
+pub(crate) async fn a_fork_bomb_ends_with_its_container(launcher: Kind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let other = pod.run(&in_pid_namespace(init, "exec sleep 4713")).await;
+    let bomb = "b() { while :; do b 2>/dev/null & done; }; b & sleep 1000";
+    let spec = in_pid_namespace(init, bomb);
+    let created = pod.create_with(&spec, |request| request.cgroup_kill = None);
+    let container = created.await.unwrap();
+    let limit = container.cgroup.file("pids.max").unwrap();
+    std::fs::write(limit, "150").unwrap();
+    pod.start(&container).await;
+    assert!(
+        wait_until(|| container.cgroup.pids().len() > 100),
+        "no bomb"
+    );
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    pod.exit(&container).await;
+    assert!(
+        wait_until(|| container.cgroup.pids().is_empty()),
+        "it outran its end: {} processes",
+        container.cgroup.pids().len()
+    );
+    assert_eq!(other.cgroup.pids(), [other.created.pid]);
+    pod.end().await;
+}
+
 /// The init ends on SIGTERM, and its containers with it.
 pub(crate) async fn shared_init_ends_on_sigterm(launcher: Kind) {
     let mut pod = shared(launcher).await;

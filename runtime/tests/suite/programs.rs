@@ -151,11 +151,16 @@ pub(crate) async fn working_directory_is_entered(launcher: Kind) {
     pod.end().await;
 }
 
-/// It is not made up.
-pub(crate) async fn missing_working_directory_is_an_error(launcher: Kind) {
+/// One that is missing is made, as all launchers of the field do, and is root's.
+pub(crate) async fn missing_working_directory_is_made(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
-    let spec = TestSpec::new(&["pwd"]).set("process.cwd", json!("/nothing"));
-    assert!(pod.create_with(&spec, |_| ()).await.is_err());
+    let spec = TestSpec::shell("pwd; stat -c '%a %u' .; stat -c '%a %u' ..")
+        .set("process.cwd", json!("/not/there"))
+        .set("process.user", json!({ "uid": 1000, "gid": 1000 }));
+    let text = stdout(pod.outcome(&spec).await);
+    assert_eq!(text, "/not/there\n755 0\n755 0");
+    let file = TestSpec::new(&["pwd"]).set("process.cwd", json!("/bin/busybox/x"));
+    assert!(pod.create_with(&file, |_| ()).await.is_err());
     pod.end().await;
 }
 

@@ -10,13 +10,15 @@ use nix::sched::CloneFlags;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 
-use super::super::StartSocket;
+use super::super::place::{Kind, Links};
+use super::super::{ContainerStdio, StartSocket, null};
 use super::mounts::{Mask, Taken};
-use super::place::Root;
 use super::prepare::Prepared;
 use super::report::{self, Moments, Own, Problem};
+use super::tree::Tree;
 use super::{dev, mounts};
-use crate::exec::{self, Step, steps};
+use crate::exec::steps::{Filtered, Honoured};
+use crate::exec::{self, Step, birth, steps};
 
 /// Exit code of a process whose program could not be executed.
 const CANNOT_START: u8 = 128;
@@ -31,7 +33,7 @@ pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
         Ok(done) => done,
         Err(problem) => return give_up(socket, problem),
     };
-    if let Err(problem) = steps::take_on(&prepared.process) {
+    if let Err(problem) = take_on(prepared, socket.as_fd()) {
         return give_up(socket.as_fd(), problem.into());
     }
     if report::send_ready(socket.as_fd(), honoured, &moments).is_err() {
@@ -47,17 +49,29 @@ pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
     CANNOT_START
 }
 
+/// Takes on what is the process's own; in a pid namespace that others live in it is
+/// born only then.
+fn take_on(prepared: &Prepared, socket: BorrowedFd<'_>) -> Result<(), exec::Problem> {
+    let (process, terminal) = (&prepared.process, prepared.stdio.is_none());
+    if prepared.pid_namespace.is_some() {
+        let tell = |pid| report::send_born(socket, pid);
+        return birth::take_on_and_cross(process, terminal, tell);
+    }
+    steps::begin_session(terminal)?;
+    steps::take_on(process, Filtered::Now)
+}
+
 fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
     report::send_problem(socket, problem);
     CANNOT_START
 }
 
-/// Everything but the process itself; gives the terminal as its streams.
+/// Everything but the process itself; gives its streams.
 fn set_up(
     prepared: &Prepared,
     socket: BorrowedFd<'_>,
     moments: &mut Moments,
-) -> Result<(bool, Option<exec::Stdio>), Problem> {
+) -> Result<(Honoured, exec::Stdio), Problem> {
     let honoured = steps::leave_monitor(&prepared.process)?;
     moments.mark();
     // Modes are given as they are meant.
@@ -65,34 +79,51 @@ fn set_up(
     Own::Namespaces.at(0, enter_namespaces(prepared))?;
     moments.mark();
     let mut taken = Own::Cgroups.at(0, Taken::cgroups(&prepared.view, &prepared.mounts))?;
-    if !prepared.masked.is_empty() {
-        Own::Mask.at(0, taken.null())?;
+    if let Some(pids) = &prepared.pid_namespace {
+        Own::Procfs.at(0, taken.procfs(pids, &prepared.mounts))?;
     }
     Own::Root.at(0, mounts::enter(prepared.rootfs.as_fd()))?;
-    let root = Own::Root.at(0, Root::own())?;
+    let mut tree = Own::Root.at(0, Tree::own())?;
     moments.mark();
     for (index, mount) in prepared.mounts.iter().enumerate() {
-        let made = mounts::make(&root, mount, &prepared.view, &mut taken);
+        let made = mounts::make(&mut tree, mount, &prepared.view, &mut taken);
         Own::Mount.at(index, made)?;
     }
     moments.mark();
     if prepared.own_dev {
-        Own::Dev.at(0, dev::fill(&root))?;
+        Own::Dev.at(0, dev::fill(&mut tree))?;
         for (index, device) in prepared.devices.iter().enumerate() {
-            Own::Device.at(index, dev::make(&root, device))?;
+            Own::Device.at(index, dev::make(&tree, device))?;
         }
-        Own::Dev.at(0, dev::link(&root))?;
+        Own::Dev.at(0, dev::link(&tree))?;
     }
-    let stdio = match prepared.stdio {
-        Some(_) => None,
-        None => Some(Own::Terminal.at(0, open_terminal(prepared, &root, socket))?),
+    make_directory(prepared, &tree);
+    let stdio = match &prepared.stdio {
+        Some(stdio) => Own::Streams.at(0, complete(stdio, &tree))?,
+        None => Own::Terminal.at(0, open_terminal(prepared, &tree, socket))?,
     };
-    let mut mask = Mask::new(taken);
-    for (index, path) in prepared.readonly.iter().enumerate() {
-        Own::ReadOnly.at(index, mounts::make_readonly(&root, path))?;
+    restrict(prepared, &tree)?;
+    moments.mark();
+    Ok((honoured, stdio))
+}
+
+/// Makes the working directory where it is missing.
+fn make_directory(prepared: &Prepared, tree: &Tree<'_>) {
+    let cwd = prepared.process.cwd();
+    if cwd != c"/" {
+        // Why it is not there is told when it is entered.
+        let _missing = tree.place(cwd, Kind::Directory, Links::Followed);
     }
+}
+
+/// Masks, paths and roots that are read-only.
+fn restrict(prepared: &Prepared, tree: &Tree<'_>) -> Result<(), Problem> {
+    for (index, path) in prepared.readonly.iter().enumerate() {
+        Own::ReadOnly.at(index, mounts::make_readonly(tree, path))?;
+    }
+    let mut mask = Mask::default();
     for (index, path) in prepared.masked.iter().enumerate() {
-        Own::Mask.at(index, mask.hide(&root, path))?;
+        Own::Mask.at(index, mask.hide(tree, path))?;
     }
     if prepared.readonly_root {
         Own::RootFlags.at(0, mounts::make_root_readonly())?;
@@ -100,12 +131,27 @@ fn set_up(
     if prepared.shared_root {
         Own::RootFlags.at(0, mounts::share_root())?;
     }
-    moments.mark();
-    Ok((honoured, stdio))
+    Ok(())
+}
+
+/// Streams with a null device of the container's own for each that is missing.
+fn complete(given: &ContainerStdio, tree: &Tree<'_>) -> Result<exec::Stdio, Errno> {
+    let stream = |stream: &Option<OwnedFd>| match (stream, tree.own_dev()) {
+        (Some(stream), _) => rustix::io::fcntl_dupfd_cloexec(stream, 3),
+        (None, Some(dev)) => null::open_in(dev),
+        (None, None) => null::open(),
+    };
+    Ok(exec::Stdio {
+        stdin: stream(&given.stdin)?,
+        stdout: stream(&given.stdout)?,
+        stderr: stream(&given.stderr)?,
+    })
 }
 
 fn enter_namespaces(prepared: &Prepared) -> Result<(), Errno> {
-    for namespace in &prepared.joined {
+    // That of pids becomes the children's.
+    let pids = prepared.pid_namespace.as_ref().map(|pids| &pids.namespace);
+    for namespace in prepared.joined.iter().chain(pids) {
         rustix::thread::move_into_link_name_space(namespace.as_fd(), None)?;
     }
     if prepared.new_cgroup {
@@ -119,11 +165,11 @@ fn enter_namespaces(prepared: &Prepared) -> Result<(), Errno> {
 /// Opens the terminal and hands the monitor its side.
 fn open_terminal(
     prepared: &Prepared,
-    root: &Root,
+    tree: &Tree<'_>,
     socket: BorrowedFd<'_>,
 ) -> Result<exec::Stdio, Errno> {
     let process = &prepared.process;
-    let terminal = dev::open_terminal(root, (process.uid, process.gid), prepared.own_dev)?;
+    let terminal = dev::open_terminal(tree, (process.uid, process.gid), prepared.own_dev)?;
     report::send_console(socket, terminal.master.as_fd())?;
     let copy = || rustix::io::fcntl_dupfd_cloexec(&terminal.slave, 3);
     Ok(exec::Stdio {
@@ -136,14 +182,11 @@ fn open_terminal(
 /// Streams and socket to 0-3, nothing else stays open.
 fn connect(
     prepared: &Prepared,
-    terminal: Option<exec::Stdio>,
+    stdio: exec::Stdio,
     socket: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Problem> {
-    let connected = match prepared.stdio.as_ref().or(terminal.as_ref()) {
-        Some(stdio) => steps::connect_streams(&prepared.process, stdio, socket),
-        None => Err(Errno::BADF),
-    };
+    let connected = steps::connect_streams(&prepared.process, &stdio, socket);
     // Its numbers mean nothing any more.
-    std::mem::forget(terminal);
+    std::mem::forget(stdio);
     Ok(steps::at(Step::Streams, connected)?)
 }

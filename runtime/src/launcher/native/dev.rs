@@ -7,9 +7,10 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use rustix::pty::OpenptFlags;
 
+use super::super::place::{Kind, Links, Root};
 use super::mounts::{bind_file, node_of};
-use super::place::{Kind, Root};
 use super::prepare::Device;
+use super::tree::Tree;
 
 /// Nodes that every container has: null, zero, full, random, urandom, tty.
 const NODES: [(&CStr, u32, u32); 6] = [
@@ -22,36 +23,38 @@ const NODES: [(&CStr, u32, u32); 6] = [
 ];
 
 /// Links that every container has: name and where it leads.
-const LINKS: [(&CStr, &CStr); 6] = [
+const LINKS: [(&CStr, &CStr); 5] = [
     (c"fd", c"/proc/self/fd"),
     (c"stdin", c"/proc/self/fd/0"),
     (c"stdout", c"/proc/self/fd/1"),
     (c"stderr", c"/proc/self/fd/2"),
-    (c"core", c"/proc/kcore"),
     (c"ptmx", c"pts/ptmx"),
 ];
+/// The same where the kernel has what it leads to.
+const CORE: (&CStr, &CStr) = (c"core", c"/proc/kcore");
 
 /// Makes the nodes that every container has.
-pub(super) fn fill(root: &Root) -> Result<(), Errno> {
-    let dev = root.place(c"/dev", Kind::Directory)?;
+pub(super) fn fill(tree: &mut Tree<'_>) -> Result<(), Errno> {
+    let dev = tree.take_dev()?;
     let mode = Mode::from_raw_mode(0o666);
     for (name, major, minor) in NODES {
         let number = rustix::fs::makedev(major, minor);
-        make_node(dev.as_fd(), name, (FileType::CharacterDevice, mode), number)?;
+        make_node(dev, name, (FileType::CharacterDevice, mode), number)?;
     }
     Ok(())
 }
 
 /// Makes the links that every container has, when all nodes are there: the
 /// node ptmx of a host would give terminals of the host's.
-pub(super) fn link(root: &Root) -> Result<(), Errno> {
-    let dev = root.place(c"/dev", Kind::Directory)?;
-    for (name, target) in LINKS {
-        let linked = rustix::fs::symlinkat(target, &dev, name);
+pub(super) fn link(tree: &Tree<'_>) -> Result<(), Errno> {
+    let dev = tree.own_dev().ok_or(Errno::NOENT)?;
+    let core = tree.find(CORE.1)?.map(|_| CORE);
+    for (name, target) in LINKS.into_iter().chain(core) {
+        let linked = rustix::fs::symlinkat(target, dev, name);
         match linked {
             Err(Errno::EXIST) if name == c"ptmx" => {
-                match rustix::fs::unlinkat(&dev, name, AtFlags::empty()) {
-                    Ok(()) => rustix::fs::symlinkat(target, &dev, name)?,
+                match rustix::fs::unlinkat(dev, name, AtFlags::empty()) {
+                    Ok(()) => rustix::fs::symlinkat(target, dev, name)?,
                     // A volume's.
                     Err(Errno::BUSY) => {}
                     Err(errno) => return Err(errno),
@@ -66,8 +69,8 @@ pub(super) fn link(root: &Root) -> Result<(), Errno> {
 }
 
 /// Makes a node that was asked for.
-pub(super) fn make(root: &Root, device: &Device) -> Result<(), Errno> {
-    let parent = root.place(&device.parent, Kind::Directory)?;
+pub(super) fn make(tree: &Tree<'_>, device: &Device) -> Result<(), Errno> {
+    let parent = tree.directory(&device.parent)?;
     let (parent, name) = (parent.as_fd(), device.name.as_c_str());
     let (uid, gid) = device.owner;
     make_node(parent, name, (device.kind, device.mode), device.number)?;
@@ -100,30 +103,37 @@ fn make_node(
 pub(super) struct Terminal {
     /// The monitor's side.
     pub(super) master: OwnedFd,
-    /// The container's side: this process's controlling terminal.
+    /// The container's side: to become the controlling terminal of its session.
     pub(super) slave: OwnedFd,
 }
 
 /// Opens a terminal in the container's devpts; `console`: shows it as
 /// /dev/console, too.
 pub(super) fn open_terminal(
-    root: &Root,
+    tree: &Tree<'_>,
     owner: (Uid, Gid),
     console: bool,
 ) -> Result<Terminal, Errno> {
+    let terminals = match tree.mount_at(c"/dev/pts") {
+        Some(own) => Root::of(own)?,
+        // A volume on /dev has the terminals of whoever filled it.
+        None => Root::of(tree.directory(c"/dev/pts")?.as_fd())?,
+    };
     let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let master = root.open(c"/dev/pts/ptmx", flags)?;
+    let master = terminals.open(c"/ptmx", flags, Links::Refused)?;
     rustix::pty::unlockpt(&master)?;
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
     // The group is the devpts' own.
     rustix::fs::fchown(&slave, Some(owner.0), None)?;
-    if console {
-        let place = root.place(c"/dev/console", Kind::File)?;
+    if let Some(dev) = tree.own_dev().filter(|_| console) {
+        let place = Root::of(dev)?.place(c"/console", Kind::File, Links::Refused)?;
         let name = rustix::pty::ptsname(&master, Vec::new())?;
-        let file = root.find(&name)?;
+        let number = name.to_bytes().rsplit(|byte| *byte == b'/').next();
+        let number = std::ffi::CString::new(number.unwrap_or_default());
+        let number = number.map_err(|_| Errno::INVAL)?;
+        let file = terminals.find(&number, Links::Refused)?;
         bind_file(file.as_fd(), place.as_fd())?;
     }
-    rustix::process::ioctl_tiocsctty(&slave)?;
     Ok(Terminal { master, slave })
 }

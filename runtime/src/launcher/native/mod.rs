@@ -8,84 +8,78 @@
 //! Owns the way from the engine's plan to a process that waits for its start.
 //! Everything that allocates or needs the host's view is done before the clone.
 //! The child leaves the host's mounts first of all: afterwards no path leads
-//! out of the container's root, whatever links the image has. A crash leaves
+//! out of the container's root, whatever links the image has. The kernel's own
+//! filesystems are placed where no link is on the way, and what is masked in them
+//! is found from their own descriptors (`tree`). A crash leaves
 //! nothing: all mounts end with the child's mount namespace.
 
 mod child;
 mod dev;
 mod mounts;
-mod place;
 mod prepare;
+mod procfs;
 mod report;
+mod tree;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
-use rustix::thread::LinkNameSpaceType;
 
 use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
 use crate::devices::{EnforceError, Rule, enforce};
+use crate::exec::keyring;
+use crate::exec::steps::Honoured;
 use crate::protocol::{Create, Fds, Plan};
 use crate::sys::fork::{self, Child};
 use prepare::Prepared;
 use report::Packet;
 
 /// Makes containers in children of this process, which has one thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Native {
-    null: OwnedFd,
-    pid_namespace: OwnedFd,
+    shared: Option<Shared>,
+}
+
+/// The pid namespace that a pod's containers share.
+#[derive(Debug)]
+struct Shared {
+    namespace: procfs::Identity,
+    /// The mount namespace that keeps its proc filesystem.
+    procfs: OwnedFd,
 }
 
 impl Native {
-    /// A launcher for this process.
+    /// Prepares for containers that share the pid namespace of a process, while no other
+    /// lives in it.
     ///
     /// # Errors
-    /// /dev/null or the own pid namespace cannot be opened.
-    pub fn new() -> Result<Self, Errno> {
-        let open = |path: &std::ffi::CStr, flags: OFlags| {
-            rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())
-        };
-        Ok(Self {
-            null: open(c"/dev/null", OFlags::RDWR)?,
-            pid_namespace: open(c"/proc/self/ns/pid", OFlags::RDONLY)?,
-        })
+    /// The kernel's answer.
+    pub fn share_pids(&mut self, init: Pid) -> Result<(), Errno> {
+        let path = format!("/proc/{}/ns/pid", init.as_raw_nonzero());
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(path, flags, Mode::empty())?;
+        self.shared = Some(Shared {
+            namespace: procfs::identity(namespace.as_fd())?,
+            procfs: procfs::keep(namespace.as_fd())?,
+        });
+        Ok(())
     }
+}
 
-    /// Makes the container's first process, which waits at the socket.
-    fn make(
-        &self,
-        (plan, create): (&Plan, &Create),
-        streams: (Fds, ContainerStdio),
-        socket: &OwnedFd,
-    ) -> Result<Child, LaunchError> {
-        let prepared = Prepared::new((plan, create), streams, &self.null)?;
-        let failed = |step: &'static str| move |errno| LaunchError::failed(step, errno);
-        let enter = |namespace: &OwnedFd| {
-            rustix::thread::move_into_link_name_space(
-                namespace.as_fd(),
-                Some(LinkNameSpaceType::ProcessID),
-            )
-        };
-        if let Some(namespace) = &prepared.pid_namespace {
-            enter(namespace).map_err(failed("enter pid namespace"))?;
-        }
-        let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
-        let child = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, socket));
-        if prepared.pid_namespace.is_some()
-            && let Err(errno) = enter(&self.pid_namespace)
-        {
-            // All later children would be born in that container.
-            if let Ok(child) = &child {
-                let _killed =
-                    rustix::process::kill_process(child.pid, rustix::process::Signal::KILL);
-            }
-            return Err(LaunchError::failed("leave pid namespace", errno));
-        }
-        child.map_err(failed("clone"))
-    }
+/// Makes the container's first process, which waits at the socket. In a pid namespace
+/// that others live in it is a process that this one makes (`exec::birth`).
+fn make(
+    shared: Option<&Shared>,
+    (plan, create): (&Plan, &Create),
+    streams: (Fds, ContainerStdio),
+    socket: &OwnedFd,
+) -> Result<Child, LaunchError> {
+    let prepared = Prepared::new((plan, create), streams, shared)?;
+    let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
+    let child = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, socket));
+    child.map_err(|errno| LaunchError::failed("clone", errno))
 }
 
 impl Launcher for Native {
@@ -102,9 +96,15 @@ impl Launcher for Native {
             start_pair().map_err(|errno| LaunchError::failed("make the start socket", errno))?;
         let watched = rustix::io::fcntl_dupfd_cloexec(gate.as_fd(), 3)
             .map_err(|errno| LaunchError::failed("copy the start socket", errno))?;
-        let child = self.make((&plan, &create), (fds, stdio), &socket)?;
+        let child = make(
+            self.shared.as_ref(),
+            (&plan, &create),
+            (fds, stdio),
+            &socket,
+        )?;
         let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
         Ok(Box::new(InProgress {
+            worker: child.pid,
             pid: child.pid,
             gate: Some(gate),
             watched,
@@ -130,6 +130,9 @@ fn restrict_devices(plan: &Plan, dirs: &[std::path::PathBuf]) -> Result<(), Laun
 /// A child at work.
 #[derive(Debug)]
 struct InProgress {
+    /// The process that was made here.
+    worker: Pid,
+    /// The container's first process: the same, or one that it made.
     pid: Pid,
     gate: Option<StartGate>,
     /// A copy of the gate's descriptor: watched until this is dropped, while
@@ -142,14 +145,17 @@ struct InProgress {
 }
 
 impl InProgress {
-    fn ready(&mut self, gate: StartGate, honoured: bool) -> Ready {
-        let warning = || format!("oom_score_adj {}: permission denied", self.score);
+    fn ready(&mut self, gate: StartGate, honoured: Honoured) -> Ready {
+        let score = || format!("oom_score_adj {}: permission denied", self.score);
+        let none = || keyring::NONE.to_owned();
+        let unscored = (!honoured.score).then(score).into_iter();
+        let warnings = unscored.chain((!honoured.keyring).then(none));
         Ready {
             pid: self.pid,
             gate,
             console: self.console.take(),
             steps: Vec::new(),
-            warnings: (!honoured).then(warning).into_iter().collect(),
+            warnings: warnings.collect(),
         }
     }
 }
@@ -160,7 +166,7 @@ impl Launch for InProgress {
     }
 
     fn helper(&self) -> Option<Pid> {
-        Some(self.pid)
+        Some(self.worker)
     }
 
     fn progress(&mut self) -> Result<Option<Ready>, LaunchError> {
@@ -173,6 +179,8 @@ impl Launch for InProgress {
         loop {
             match report::receive(gate.as_fd()) {
                 Ok(Packet::Console(console)) => self.console = Some(console),
+                // Whoever adopts it sees that it is a child.
+                Ok(Packet::Born(pid)) => self.pid = pid,
                 Ok(Packet::Ready { honoured, moments }) => {
                     let ready = self.ready(gate, honoured);
                     return Ok(Some(Ready {

@@ -13,18 +13,21 @@ use rustix::mount::{
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
 };
 
-use super::place::{Kind, Root, is_directory};
-use super::prepare::{Attributes, CgroupView, Mount, What};
+use super::super::null;
+use super::super::place::{Kind, is_directory};
+use super::prepare::{Attributes, CgroupView, Foreign, Mount, What};
+use super::procfs;
+use super::tree::{self, Tree};
 use crate::sys::mount_attr::{MountAttr, mount_setattr};
 use crate::sys::propagation::{Propagation, set_propagation};
 
-/// What only the host's view gives: taken before it is left.
+/// What only the host's view gives, taken before it is left.
 #[derive(Debug)]
 pub(super) struct Taken {
     /// Clones of the container's cgroups, for each mount that shows them.
     cgroups: Vec<Vec<OwnedFd>>,
-    /// The host's /dev/null: an image cannot have replaced it.
-    null: Option<OwnedFd>,
+    /// Clones of the proc filesystem, for each mount of one, where it cannot be made.
+    procfs: Vec<OwnedFd>,
 }
 
 impl Taken {
@@ -39,16 +42,15 @@ impl Taken {
         });
         Ok(Self {
             cgroups: clones.collect::<Result<_, _>>()?,
-            null: None,
+            procfs: Vec::new(),
         })
     }
 
-    /// Takes a clone of /dev/null.
-    pub(super) fn null(&mut self) -> Result<(), Errno> {
-        let null = clone(CWD, c"/dev/null")?;
-        // A peer of the host's mount where that is shared.
-        limit(null.as_fd(), Propagation::Private)?;
-        self.null = Some(null);
+    /// Takes clones of the proc filesystem of a pid namespace that others live in.
+    pub(super) fn procfs(&mut self, pids: &Foreign, mounts: &[Mount]) -> Result<(), Errno> {
+        let wanted = mounts.iter().filter(|mount| mount.what.is_proc()).count();
+        let namespace = pids.namespace.as_fd();
+        self.procfs = procfs::clones(pids.procfs.as_fd(), namespace, wanted)?;
         Ok(())
     }
 }
@@ -81,53 +83,84 @@ pub(super) fn enter(rootfs: BorrowedFd<'_>) -> Result<(), Errno> {
 }
 
 /// Makes one mount.
-pub(super) fn make(
-    root: &Root,
-    mount: &Mount,
+pub(super) fn make<'a>(
+    tree: &mut Tree<'a>,
+    mount: &'a Mount,
     view: &CgroupView,
     taken: &mut Taken,
 ) -> Result<(), Errno> {
-    match &mount.what {
-        What::Filesystem {
-            kind,
-            source,
-            parameters,
-        } => {
-            let filesystem = new_filesystem(kind, source, parameters, mount.top.set)?;
-            change(filesystem.as_fd(), mount.tree, true)?;
-            let place = root.place(&mount.destination, Kind::Directory)?;
-            attach(filesystem.as_fd(), place.as_fd())?;
-            match mount.propagation {
-                Propagation::Shared => {
-                    set_propagation(filesystem.as_fd(), Propagation::Shared, false)
-                }
-                // It has no other end.
-                Propagation::Private | Propagation::Slave => Ok(()),
-            }
-        }
-        What::Bind { tree, directory } => {
-            limit(tree.as_fd(), mount.propagation)?;
-            change(tree.as_fd(), mount.top, false)?;
-            change(tree.as_fd(), mount.tree, true)?;
-            let kind = if *directory {
-                Kind::Directory
-            } else {
-                Kind::File
-            };
-            let place = root.place(&mount.destination, kind)?;
-            attach(tree.as_fd(), place.as_fd())
+    let made = match &mount.what {
+        What::Filesystem { .. } => tree::Mount::Own(make_filesystem(tree, mount, taken)?),
+        What::Bind { tree: source, .. } => {
+            bind(tree, mount)?;
+            tree::Mount::Given(source.as_fd())
         }
         What::Cgroup => {
-            let place = root.place(&mount.destination, Kind::Directory)?;
+            let place = tree.place(&mount.destination, Kind::Directory, mount.links)?;
             let clones = taken.cgroups.pop().unwrap_or_default();
             let top = show_cgroups(view, &clones, place.as_fd())?;
             // Clones are peers of the host's mounts where those are shared.
             limit(top.as_fd(), mount.propagation)?;
             // Flags for the top alone would leave the hierarchies writable.
             change(top.as_fd(), mount.top, true)?;
-            change(top.as_fd(), mount.tree, true)
+            change(top.as_fd(), mount.tree, true)?;
+            tree::Mount::Own(top)
         }
+    };
+    tree.attached(&mount.destination, made, mount.kernels);
+    Ok(())
+}
+
+fn make_filesystem(tree: &Tree<'_>, mount: &Mount, taken: &mut Taken) -> Result<OwnedFd, Errno> {
+    let What::Filesystem {
+        kind,
+        source,
+        parameters,
+    } = &mount.what
+    else {
+        return Err(Errno::INVAL);
+    };
+    let given = if mount.what.is_proc() {
+        taken.procfs.pop()
+    } else {
+        None
+    };
+    let filesystem = match given {
+        Some(given) => {
+            change(given.as_fd(), mount.top.alone(), false)?;
+            given
+        }
+        None => new_filesystem(kind, source, parameters, mount.top.set)?,
+    };
+    change(filesystem.as_fd(), mount.tree, true)?;
+    let place = tree.place(&mount.destination, Kind::Directory, mount.links)?;
+    attach(filesystem.as_fd(), place.as_fd())?;
+    match mount.propagation {
+        Propagation::Shared => set_propagation(filesystem.as_fd(), Propagation::Shared, false)?,
+        // It has no other end.
+        Propagation::Private | Propagation::Slave => {}
     }
+    Ok(filesystem)
+}
+
+fn bind(tree: &Tree<'_>, mount: &Mount) -> Result<(), Errno> {
+    let What::Bind {
+        tree: source,
+        directory,
+    } = &mount.what
+    else {
+        return Err(Errno::INVAL);
+    };
+    limit(source.as_fd(), mount.propagation)?;
+    change(source.as_fd(), mount.top, false)?;
+    change(source.as_fd(), mount.tree, true)?;
+    let kind = if *directory {
+        Kind::Directory
+    } else {
+        Kind::File
+    };
+    let place = tree.place(&mount.destination, kind, mount.links)?;
+    attach(source.as_fd(), place.as_fd())
 }
 
 /// A source travels no further than its options say: one that was opened as a
@@ -208,37 +241,32 @@ fn show_cgroups(
     Ok(top)
 }
 
-/// Hides paths: files behind /dev/null, directories behind an empty one.
-#[derive(Debug)]
+/// Hides paths: files behind a null device of the container's own, directories
+/// behind an empty one. Nobody writes through a mask.
+#[derive(Debug, Default)]
 pub(super) struct Mask {
     null: Option<OwnedFd>,
     empty: Option<OwnedFd>,
-    null_used: bool,
 }
 
 impl Mask {
-    /// What masks.
-    pub(super) fn new(taken: Taken) -> Self {
-        Self {
-            null: taken.null,
-            empty: None,
-            null_used: false,
-        }
-    }
-
-    /// Hides one path. One that is not there needs no hiding.
-    pub(super) fn hide(&mut self, root: &Root, path: &CStr) -> Result<(), Errno> {
-        let place = match root.find(path) {
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-            other => other?,
+    /// Hides one path. One that the kernel has not needs no hiding.
+    pub(super) fn hide(&mut self, tree: &Tree<'_>, path: &CStr) -> Result<(), Errno> {
+        let Some(place) = tree.find(path)? else {
+            return Ok(());
         };
         if !is_directory(place.as_fd())? {
-            let null = self.null.as_ref().ok_or(Errno::NOENT)?;
-            let used = std::mem::replace(&mut self.null_used, true);
-            return attach_again(null, used, place.as_fd());
+            let mask = match &self.null {
+                Some(null) => clone(null.as_fd(), c"")?,
+                None => null_mask(tree)?,
+            };
+            attach(mask.as_fd(), place.as_fd())?;
+            self.null = Some(mask);
+            return Ok(());
         }
         if let Some(empty) = &self.empty {
-            return attach_again(empty, true, place.as_fd());
+            let again = clone(empty.as_fd(), c"")?;
+            return attach(again.as_fd(), place.as_fd());
         }
         let parameters = [(c"nr_inodes", c"1"), (c"size", c"4k"), (c"mode", c"0555")]
             .map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
@@ -253,21 +281,38 @@ impl Mask {
     }
 }
 
-/// A mount can be attached once; what is attached can be cloned.
-fn attach_again(mount: &OwnedFd, used: bool, place: BorrowedFd<'_>) -> Result<(), Errno> {
-    if !used {
-        return attach(mount.as_fd(), place);
-    }
-    let again = clone(mount.as_fd(), c"")?;
-    attach(again.as_fd(), place)
+/// A read-only clone of a null device: that of the container's own /dev, or where
+/// /dev is a volume, one in a filesystem that nothing else is in.
+fn null_mask(tree: &Tree<'_>) -> Result<OwnedFd, Errno> {
+    let mask = match tree.own_dev() {
+        Some(dev) => {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let null = rustix::fs::openat(dev, null::NAME, flags, Mode::empty())?;
+            null::check(null.as_fd())?;
+            clone(null.as_fd(), c"")?
+        }
+        None => clone_detached(null::filesystem()?.as_fd(), null::NAME)?,
+    };
+    set(mask.as_fd(), &read_only(), false)?;
+    Ok(mask)
 }
 
-/// Makes a path and what is mounted below it read-only. One that is not there
-/// is left out.
-pub(super) fn make_readonly(root: &Root, path: &CStr) -> Result<(), Errno> {
-    let place = match root.find(path) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        other => other?,
+/// A clone of a file in a detached filesystem. Kernels before 6.15 clone only what
+/// is attached here: it lies over the root for that moment.
+fn clone_detached(filesystem: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let root = root()?;
+    attach(filesystem, root.as_fd())?;
+    let cloned = clone(filesystem, name);
+    // The way to the topmost mount at the root, as after pivot_root.
+    rustix::mount::unmount(c"/", UnmountFlags::DETACH)?;
+    cloned
+}
+
+/// Makes a path and what is mounted below it read-only. One that the kernel has
+/// not is left out.
+pub(super) fn make_readonly(tree: &Tree<'_>, path: &CStr) -> Result<(), Errno> {
+    let Some(place) = tree.find(path)? else {
+        return Ok(());
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -278,18 +323,19 @@ pub(super) fn make_readonly(root: &Root, path: &CStr) -> Result<(), Errno> {
     attach(tree.as_fd(), place.as_fd())
 }
 
+fn root() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(c"/", flags, Mode::empty())
+}
+
 /// Makes the root itself read-only.
 pub(super) fn make_root_readonly() -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(c"/", flags, Mode::empty())?;
-    set(root.as_fd(), &read_only(), false)
+    set(root()?.as_fd(), &read_only(), false)
 }
 
 /// Makes the root a peer for namespaces that are made of this one.
 pub(super) fn share_root() -> Result<(), Errno> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(c"/", flags, Mode::empty())?;
-    set_propagation(root.as_fd(), Propagation::Shared, false)
+    set_propagation(root()?.as_fd(), Propagation::Shared, false)
 }
 
 fn read_only() -> MountAttr<'static> {

@@ -4,7 +4,7 @@
 //! in the monitor as soon as the child has its copies.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use rustix::process::{Gid, Uid};
 
+use super::super::place::{Links, below, clean};
 use super::super::{ContainerStdio, LaunchError};
+use super::{Shared, procfs};
 use crate::exec;
 use crate::protocol::{
     self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
@@ -25,21 +27,26 @@ use crate::ways::is_v2;
 /// Where all cgroup filesystems are.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
+/// Filesystems that show the kernel itself.
+const KERNELS: [&CStr; 4] = [c"proc", c"sysfs", c"devpts", c"mqueue"];
+/// Places of the kernel's filesystems: at and below them no link leads anywhere.
+const PLAIN: [&CStr; 3] = [c"/proc", c"/sys", c"/dev"];
+
 /// A container, ready to be made.
 #[derive(Debug)]
 pub(super) struct Prepared {
     /// Its first process.
     pub(super) process: exec::Plan,
-    /// Its streams; `None`: a terminal.
-    pub(super) stdio: Option<exec::Stdio>,
+    /// Its streams; `None`: a terminal. One that is missing is a null device.
+    pub(super) stdio: Option<ContainerStdio>,
     /// Namespaces that it is born with.
     pub(super) new: NewNamespaces,
     /// Whether it makes a cgroup namespace once it is in its cgroups.
     pub(super) new_cgroup: bool,
     /// Namespaces that it joins.
     pub(super) joined: Vec<OwnedFd>,
-    /// The pid namespace to be born in.
-    pub(super) pid_namespace: Option<OwnedFd>,
+    /// The pid namespace to be born in, if others live in it.
+    pub(super) pid_namespace: Option<Foreign>,
     /// How it sees its cgroups.
     pub(super) view: CgroupView,
     /// Its root.
@@ -60,11 +67,24 @@ pub(super) struct Prepared {
     pub(super) shared_root: bool,
 }
 
+/// A pid namespace that others live in.
+#[derive(Debug)]
+pub(super) struct Foreign {
+    /// The namespace.
+    pub(super) namespace: OwnedFd,
+    /// A mount namespace that has its proc filesystem.
+    pub(super) procfs: OwnedFd,
+}
+
 /// A mount.
 #[derive(Debug)]
 pub(super) struct Mount {
-    /// Where.
+    /// Where, by a clean path.
     pub(super) destination: CString,
+    /// What becomes of an image's links on the way there.
+    pub(super) links: Links,
+    /// Whether it shows the kernel itself: processes, devices, cgroups.
+    pub(super) kernels: bool,
     /// What.
     pub(super) what: What,
     /// Attributes of it alone.
@@ -105,6 +125,13 @@ pub(super) enum What {
     },
     /// The view of the container's cgroups.
     Cgroup,
+}
+
+impl What {
+    /// Whether it is a proc filesystem.
+    pub(super) fn is_proc(&self) -> bool {
+        matches!(self, Self::Filesystem { kind, .. } if kind.as_c_str() == c"proc")
+    }
 }
 
 /// A device node.
@@ -149,20 +176,22 @@ impl Prepared {
     pub(super) fn new(
         (plan, create): (&Plan, &Create),
         (mut fds, stdio): (Fds, ContainerStdio),
-        null: &OwnedFd,
+        shared: Option<&Shared>,
     ) -> Result<Self, LaunchError> {
-        let process = plan
+        let described = plan
             .process
             .as_ref()
             .ok_or_else(|| LaunchError::failed("read the plan", "it has no process"))?;
         let filter = create.seccomp_bpf.as_deref();
-        let process = exec::Plan::new(process, &create.cgroup_files, filter)
+        let process = exec::Plan::new(described, &create.cgroup_files, filter)
             .map_err(|error| LaunchError::failed("read process", error))?
-            .with_seccomp_flags(plan.seccomp_flags);
+            .with_seccomp_flags(plan.seccomp_flags)
+            .with_keyring(&create.id, described)
+            .map_err(|error| LaunchError::failed("read process", error))?;
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
         let mut namespaces = Namespaces::default();
         for namespace in &plan.namespaces {
-            namespaces.add(namespace)?;
+            namespaces.add(namespace, shared)?;
         }
         let Namespaces {
             new,
@@ -181,7 +210,7 @@ impl Prepared {
         let mounts = mounts.map(|(index, mount)| Mount::new(mount, given(index)?));
         Ok(Self {
             process,
-            stdio: (!create.tty).then(|| streams(stdio, null)).transpose()?,
+            stdio: (!create.tty).then_some(stdio),
             new,
             new_cgroup,
             joined,
@@ -195,8 +224,8 @@ impl Prepared {
                 .iter()
                 .map(Device::new)
                 .collect::<Result<_, _>>()?,
-            masked: texts(&plan.masked_paths)?,
-            readonly: texts(&plan.readonly_paths)?,
+            masked: clean_texts(&plan.masked_paths)?,
+            readonly: clean_texts(&plan.readonly_paths)?,
             readonly_root: plan.readonly_root,
             shared_root: plan.shared_root,
         })
@@ -223,25 +252,12 @@ fn given(create: &Create, fds: &mut Fds, index: usize) -> Result<Option<OwnedFd>
     }
 }
 
-fn streams(stdio: ContainerStdio, null: &OwnedFd) -> Result<exec::Stdio, LaunchError> {
-    let or_null = |stream: Option<OwnedFd>| match stream {
-        Some(stream) => Ok(stream),
-        None => rustix::io::fcntl_dupfd_cloexec(null, 3)
-            .map_err(|errno| LaunchError::failed("open /dev/null", errno)),
-    };
-    Ok(exec::Stdio {
-        stdin: or_null(stdio.stdin)?,
-        stdout: or_null(stdio.stdout)?,
-        stderr: or_null(stdio.stderr)?,
-    })
-}
-
 fn text(bytes: &[u8]) -> Result<CString, LaunchError> {
     CString::new(bytes).map_err(|error| LaunchError::failed("read the plan", error))
 }
 
-fn texts(all: &[Vec<u8>]) -> Result<Vec<CString>, LaunchError> {
-    all.iter().map(|bytes| text(bytes)).collect()
+fn clean_texts(all: &[Vec<u8>]) -> Result<Vec<CString>, LaunchError> {
+    all.iter().map(|bytes| text(&clean(bytes))).collect()
 }
 
 /// Namespaces, sorted by what happens to them.
@@ -250,11 +266,15 @@ struct Namespaces {
     new: NewNamespaces,
     new_cgroup: bool,
     joined: Vec<OwnedFd>,
-    pid_namespace: Option<OwnedFd>,
+    pid_namespace: Option<Foreign>,
 }
 
 impl Namespaces {
-    fn add(&mut self, namespace: &protocol::Namespace) -> Result<(), LaunchError> {
+    fn add(
+        &mut self,
+        namespace: &protocol::Namespace,
+        shared: Option<&Shared>,
+    ) -> Result<(), LaunchError> {
         let kind = namespace.kind();
         let (new, own): (_, &CStr) = match kind {
             NamespaceKind::Pid => (&mut self.new.pid, c"/proc/self/ns/pid"),
@@ -286,11 +306,29 @@ impl Namespaces {
         let ours = rustix::fs::stat(own).map(number).map_err(failed)?;
         if its != ours {
             match kind {
-                NamespaceKind::Pid => self.pid_namespace = Some(opened),
+                NamespaceKind::Pid => {
+                    let foreign = Foreign::new(opened, path, shared);
+                    self.pid_namespace = Some(foreign.map_err(failed)?);
+                }
                 _ => self.joined.push(opened),
             }
         }
         Ok(())
+    }
+}
+
+impl Foreign {
+    /// By the path of the pid namespace, which is an entry of a process in it.
+    fn new(namespace: OwnedFd, path: &[u8], shared: Option<&Shared>) -> Result<Self, Errno> {
+        let own = procfs::identity(namespace.as_fd())?;
+        let procfs = match shared.filter(|shared| shared.namespace == own) {
+            Some(shared) => rustix::io::fcntl_dupfd_cloexec(&shared.procfs, 3)?,
+            None => {
+                let mounts = Path::new(OsStr::from_bytes(path)).with_file_name("mnt");
+                rustix::fs::open(mounts, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
+            }
+        };
+        Ok(Self { namespace, procfs })
     }
 }
 
@@ -302,6 +340,18 @@ impl Attributes {
         Self {
             set: MountAttrFlags::from_bits_retain(bits(set)),
             clear: MountAttrFlags::from_bits_retain(bits(clear)),
+        }
+    }
+
+    /// The same where all that is not set is cleared.
+    pub(super) fn alone(self) -> Self {
+        let all = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        Self {
+            set: self.set,
+            clear: (self.clear | all) - (self.set & all),
         }
     }
 
@@ -345,8 +395,22 @@ impl Mount {
                 });
             }
         };
+        let destination = text(&clean(&mount.destination))?;
+        let kernels = match &what {
+            What::Filesystem { kind, .. } => KERNELS.contains(&kind.as_c_str()),
+            What::Cgroup => true,
+            What::Bind { .. } => false,
+        };
+        let plain = |place: &&CStr| below(&destination, place).is_some();
+        let links = if kernels || PLAIN.iter().any(plain) {
+            Links::Refused
+        } else {
+            Links::Followed
+        };
         Ok(Self {
-            destination: text(&mount.destination)?,
+            links,
+            kernels,
+            destination,
             what,
             top: Attributes::new(mount.top),
             tree: Attributes::new(mount.tree),
@@ -367,7 +431,8 @@ fn clone_path(path: &[u8], recursive: bool) -> Result<OwnedFd, Errno> {
 
 impl Device {
     fn new(device: &protocol::Device) -> Result<Self, LaunchError> {
-        let path = Path::new(OsStr::from_bytes(&device.path));
+        let path = clean(&device.path);
+        let path = Path::new(OsStr::from_bytes(&path));
         let bad = || LaunchError::failed("read the plan", format!("{}: no file", path.display()));
         let parent = path.parent().ok_or_else(bad)?;
         let name = path.file_name().ok_or_else(bad)?;

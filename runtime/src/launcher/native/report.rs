@@ -10,9 +10,11 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
 };
+use rustix::process::Pid;
 
-use super::super::LaunchError;
+use super::super::{LaunchError, links};
 use crate::exec;
+use crate::exec::steps::Honoured;
 use crate::protocol::{Plan, Step, monotonic_now};
 
 /// First byte of packets.
@@ -20,6 +22,7 @@ mod tag {
     pub(super) const CONSOLE: u8 = b'c';
     pub(super) const READY: u8 = b'r';
     pub(super) const PROBLEM: u8 = b'p';
+    pub(super) const BORN: u8 = b'b';
 }
 
 /// Longest packet.
@@ -55,6 +58,10 @@ pub(super) enum Own {
     Dev,
     /// The terminal.
     Terminal,
+    /// Streams that were not given.
+    Streams,
+    /// The proc filesystem of a pid namespace that others live in.
+    Procfs,
     /// A masked path, by its index.
     Mask,
     /// A read-only path, by its index.
@@ -64,7 +71,7 @@ pub(super) enum Own {
 }
 
 impl Own {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 12] = [
         Self::Namespaces,
         Self::Root,
         Self::Cgroups,
@@ -72,6 +79,8 @@ impl Own {
         Self::Device,
         Self::Dev,
         Self::Terminal,
+        Self::Streams,
+        Self::Procfs,
         Self::Mask,
         Self::ReadOnly,
         Self::RootFlags,
@@ -159,6 +168,8 @@ impl Problem {
                 }
                 Own::Dev => "fill /dev".to_owned(),
                 Own::Terminal => "open the terminal".to_owned(),
+                Own::Procfs => "take the proc filesystem of the pid namespace".to_owned(),
+                Own::Streams => "open a null device".to_owned(),
                 Own::Mask => format!("mask {}", text(plan.masked_paths.get(index))),
                 Own::ReadOnly => {
                     format!("make {} read-only", text(plan.readonly_paths.get(index)))
@@ -166,7 +177,20 @@ impl Problem {
                 Own::RootFlags => "set up the root".to_owned(),
             },
         };
-        LaunchError::failed(&step, self.errno)
+        match self.lead_away(plan.mounts.get(index)) {
+            Some(words) => LaunchError::failed(&step, words),
+            None => LaunchError::failed(&step, self.errno),
+        }
+    }
+
+    /// Words for an image's link that a mount would have followed.
+    fn lead_away(self, mount: Option<&crate::protocol::Mount>) -> Option<String> {
+        let path = mount.map(|mount| String::from_utf8_lossy(&mount.destination))?;
+        match (self.stage, self.errno) {
+            (Stage::Own(Own::Mount), Errno::LOOP) => Some(links::refused(&path)),
+            (Stage::Own(Own::Mount), Errno::XDEV) => Some(links::into_the_kernels(&path)),
+            _ => None,
+        }
     }
 }
 
@@ -226,10 +250,12 @@ impl Moments {
 pub(super) enum Packet {
     /// The master side of its terminal.
     Console(OwnedFd),
+    /// It was born in another pid namespace and has this id.
+    Born(Pid),
     /// It waits for its start.
     Ready {
-        /// Whether the OOM score was set.
-        honoured: bool,
+        /// What was honoured.
+        honoured: Honoured,
         /// When it was done with what.
         moments: Moments,
     },
@@ -249,15 +275,22 @@ pub(super) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> R
     rustix::net::sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Says that all is done. By `write`: a filter is in force.
+/// Says which process goes on. By `write`: a filter is in force.
+pub(super) fn send_born(socket: BorrowedFd<'_>, pid: Pid) -> Result<(), Errno> {
+    let [a, b, c, d] = pid.as_raw_nonzero().get().to_ne_bytes();
+    rustix::io::write(socket, &[tag::BORN, a, b, c, d]).map(drop)
+}
+
+/// Says that all is done. By `write`, for the same reason.
 pub(super) fn send_ready(
     socket: BorrowedFd<'_>,
-    honoured: bool,
+    honoured: Honoured,
     moments: &Moments,
 ) -> Result<(), Errno> {
-    let mut packet = [0; 2 + size_of::<Moments>()];
-    packet[..2].copy_from_slice(&[tag::READY, u8::from(honoured)]);
-    packet[2..].copy_from_slice(&moments.to_bytes());
+    let mut packet = [0; 3 + size_of::<Moments>()];
+    let Honoured { score, keyring } = honoured;
+    packet[..3].copy_from_slice(&[tag::READY, u8::from(score), u8::from(keyring)]);
+    packet[3..].copy_from_slice(&moments.to_bytes());
     rustix::io::write(socket, &packet).map(drop)
 }
 
@@ -284,8 +317,15 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
     match bytes.get(..received.bytes) {
         Some([]) => Err(Errno::CONNRESET),
         Some([tag::CONSOLE]) => fds.next().map(Packet::Console).ok_or(Errno::BADMSG),
-        Some([tag::READY, honoured, rest @ ..]) => Ok(Packet::Ready {
-            honoured: *honoured == 1,
+        Some([tag::BORN, a, b, c, d]) => {
+            let pid = Pid::from_raw(i32::from_ne_bytes([*a, *b, *c, *d]));
+            pid.map(Packet::Born).ok_or(Errno::BADMSG)
+        }
+        Some([tag::READY, score, keyring, rest @ ..]) => Ok(Packet::Ready {
+            honoured: Honoured {
+                score: *score == 1,
+                keyring: *keyring == 1,
+            },
             moments: Moments::of(rest).ok_or(Errno::BADMSG)?,
         }),
         Some([tag::PROBLEM, rest @ ..]) => {
@@ -329,15 +369,22 @@ mod tests {
         moments.mark();
         assert_eq!(moments.steps()[1].name, "enter namespaces");
         send_console(socket.as_fd(), gate.as_fd()).unwrap();
-        send_ready(socket.as_fd(), false, &moments).unwrap();
+        let honoured = Honoured {
+            score: false,
+            keyring: true,
+        };
+        let pid = rustix::process::getpid();
+        send_born(socket.as_fd(), pid).unwrap();
+        send_ready(socket.as_fd(), honoured, &moments).unwrap();
         drop(socket);
         assert!(matches!(receive(gate.as_fd()), Ok(Packet::Console(_))));
+        assert!(matches!(receive(gate.as_fd()), Ok(Packet::Born(got)) if got == pid));
         assert!(matches!(
             receive(gate.as_fd()),
             Ok(Packet::Ready {
-                honoured: false,
-                moments: got,
-            }) if got == moments
+                honoured: got,
+                moments: when,
+            }) if got == honoured && when == moments
         ));
         assert!(matches!(receive(gate.as_fd()), Err(Errno::CONNRESET)));
     }
