@@ -24,6 +24,9 @@ const APPLETS: [&str; 33] = [
 pub struct Extras {
     /// Files by path without a leading slash, with their mode.
     pub files: Vec<(String, Vec<u8>, u32)>,
+    /// Symbolic links by path without a leading slash, with where they lead. What an
+    /// image has in their place it does without.
+    pub links: Vec<(String, String)>,
     /// Changes to the image's configuration, merged into `config`.
     pub config: Value,
     /// Another name than [`NAME`].
@@ -133,6 +136,10 @@ fn layer(extras: &Extras) -> anyhow::Result<Vec<u8>> {
         ("dev/", 0o755),
         ("tmp/", 0o1777),
     ] {
+        let replaced = |(link, _): &(String, String)| dir.trim_end_matches('/') == link;
+        if extras.links.iter().any(replaced) {
+            continue;
+        }
         let mut header = Header::new_gnu();
         header.set_size(0);
         header.set_mode(mode);
@@ -154,6 +161,13 @@ fn layer(extras: &Extras) -> anyhow::Result<Vec<u8>> {
         header.set_mode(0o755);
         header.set_entry_type(EntryType::Link);
         tar.append_link(&mut header, format!("bin/{applet}"), "bin/busybox")?;
+    }
+    for (link, target) in &extras.links {
+        let mut header = Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o777);
+        header.set_entry_type(EntryType::Symlink);
+        tar.append_link(&mut header, link, target)?;
     }
     for (name, data, mode) in &extras.files {
         add(&mut tar, name, data, *mode)?;

@@ -143,6 +143,7 @@ fn a_hostile_nsswitch_gets_no_code_run_before_the_process() {
         ],
         config: json!({ "User": "nobody", "Env": [] }),
         name: None,
+        ..Extras::default()
     };
     with_image(&extras, async |rig| {
         let (_, id) = rig

@@ -58,6 +58,15 @@ pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
     with_both(extras, "", test);
 }
 
+/// The same with both.
+pub(crate) fn with_image_and_settings(
+    extras: &Extras,
+    settings: &str,
+    test: impl AsyncFnOnce(&mut Rig),
+) {
+    with_both(extras, settings, test);
+}
+
 fn with_both(extras: &Extras, settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
     if std::env::var_os("SLIPWAY_CRI_SOCKET").is_some() {
         println!("SKIPPED: needs an engine of its own, SLIPWAY_CRI_SOCKET names another");

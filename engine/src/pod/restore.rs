@@ -25,6 +25,8 @@ use super::unreadable;
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::PodId;
 
+/// How long a monitor may take to answer until that is worth a word.
+const REACH_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a monitor is looked for whose pod has to be undone anyway.
 const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the first answers wait for monitors, so that they are as true as can be.
@@ -185,10 +187,24 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<ones
     Some(resume(Arc::clone(engine), restored, receiver))
 }
 
-/// Reaches the monitor of a pod that is undone with or without it.
-pub(super) async fn reach_soon(state: &Path) -> Option<Reached> {
-    let reached = tokio::time::timeout(UNDO_PATIENCE, Monitor::reach(state)).await;
-    reached.ok()?.ok()
+/// Reaches a monitor, however long it takes; `None` where it is known to be dead.
+/// A monitor that does not answer may be held up by a disk, and its containers run.
+pub(crate) async fn reach(state: &Path) -> Option<Reached> {
+    let reaching = Monitor::reach(state);
+    tokio::pin!(reaching);
+    match tokio::time::timeout(REACH_PATIENCE, &mut reaching).await {
+        Ok(reached) => reached.ok(),
+        Err(_) => {
+            tracing::warn!(state = %state.display(), "a monitor does not answer, it is waited for");
+            reaching.await.ok()
+        }
+    }
+}
+
+/// The same for a pod that is undone with or without its monitor.
+pub(crate) async fn reach_soon(state: &Path) -> Option<Reached> {
+    let reached = tokio::time::timeout(UNDO_PATIENCE, reach(state)).await;
+    reached.ok().flatten()
 }
 
 /// The containers of a pod as their records and the monitor's exit records say.

@@ -15,6 +15,7 @@ use libcontainer::notify_socket::{NOTIFY_FILE, NotifySocket};
 use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use runtime::exec::Program;
+use runtime::exec::keyring::{self, Keyring};
 use runtime::launcher::{LaunchError, null};
 use runtime::protocol::{Create, Fds, Launch, LauncherKind, MountSource, StreamSlots};
 use rustix::fs::{FileType, Gid, Uid};
@@ -91,7 +92,8 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         .tty
         .then(|| ConsoleSocket::listen(bundle.dir()))
         .transpose()?;
-    let warnings = give_up(&wishes)?;
+    let mut warnings = give_up(&wishes)?;
+    warnings.extend(join_keyring(&create.id)?);
     cgroups.join()?;
     cgroups::hide(&bundle)?;
     let pid = build(
@@ -190,6 +192,14 @@ fn give_up(wishes: &Wishes) -> Result<Vec<String>, LaunchError> {
             .map_err(|errno| LaunchError::failed("set no_new_privs", errno))?;
     }
     Ok(warnings)
+}
+
+/// Gives the container a session keyring of its own, which libcontainer does not.
+pub(crate) fn join_keyring(container: &str) -> Result<Option<String>, LaunchError> {
+    let failed = |error: &dyn std::fmt::Display| LaunchError::failed("join session keyring", error);
+    let keyring = Keyring::of(container, "").map_err(|error| failed(&error))?;
+    let joined = keyring.join().map_err(|errno| failed(&errno))?;
+    Ok((!joined).then(|| keyring::NONE.to_owned()))
 }
 
 /// What libcontainer takes over.

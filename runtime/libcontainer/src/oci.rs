@@ -26,7 +26,7 @@ use rustix::process::WaitOptions;
 use crate::bundle::{Bundle, attach as mount, clone_tree};
 use crate::cgroups::{self, Cgroups};
 use crate::console::ConsoleSocket;
-use crate::create::{Outcome, Streams, attach, write_config};
+use crate::create::{Outcome, Streams, attach, join_keyring, write_config};
 use crate::{devices, propagation, spec};
 
 /// The version of the specification that all of them know.
@@ -63,6 +63,8 @@ pub(crate) struct Start {
 /// The runtime, with its state.
 #[derive(Debug)]
 struct Runtime {
+    /// Whether this helper made the container's session keyring.
+    own_keyring: bool,
     path: PathBuf,
     args: Vec<OsString>,
     state: PathBuf,
@@ -132,13 +134,18 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     if !show_alone(&cgroups)? {
         join_beside(&cgroups)?;
     }
-    let warnings = give_up_score(&mut spec)?;
+    let mut warnings = give_up_score(&mut spec)?;
+    let own_keyring = keeps_keyring(Path::new(OsStr::from_bytes(&path)), &spec);
+    if own_keyring {
+        warnings.extend(join_keyring(&create.id)?);
+    }
     write_config(&bundle, &spec)?;
     let console = create
         .tty
         .then(|| ConsoleSocket::listen(bundle.dir()))
         .transpose()?;
     let runtime = Runtime {
+        own_keyring,
         path: PathBuf::from(OsString::from_vec(path)),
         args: create
             .runtime_args
@@ -204,6 +211,9 @@ impl Runtime {
         let mut command = self.command("create");
         command.arg("--bundle").arg(bundle.dir());
         command.arg("--pid-file").arg(&pid_file);
+        if self.own_keyring {
+            command.arg("--no-new-keyring");
+        }
         if let Some(console) = console {
             command.arg("--console-socket").arg(console.path());
             command.stdin(Stdio::null()).stdout(Stdio::null());
@@ -264,6 +274,18 @@ impl Runtime {
         let error = entries.find(|entry| entry["level"] == "error")?;
         error["msg"].as_str().map(str::to_owned)
     }
+}
+
+/// Whether the runtime is one that is known to keep the session keyring that it finds.
+/// Theirs can be read, or joined by its name, by whoever has the same user; others, and
+/// those that have to label it, make their own.
+fn keeps_keyring(runtime: &Path, spec: &Spec) -> bool {
+    let known = ["runc", "crun"]
+        .iter()
+        .any(|name| runtime.file_name() == Some(OsStr::new(name)));
+    let process = spec.process().as_ref();
+    let label = process.and_then(|process| process.selinux_label().as_deref());
+    known && label.unwrap_or_default().is_empty()
 }
 
 fn owner(spec: &Spec) -> (u32, u32) {

@@ -23,7 +23,7 @@ use crate::connection::ReplyTo;
 use crate::container::{Container, KILL, raw, send_signal};
 use crate::descent;
 use crate::monitor::Monitor;
-use crate::reactor::Key;
+use crate::reactor::{Key, Source, Token};
 use crate::reap::exit_code;
 
 /// A process that was run.
@@ -38,10 +38,19 @@ pub(crate) struct Exec {
     problem: Option<Problem>,
     plan: Plan,
     report: OwnedFd,
+    reader: Option<Reader>,
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
     reply: ReplyTo,
+}
+
+/// The output of a process that was run, watched for its reader's end.
+#[derive(Debug)]
+struct Reader {
+    key: Key,
+    output: OwnedFd,
+    token: Token,
 }
 
 impl Exec {
@@ -94,9 +103,10 @@ impl Monitor {
     /// Runs a process; the answer follows when it ended.
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
-            Ok((plan, begun)) => {
+            Ok((plan, begun, output)) => {
                 reply.step("clone");
                 let Begun { pid, report } = begun;
+                let reader = self.watch_reader(output);
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
@@ -106,6 +116,7 @@ impl Monitor {
                     problem: None,
                     plan,
                     report,
+                    reader,
                     deadline,
                     timed_out: false,
                     killed: false,
@@ -121,7 +132,7 @@ impl Monitor {
         &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Begun), Failure> {
+    ) -> Result<(Plan, Begun, OwnedFd), Failure> {
         let key = self.find(&request.id)?;
         let failed = |message: String| Failure::new(FailureKind::Launch, "exec", message);
         let stdio = self.take_streams(key, request, &mut fds)?;
@@ -151,7 +162,29 @@ impl Monitor {
             let message = problem.errno.to_string();
             Failure::new(FailureKind::Launch, problem.step.name(), message)
         })?;
-        Ok((plan, begun))
+        Ok((plan, begun, stdio.stdout))
+    }
+
+    /// Watches for the client's end of the output to be closed: a client that gave up, or
+    /// an engine that died, waits for nothing any more. Output that is no pipe is nobody's.
+    fn watch_reader(&mut self, output: OwnedFd) -> Option<Reader> {
+        let key = self.new_key();
+        let token = self
+            .reactor
+            .watch(output.as_fd(), Source::Unread(key))
+            .ok()?;
+        Some(Reader { key, output, token })
+    }
+
+    /// Nobody waits for a process that was run any more.
+    pub(crate) fn client_gone(&mut self, key: Key) {
+        let is_its = |exec: &&mut Exec| exec.reader.as_ref().is_some_and(|one| one.key == key);
+        if let Some(exec) = self.execs.values_mut().find(is_its) {
+            if let Some(reader) = exec.reader.take() {
+                self.reactor.unwatch(reader.output.as_fd(), reader.token);
+            }
+            exec.end();
+        }
     }
 
     fn take_streams(
@@ -224,6 +257,9 @@ impl Monitor {
     /// All of a process that was run is known.
     fn exec_over(&mut self, mut exec: Exec, code: i32) {
         exec.reply.step("run");
+        if let Some(reader) = exec.reader.take() {
+            self.reactor.unwatch(reader.output.as_fd(), reader.token);
+        }
         let result = match exec.problem {
             Some(problem) if !exec.timed_out && self.is_end_of_container(problem, &exec) => {
                 let message = "it ended before it was entered";

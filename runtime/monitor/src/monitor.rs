@@ -216,6 +216,7 @@ impl Monitor {
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
             Source::Log(key) => self.log_has_room(key),
+            Source::Unread(key) => self.client_gone(key),
         }
     }
 

@@ -369,7 +369,8 @@ impl Monitor {
         .await
     }
 
-    /// Runs a process in a container: answers when it has ended.
+    /// Runs a process in a container: answers when it has ended. Nobody who reads its
+    /// output ends it before.
     ///
     /// # Errors
     /// `NotRunning`, or `Launch` when it could not be made.

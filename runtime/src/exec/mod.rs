@@ -8,6 +8,7 @@
 
 pub(crate) mod birth;
 mod child;
+pub mod keyring;
 mod plan;
 mod program;
 mod report;

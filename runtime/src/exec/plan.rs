@@ -9,6 +9,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 
+use super::keyring::Keyring;
 use super::program::Program;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
@@ -109,15 +110,6 @@ pub(super) struct Label {
     pub(super) value: Vec<u8>,
 }
 
-/// A session keyring.
-#[derive(Debug)]
-pub(super) struct Keyring {
-    /// Its name.
-    pub(super) name: CString,
-    /// The SELinux label that it is made with.
-    pub(super) label: Option<Vec<u8>>,
-}
-
 /// A process, ready to be made.
 #[derive(Debug)]
 pub struct Plan {
@@ -198,17 +190,13 @@ impl Plan {
     /// as long as containers have the same users.
     ///
     /// # Errors
-    /// Container id or label hold a NUL.
+    /// The container's id holds a NUL.
     pub fn with_keyring(mut self, container: &str, process: &Process) -> Result<Self, BadProcess> {
         let nul = |source| BadProcess::Nul {
-            what: "container id or label",
+            what: "container id",
             source,
         };
-        let label = &process.selinux_label;
-        self.keyring = Some(Keyring {
-            name: CString::new(format!("_ses.{container}")).map_err(nul)?,
-            label: (!label.is_empty()).then(|| label.clone().into_bytes()),
-        });
+        self.keyring = Some(Keyring::of(container, &process.selinux_label).map_err(nul)?);
         Ok(self)
     }
 

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets as ThreadCapabilities};
 
 use super::child::Stdio;
-use super::plan::{Keyring, Label, Plan};
+use super::plan::{Label, Plan};
 use super::report::{Problem, Step};
 use crate::sys::fds::{Close, close_from, copy_to};
 use crate::sys::signals;
@@ -61,7 +61,7 @@ pub(crate) fn leave_monitor(plan: &Plan) -> Result<Honoured, Problem> {
         at(Step::Label, write_label(label))?;
     }
     if let Some(keyring) = &plan.keyring {
-        honoured.keyring = at(Step::Keyring, join_keyring(keyring))?;
+        honoured.keyring = at(Step::Keyring, keyring.join())?;
     }
     Ok(honoured)
 }
@@ -74,24 +74,6 @@ pub(crate) fn begin_session(terminal: bool) -> Result<(), Problem> {
         at(Step::Session, rustix::process::ioctl_tiocsctty(stdin))?;
     }
     Ok(())
-}
-
-/// Where the kernel has no keys, or a filter around this machine forbids them, there is
-/// nothing that one container could read of another's. Tells whether there are any.
-fn join_keyring(keyring: &Keyring) -> Result<bool, Errno> {
-    const LABEL: &CStr = c"/proc/thread-self/attr/keycreate";
-    if let Some(label) = &keyring.label {
-        write_file(LABEL, label)?;
-    }
-    let joined = match crate::sys::keyring::join(&keyring.name) {
-        Err(Errno::NOSYS | Errno::PERM) => Ok(false),
-        other => other.map(|()| true),
-    };
-    if keyring.label.is_some() {
-        // The label is for this keyring alone.
-        write_file(LABEL, b"")?;
-    }
-    joined
 }
 
 /// What is the process's own.

@@ -17,15 +17,12 @@ pub struct Features(u64);
 impl Features {
     /// Logs are opened by the engine.
     pub const LOG_DESCRIPTOR: Self = Self(1);
-    /// A process that was run can be ended.
-    pub const CANCEL_EXEC: Self = Self(1 << 1);
     /// Another build can go on in the monitor's place.
-    pub const UPGRADE: Self = Self(1 << 2);
+    pub const UPGRADE: Self = Self(1 << 1);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 3] = [
+    const NAMES: [(Self, &'static str); 2] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
-        (Self::CANCEL_EXEC, "ending a process that was run"),
         (Self::UPGRADE, "upgrade in place"),
     ];
 
@@ -77,7 +74,6 @@ impl Features {
     pub fn needed_by(body: &Body) -> Self {
         match body {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
-            Body::CancelExec(_) => Self::CANCEL_EXEC,
             Body::Upgrade(_) => Self::UPGRADE,
             _ => Self::default(),
         }
@@ -91,12 +87,12 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let newer = Features(Features::known().0 | 1 << 63);
-        assert!(Features::known().has(Features::CANCEL_EXEC));
+        assert!(Features::known().has(Features::UPGRADE));
         assert!(!Features::known().has(newer));
         assert_eq!(newer.missing_in(Features::known()), ["feature 63"]);
         assert_eq!(
             Features::known().missing_in(Features::LOG_DESCRIPTOR),
-            ["ending a process that was run", "upgrade in place"]
+            ["upgrade in place"]
         );
     }
 

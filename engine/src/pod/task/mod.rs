@@ -103,6 +103,8 @@ struct Slot {
     /// Updates wait for each other: each starts from what the last one left.
     updates: VecDeque<(Resources, Reply<()>)>,
     update_runs: bool,
+    /// Whether its log takes nothing for the time being.
+    log_stalled: bool,
     /// Dropped when the creation is to end early.
     creation: Option<oneshot::Sender<()>>,
     /// Of a container that could not be made and not be given back: it is removed
@@ -112,8 +114,6 @@ struct Slot {
     graces: Vec<AbortHandle>,
     /// Waits for what SIGKILL leads to.
     kill_watch: Option<AbortHandle>,
-    /// Whether its log takes nothing for the time being.
-    log_stalled: bool,
 }
 
 impl Slot {
@@ -129,11 +129,11 @@ impl Slot {
             removal_runs: false,
             updates: VecDeque::new(),
             update_runs: false,
+            log_stalled: false,
             creation: None,
             unmade: None,
             graces: Vec::new(),
             kill_watch: None,
-            log_stalled: false,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use runtime::client::{ContainerReport, ContainerState, Monitor, Reached};
+use runtime::client::{ContainerReport, ContainerState, Reached};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::container::NotMade;
@@ -88,7 +88,7 @@ impl Task {
     /// Looks for the monitor, for as long as it may be alive.
     fn reach(&mut self) {
         let state = self.engine.pod_state(&self.record.id);
-        let work = async move { Ok(Monitor::reach(&state).await.ok().map(Box::new)) };
+        let work = async move { Ok(restore::reach(&state).await.map(Box::new)) };
         self.job(work, |reached| Done::Reached(reached.unwrap_or_default()));
     }
 
@@ -177,11 +177,12 @@ fn settled(recorded: &State, reported: &ContainerState) -> State {
         (_, ContainerState::Exited(exit)) => State::Exited(exit_of(exit)),
         // A start that was ordered and did not arrive: it may be ordered again.
         (_, ContainerState::Created) => State::Created,
-        // How its start ends is told by an event.
-        (State::Killing { .. }, ContainerState::Starting) => recorded.clone(),
-        (_, ContainerState::Starting) => State::Starting,
         // A kill is simply sent again.
-        (State::Killing { .. }, ContainerState::Running { .. }) => recorded.clone(),
+        (State::Killing { .. }, ContainerState::Running { .. } | ContainerState::Starting) => {
+            recorded.clone()
+        }
+        // Its end is told by an event.
+        (_, ContainerState::Starting) => State::Starting,
         // A stop whose signal may not have been sent has to be asked for again.
         (_, ContainerState::Running { started_at }) => State::Running {
             started_at: *started_at,

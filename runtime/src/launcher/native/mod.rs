@@ -29,6 +29,7 @@ use rustix::process::Pid;
 
 use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
 use crate::devices::{EnforceError, Rule, enforce};
+use crate::exec::keyring;
 use crate::exec::steps::Honoured;
 use crate::protocol::{Create, Fds, Plan};
 use crate::sys::fork::{self, Child};
@@ -126,10 +127,6 @@ fn restrict_devices(plan: &Plan, dirs: &[std::path::PathBuf]) -> Result<(), Laun
     })
 }
 
-/// Said once where there are none.
-const NO_KEYRING: &str = "containers have no session keyrings of their own: \
-                          keyctl is not there or not permitted";
-
 /// A child at work.
 #[derive(Debug)]
 struct InProgress {
@@ -150,9 +147,9 @@ struct InProgress {
 impl InProgress {
     fn ready(&mut self, gate: StartGate, honoured: Honoured) -> Ready {
         let score = || format!("oom_score_adj {}: permission denied", self.score);
-        let keyring = || NO_KEYRING.to_owned();
+        let none = || keyring::NONE.to_owned();
         let unscored = (!honoured.score).then(score).into_iter();
-        let warnings = unscored.chain((!honoured.keyring).then(keyring));
+        let warnings = unscored.chain((!honoured.keyring).then(none));
         Ready {
             pid: self.pid,
             gate,

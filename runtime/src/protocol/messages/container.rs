@@ -75,12 +75,12 @@ pub struct Create {
     /// Its arguments before those that say what to do.
     #[prost(bytes = "vec", repeated, tag = "18")]
     pub runtime_args: Vec<Vec<u8>>,
-    /// The kernel's flags for the filter of processes that are run.
-    #[prost(uint32, tag = "30")]
-    pub seccomp_flags: u32,
     /// Slot of a descriptor that names the log, the packet's last one.
     #[prost(uint32, optional, tag = "19")]
     pub log_fd: Option<u32>,
+    /// The kernel's flags for the filter of processes that are run.
+    #[prost(uint32, tag = "30")]
+    pub seccomp_flags: u32,
 }
 
 /// A detached mount and where it belongs.

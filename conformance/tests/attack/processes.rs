@@ -1,0 +1,208 @@
+//! Processes that look at others, or outrun their end.
+
+use std::time::Duration;
+
+use conformance::eventually;
+use proto::v1;
+
+use crate::rig::{DEADLINE, Rig};
+use crate::stage::{ATTACKER, armed, security, unconfined, with_every_launcher};
+
+/// All that an ordinary container may have, and tracing.
+const MOST: &str = "a80c25fb";
+
+fn shared(pids: v1::NamespaceMode) -> v1::NamespaceOption {
+    v1::NamespaceOption {
+        pid: pids as i32,
+        ..Default::default()
+    }
+}
+
+/// A sandbox whose containers share their processes.
+fn sharing(rig: &Rig, name: &str) -> v1::PodSandboxConfig {
+    let mut sandbox = rig.sandbox(name);
+    let linux = sandbox.linux.as_mut().expect("linux");
+    let context = linux.security_context.as_mut().expect("a context");
+    context.namespace_options = Some(shared(v1::NamespaceMode::Pod));
+    sandbox
+}
+
+/// A container that shares them.
+fn sharer(rig: &Rig, name: &str, command: &[&str]) -> v1::ContainerConfig {
+    let mut config = rig.container(name, command);
+    security(&mut config).namespace_options = Some(shared(v1::NamespaceMode::Pod));
+    config
+}
+
+/// Namespaces that no process of a container is in: of this process, which is in the
+/// first ones or in those of the engine, and of the engine.
+fn of_the_node(rig: &Rig) -> Vec<String> {
+    let names = ["mnt", "pid", "net", "ipc", "uts", "cgroup"];
+    let engine = rig.engine.pid().expect("the engine").to_string();
+    let mut all = Vec::new();
+    for process in ["self", &engine, "1"] {
+        for name in names {
+            let link = std::fs::read_link(format!("/proc/{process}/ns/{name}"));
+            all.extend(link.map(|link| link.to_string_lossy().into_owned()));
+        }
+    }
+    all.sort();
+    all.dedup();
+    all
+}
+
+/// The tracer's container, with what `kubectl debug` grants.
+async fn tracer(rig: &mut Rig, pod: &str, sandbox: &v1::PodSandboxConfig) -> String {
+    let secret = rig.engine.path("config/10-scratch.toml");
+    let mut words = vec![ATTACKER.to_owned(), "trace".to_owned(), "12".to_owned()];
+    words.extend([MOST.to_owned(), secret.to_string_lossy().into_owned()]);
+    words.extend(of_the_node(rig));
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    let mut config = sharer(rig, "main", &words);
+    unconfined(&mut config);
+    security(&mut config).capabilities = Some(v1::Capability {
+        add_capabilities: vec!["SYS_PTRACE".to_owned()],
+        ..Default::default()
+    });
+    let linux = config.linux.as_mut().expect("linux");
+    linux.resources = None;
+    rig.started(pod, &config, sandbox).await
+}
+
+#[test]
+fn a_tracer_finds_nothing_of_the_node_in_execs_and_creates() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("traced-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let target = sharer(rig, "target", &["/bin/sleep", "1000"]);
+        let target = rig.started(&pod, &target, &sandbox).await;
+        let tracer = tracer(rig, &pod, &sandbox).await;
+        rig.log_with(&name, "tracing").await;
+        let mut number = 0;
+        loop {
+            let execs = (0..4).map(|_| {
+                let (mut client, target) = (rig.client.clone(), target.clone());
+                tokio::task::spawn_local(async move { client.exec(&target, &["true"], 30).await })
+            });
+            for exec in execs.collect::<Vec<_>>() {
+                exec.await.expect("no panic").expect("ExecSync");
+            }
+            // Only the launcher made here gives up everything before the birth: the
+            // others make their first processes by themselves.
+            if launcher == "native" && number < 40 {
+                let config = sharer(rig, &format!("more{number}"), &["/bin/true"]);
+                rig.started(&pod, &config, &sandbox).await;
+            }
+            number += 1;
+            let status = rig.client.container(&tracer).await.expect("status");
+            if status.state == v1::ContainerState::ContainerExited as i32 {
+                break;
+            }
+        }
+        let log = rig.log_with(&name, "saw ").await;
+        let found: Vec<_> = log.lines().filter(|line| line.contains("FOUND")).collect();
+        assert!(found.is_empty(), "{launcher}, {number} rounds: {found:#?}");
+    });
+}
+
+#[test]
+fn a_fork_bomb_ends_with_its_container() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("bomb-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let quiet = sharer(rig, "quiet", &["/bin/sleep", "1000"]);
+        let quiet = rig.started(&pod, &quiet, &sandbox).await;
+        let script = "b() { while :; do b 2>/dev/null & done; }; b & sleep 1000";
+        let bomb = sharer(rig, "bomb", &["/bin/sh", "-c", script]);
+        let bomb = rig.started(&pod, &bomb, &sandbox).await;
+        limit(rig, &bomb);
+        let burning = eventually(DEADLINE, async || (members(rig, &bomb) > 50).then_some(()));
+        burning.await.expect("a bomb");
+        let stopped = tokio::time::timeout(Duration::from_secs(20), rig.client.stop(&bomb, 0));
+        stopped.await.expect("in time").expect("StopContainer");
+        let gone = eventually(DEADLINE, async || (members(rig, &bomb) == 0).then_some(()));
+        gone.await.expect("nothing is left of it");
+        let status = rig.client.container(&quiet).await.expect("status");
+        assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+    });
+}
+
+/// The directories of a container's cgroups.
+fn cgroups(rig: &Rig, id: &str) -> Vec<std::path::PathBuf> {
+    let roots = std::fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let roots = roots
+        .map(|entry| entry.path())
+        .chain(["/sys/fs/cgroup".into()]);
+    let own = rig.cgroup.trim_start_matches('/').to_owned();
+    let dirs = roots.map(|root| root.join(&own).join(id));
+    dirs.filter(|dir| dir.is_dir()).collect()
+}
+
+/// Limits the number of its processes.
+fn limit(rig: &Rig, id: &str) {
+    let files = cgroups(rig, id).into_iter().map(|dir| dir.join("pids.max"));
+    for file in files.filter(|file| file.exists()) {
+        std::fs::write(file, "100").expect("a limit");
+    }
+}
+
+/// How many processes are in them.
+fn members(rig: &Rig, id: &str) -> usize {
+    let count = |dir: std::path::PathBuf| {
+        let text = std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        text.lines().count()
+    };
+    cgroups(rig, id)
+        .into_iter()
+        .map(count)
+        .max()
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_command_out_of_time_leaves_no_process() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let made = rig.try_container(launcher, "late", |_| ()).await;
+        let id = made.expect("a container");
+        let script = "(busybox setsid sh -c 'sleep 4801 & sleep 4802' &) ; busybox setsid sleep 4803 & sleep 4804";
+        let late = rig.client.exec(&id, &["/bin/sh", "-c", script], 1).await;
+        assert_eq!(
+            late.expect_err("no time").code(),
+            tonic::Code::DeadlineExceeded
+        );
+        none_left(rig, launcher, &id).await;
+    });
+}
+
+#[test]
+fn a_command_whose_client_is_gone_leaves_no_process() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let made = rig.try_container(launcher, "lost", |_| ()).await;
+        let id = made.expect("a container");
+        let script = "busybox setsid sleep 4805 & sleep 4806";
+        let mut client = rig.client.clone();
+        let words = ["/bin/sh", "-c", script];
+        let (call, began) = (client.exec(&id, &words, 0), async {
+            let both = async || (members(rig, &id) >= 3).then_some(());
+            eventually(DEADLINE, both).await.expect("it runs");
+        });
+        tokio::select! {
+            ended = call => panic!("it ended: {ended:?}"),
+            () = began => {}
+        }
+        none_left(rig, launcher, &id).await;
+    });
+}
+
+/// Waits until only the first process is left.
+async fn none_left(rig: &mut Rig, launcher: &str, id: &str) {
+    let alone = eventually(DEADLINE, async || (members(rig, id) == 1).then_some(()));
+    let alone = alone.await;
+    let left = rig.prints(id, "ps").await;
+    assert!(alone.is_some(), "{launcher}: {left}");
+}

@@ -1,0 +1,125 @@
+//! What every attack starts from: an image, an engine with every launcher, pods.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use conformance::image::Extras;
+use proto::v1;
+use tonic::Status;
+
+use crate::rig::{Rig, with_image_and_settings};
+
+/// All launchers, by the names of their handlers.
+pub(crate) const LAUNCHERS: [&str; 4] = ["native", "libcontainer", "runc", "crun"];
+
+/// Where the attacker is in an image.
+pub(crate) const ATTACKER: &str = "/bin/attacker";
+
+/// Tries an attack with every launcher, on one engine.
+pub(crate) fn with_every_launcher(extras: &Extras, attack: impl AsyncFn(&mut Rig, &str)) {
+    let handlers = LAUNCHERS.map(handler).concat();
+    with_image_and_settings(extras, &handlers, async |rig| {
+        for launcher in LAUNCHERS {
+            println!("by {launcher}");
+            attack(rig, launcher).await;
+        }
+    });
+}
+
+/// The configuration of a launcher's handler.
+fn handler(name: &str) -> String {
+    let launcher = match name {
+        own @ ("native" | "libcontainer") => format!("launcher = {own:?}"),
+        runtime => {
+            let dirs = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
+            let mut paths = dirs.iter().map(|dir| Path::new(dir).join(runtime));
+            let path = paths.find(|path| path.is_file()).expect("runc and crun");
+            format!("launcher = \"oci\"\npath = {path:?}")
+        }
+    };
+    format!("[runtime.handlers.{name}]\n{launcher}\n")
+}
+
+/// An image with the attacker in it.
+pub(crate) fn armed() -> Extras {
+    let program = std::fs::read(attacker()).expect("the attacker");
+    Extras {
+        files: vec![("bin/attacker".to_owned(), program, 0o755)],
+        ..Extras::default()
+    }
+}
+
+/// The attacker, built once for the run.
+fn attacker() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/attack/attacker.c");
+        let program = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("attacker-{}", std::process::id()));
+        let mut compiler = std::process::Command::new("gcc");
+        compiler
+            .args(["-static", "-O2", "-o"])
+            .arg(&program)
+            .arg(source);
+        assert!(
+            compiler.status().expect("gcc").success(),
+            "the attacker is not built"
+        );
+        program
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+impl Rig {
+    /// Runs a pod of this launcher.
+    pub(crate) async fn pod_of(
+        &mut self,
+        launcher: &str,
+        sandbox: &v1::PodSandboxConfig,
+    ) -> String {
+        let request = v1::RunPodSandboxRequest {
+            config: Some(sandbox.clone()),
+            runtime_handler: launcher.to_owned(),
+        };
+        let answer = self.client.runtime.run_pod_sandbox(request).await;
+        answer.expect("RunPodSandbox").into_inner().pod_sandbox_id
+    }
+
+    /// Runs a pod with one container; tells what refused the container.
+    pub(crate) async fn try_container(
+        &mut self,
+        launcher: &str,
+        name: &str,
+        change: impl FnOnce(&mut v1::ContainerConfig),
+    ) -> Result<String, Status> {
+        let name = format!("{name}-{launcher}");
+        let sandbox = self.sandbox(&name);
+        let mut config = self.container("main", &["/bin/sleep", "1000"]);
+        change(&mut config);
+        let pod = self.pod_of(launcher, &sandbox).await;
+        let id = self.client.create(&pod, &config, &sandbox).await?;
+        self.client.start(&id).await?;
+        Ok(id)
+    }
+
+    /// What a command in a container prints; both streams.
+    pub(crate) async fn prints(&mut self, id: &str, script: &str) -> String {
+        let output = self.client.exec(id, &["/bin/sh", "-c", script], 30).await;
+        let output = output.expect("ExecSync");
+        format!("{}{}", output.stdout, output.stderr)
+    }
+}
+
+/// The security context of a container's configuration.
+pub(crate) fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerSecurityContext {
+    let linux = config.linux.as_mut().expect("linux");
+    linux.security_context.as_mut().expect("a security context")
+}
+
+/// No filter of system calls.
+pub(crate) fn unconfined(config: &mut v1::ContainerConfig) {
+    security(config).seccomp = Some(v1::SecurityProfile {
+        profile_type: v1::security_profile::ProfileType::Unconfined as i32,
+        ..Default::default()
+    });
+}
