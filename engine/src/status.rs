@@ -59,6 +59,7 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::RelativeWorkingDir(_)
+        | SpecError::ImageVolume { .. }
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }
         | SpecError::Mount { .. }

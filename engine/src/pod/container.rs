@@ -2,10 +2,11 @@
 //! specification, cgroup with its limits, and the launcher.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image_store::Image;
+use image_store::{Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
@@ -15,12 +16,13 @@ use tokio::sync::oneshot;
 use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
+use super::volumes;
 use crate::config::Launcher;
 use crate::convert::{BadRequest, resources, signal};
-use crate::engine::{Engine, blocking_with, now};
+use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::model::{Bytes, ContainerConfig, IpcMode, PidMode};
+use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built};
 
@@ -129,6 +131,7 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let places = volumes::places(&image, &record.config)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
@@ -137,13 +140,27 @@ async fn make(
     let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
+    // Copies may be large: they take the time they take.
+    let filled = match places.is_empty() {
+        true => None,
+        false => Some(fill_volumes(snapshot.clone(), places).await?),
+    };
     let preparing = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
-            let step = mark("mount");
-            let rootfs = snapshot.mount(false)?;
-            drop(step);
-            prepare(engine, &host, &record, &image, (rootfs, &cgroup))
+            let parts = match filled {
+                Some((rootfs, volumes)) => Parts {
+                    rootfs,
+                    volumes,
+                    cgroup,
+                },
+                None => Parts {
+                    rootfs: mount_root(&snapshot)?,
+                    volumes: Vec::new(),
+                    cgroup,
+                },
+            };
+            prepare(engine, &host, &record, &image, parts)
         })
     };
     let prepared = tokio::select! {
@@ -177,6 +194,34 @@ async fn make(
     })
 }
 
+fn mount_root(snapshot: &Snapshot) -> Result<OwnedFd, PodError> {
+    let _step = mark("mount");
+    Ok(snapshot.mount(false)?)
+}
+
+/// Mounts the root and fills the directories of the image's volumes from it.
+async fn fill_volumes(
+    snapshot: Snapshot,
+    places: Vec<PathBuf>,
+) -> Result<(OwnedFd, Vec<Mount>), PodError> {
+    blocking(move || {
+        let rootfs = mount_root(&snapshot)?;
+        let _step = mark("image volumes");
+        let volumes = volumes::fill(&snapshot, &rootfs, &places)?;
+        Ok((rootfs, volumes))
+    })
+    .await
+}
+
+/// What a container is prepared from, beside its records.
+struct Parts {
+    /// A detached mount.
+    rootfs: OwnedFd,
+    /// Of the image.
+    volumes: Vec<Mount>,
+    cgroup: Cgroup,
+}
+
 /// Makes the container's cgroup.
 async fn make_cgroup(engine: &Arc<Engine>, record: &ContainerRecord) -> Result<Cgroup, PodError> {
     let path = record.cgroup.clone();
@@ -200,11 +245,11 @@ fn prepare(
     host: &Host,
     record: &ContainerRecord,
     image: &Image,
-    (rootfs, cgroup): (OwnedFd, &Cgroup),
+    parts: Parts,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
     let step = mark("spec");
-    let inputs = inputs(engine, host, record, image, &rootfs);
+    let inputs = inputs(engine, host, record, image, &parts);
     let Built {
         spec,
         process,
@@ -218,6 +263,7 @@ fn prepare(
         return Err(PodError::Request(raw_environment_refused(config)));
     }
     drop(step);
+    let Parts { rootfs, cgroup, .. } = parts;
     let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
@@ -292,7 +338,7 @@ fn inputs<'a>(
     host: &'a Host,
     record: &'a ContainerRecord,
     image: &'a Image,
-    rootfs: &'a OwnedFd,
+    parts: &'a Parts,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
     let pid_of_namespace = match &record.config.security.pid {
@@ -306,7 +352,8 @@ fn inputs<'a>(
         config: &record.config,
         sandbox: &pod.config,
         image: &image.config,
-        rootfs,
+        rootfs: &parts.rootfs,
+        image_volumes: &parts.volumes,
         cgroup: &record.cgroup,
         files: engine.pod_dir(&pod.id).files(),
         shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),

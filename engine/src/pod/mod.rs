@@ -25,3 +25,4 @@ pub(crate) mod task;
 pub(crate) mod teardown;
 mod unreadable;
 pub(crate) mod view;
+mod volumes;

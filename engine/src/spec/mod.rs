@@ -21,7 +21,7 @@ use oci_spec::runtime::{
 };
 
 use crate::model::{
-    AppArmor, Bytes, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp,
+    AppArmor, Bytes, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
 use crate::pod::record::User;
 pub(crate) use host_paths::HostPaths;
@@ -72,6 +72,14 @@ pub(crate) enum SpecError {
         container_path: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image asks for a volume that no container can have.
+    #[error("the image's volume {place:?}: {reason}")]
+    ImageVolume {
+        /// Where.
+        place: String,
+        /// Why not.
+        reason: String,
     },
     /// A path of the host does not answer.
     #[error("{}", path.display())]
@@ -136,6 +144,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) unified_cgroups: bool,
     pub(crate) seccomp: &'a runtime::seccomp::Cache,
     pub(crate) host_paths: &'a HostPaths,
+    /// The directories for the volumes that the image asks for.
+    pub(crate) image_volumes: &'a [Mount],
 }
 
 /// A container ready to be handed to a launcher.

@@ -28,6 +28,11 @@ enum Place {
 /// what is below it, too.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), SpecError> {
     let mut places: BTreeMap<PathBuf, Place> = BTreeMap::new();
+    for mount in inputs.image_volumes {
+        let target = PathBuf::from(&mount.container_path);
+        places.insert(target, Place::Volume(mount.clone()));
+    }
+    // The sandbox's own replace the image's wishes.
     for mount in sandbox_files(inputs) {
         places.insert(PathBuf::from(&mount.container_path), Place::Volume(mount));
     }
