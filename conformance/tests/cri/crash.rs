@@ -325,6 +325,31 @@ fn a_stop_that_a_crash_cut_short_goes_on() {
     });
 }
 
+#[test]
+fn a_task_that_panics_starts_again_and_its_pod_is_not_taken_for_removed() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("panics", &["/bin/sleep", "1000"]).await;
+        rig.engine.terminate().expect("terminate");
+        rig.engine.set("SLIPWAY_PANICPOINT", "command");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let lost = rig
+            .client
+            .stop_pod(&pod)
+            .await
+            .expect_err("the task failed");
+        assert_eq!(lost.code(), tonic::Code::Unavailable, "{lost}");
+        let listed = rig.client.pods().await.expect("list");
+        assert!(listed.iter().any(|one| one.id == pod), "it is there");
+        let mut client = rig.client.clone();
+        let again = conformance::eventually(DEADLINE, async || {
+            client.exec(&id, &["echo", "back"], 5).await.ok()
+        });
+        assert_eq!(again.await.expect("started again").stdout, "back\n");
+        rig.client.stop_pod(&pod).await.expect("stop");
+        rig.client.remove_pod(&pod).await.expect("remove");
+    });
+}
+
 /// Every place in the code where a side effect may or may not have happened.
 const POINTS: [&str; 22] = [
     "run-intent",

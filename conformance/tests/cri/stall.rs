@@ -112,6 +112,49 @@ fn lists_and_statuses_answer_while_the_disk_of_the_records_stands_still() {
 }
 
 #[test]
+fn on_a_full_disk_nothing_begins_and_everything_can_end() {
+    with_own_engine(async |rig| {
+        let test = async |rig: &mut Rig, disk: &Disk| {
+            let (pod, id) = rig.running("before", &["/bin/sleep", "1000"]).await;
+            let sandbox = rig.sandbox("before");
+            let filler = disk.0.join("filler");
+            // Fails where there is no byte left, which is what it is for.
+            let filled = Command::new("dd")
+                .args(["if=/dev/zero", "bs=4k"])
+                .arg(format!("of={}", filler.display()))
+                .output()
+                .expect("dd");
+            assert!(!filled.status.success(), "the disk is full");
+            let mut refused = 0;
+            for attempt in 0..20 {
+                let mut config = rig.container("more", &["/bin/sleep", "1000"]);
+                config.metadata.as_mut().expect("metadata").attempt = attempt;
+                match rig.client.create(&pod, &config, &sandbox).await {
+                    Ok(created) => rig.client.remove(&created).await.expect("remove"),
+                    Err(_) => refused += 1,
+                }
+            }
+            assert!(refused > 0, "a record needs room at some time");
+            // What was answered is there after a crash, and nothing else.
+            let before: Vec<_> = rig.client.containers().await.expect("list");
+            rig.crash_and_restart().await;
+            let after = rig.client.containers().await.expect("list");
+            let ids = |all: &[v1::Container]| -> Vec<String> {
+                all.iter().map(|one| one.id.clone()).collect()
+            };
+            assert_eq!(ids(&before), ids(&after));
+            assert!(ids(&after).contains(&id));
+            rig.client.stop(&id, 0).await.expect("stop the container");
+            rig.client.stop_pod(&pod).await.expect("stop the pod");
+            rig.client.remove_pod(&pod).await.expect("remove the pod");
+            std::fs::remove_file(&filler).expect("room again");
+            rig.running("after", &["/bin/sleep", "1000"]).await;
+        };
+        with_root_on_a_disk(test, rig).await;
+    });
+}
+
+#[test]
 fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
     with_own_engine(async |rig| {
         let volume = rig.engine.path("volume");
@@ -137,7 +180,11 @@ fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
         let other = rig.sandbox("other");
         let second = rig.client.run_pod(&other).await.expect("run");
         let mut client = rig.client.clone();
+        let mut number = 0;
         let refused = conformance::eventually(crate::rig::DEADLINE, async || {
+            // The same container again would only join the first call for it.
+            number += 1;
+            config.metadata.as_mut().expect("metadata").attempt = number;
             let attempt = tokio::time::timeout(
                 Duration::from_millis(500),
                 client.create(&second, &config, &other),

@@ -3,6 +3,7 @@
 //! Owns how it is made: its other end is born in the container's namespace.
 
 use crate::netlink::{Namespace, NetlinkError, Socket};
+use crate::rtnl::address;
 use crate::rtnl::link::{self, Link, Mac, Veth};
 use crate::{Error, Invocation, guest, namespace, sysctl};
 
@@ -69,15 +70,16 @@ pub(crate) fn add(socket: &mut Socket, wanted: &Wanted<'_>) -> Result<Link, Erro
     Err(Error::internal("failed to find a unique veth name"))
 }
 
-/// DEL of an attachment's veth. A namespace or an interface that is gone is no
-/// error; where the namespace goes, it takes the veth with it.
+/// DEL of an attachment's veth, before its addresses are given back. A namespace or an
+/// interface that is gone is no error. Where the namespace goes, it takes the veth with
+/// it; but somebody else may hold it, and its addresses must answer no more.
 pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Error> {
-    if call.netns_will_go {
-        return Ok(());
-    }
     let Some(pod) = namespace::open_if_there(call)? else {
         return Ok(());
     };
+    if call.netns_will_go {
+        return namespace::run(&pod, || withdraw(call.interface));
+    }
     let failed = |error| Error::because(format!("failed to delete {:?}", call.interface), error);
     namespace::run(&pod, || {
         let mut socket = guest::socket()?;
@@ -93,6 +95,25 @@ pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Error> {
             _ => deleted.complete().map(drop).map_err(failed),
         }
     })
+}
+
+/// Takes all addresses from a link.
+fn withdraw(name: &str) -> Result<(), Error> {
+    let failed = |error| Error::because(format!("failed to take addresses from {name:?}"), error);
+    let mut socket = guest::socket()?;
+    let Some(link) = link::find(&mut socket, name).map_err(failed)? else {
+        return Ok(());
+    };
+    let held = address::list(&mut socket, link.index).map_err(failed)?;
+    let remove = |held: &address::Assigned| address::remove(link.index, &held.prefix);
+    let done = socket.exchange(held.iter().map(remove).collect());
+    for refusal in done.map_err(failed)?.refusals {
+        // The first of a network takes the others with it.
+        if !matches!(refusal.errno, Errno::ADDRNOTAVAIL | Errno::NODEV) {
+            return Err(failed(NetlinkError::Refused(refusal)));
+        }
+    }
+    Ok(())
 }
 
 fn failed(error: NetlinkError) -> Error {

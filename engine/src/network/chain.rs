@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use cni::{Command, Invocation};
@@ -40,11 +40,25 @@ fn runner(cni: &Cni, plugin: &Value) -> Runner {
     if cni.is_external(kind(plugin)) || cni.is_external(ipam) {
         return Runner::External;
     }
-    if cni::is_builtin_config(plugin) {
-        Runner::Builtin
-    } else {
-        Runner::External
+    match accepted(plugin) {
+        true => Runner::Builtin,
+        false => Runner::External,
     }
+}
+
+/// What was decided of the firewalls that are configured.
+static FIREWALLS: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+
+/// Whether the built-in does all that a configuration asks for. For a firewall that
+/// depends on what else filters packets on the node, and is decided once: the rules of
+/// pods must not go one way today and another when a module was loaded.
+fn accepted(plugin: &Value) -> bool {
+    if kind(plugin) != "firewall" {
+        return cni::is_builtin_config(plugin);
+    }
+    let mut decided = FIREWALLS.lock().unwrap_or_else(PoisonError::into_inner);
+    let decide = || cni::is_builtin_config(plugin);
+    *decided.entry(plugin.to_string()).or_insert_with(decide)
 }
 
 /// How the plugins ran that made an attachment whose record does not say it:

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use image_store::{Image, Snapshot};
-use runtime::launcher::links::clean;
+use runtime::launcher::links::{clean, is_kernels};
 
 use super::error::PodError;
 use crate::model::{ContainerConfig, Mount, Propagation};
@@ -18,8 +18,6 @@ use crate::spec::SpecError;
 
 /// More of them no image has that is not made to keep an engine busy.
 const MOST: usize = 256;
-/// What is below these is the kernel's, and isolation rests on it.
-const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
 
 /// Where the image wants volumes that the request does not bring itself.
 pub(super) fn places(image: &Image, config: &ContainerConfig) -> Result<Vec<PathBuf>, SpecError> {
@@ -34,8 +32,8 @@ pub(super) fn places(image: &Image, config: &ContainerConfig) -> Result<Vec<Path
     for text in texts {
         // A relative place is meant from the root.
         let place = clean(&Path::new("/").join(&text));
-        let is_kernels = KERNELS.iter().any(|kernels| place.starts_with(kernels));
-        if place == Path::new("/") || is_kernels || text.contains('\0') {
+        // What is there is the kernel's, and isolation rests on it.
+        if place == Path::new("/") || is_kernels(&place) || text.contains('\0') {
             return Err(refused(text, "no volume can be there".to_owned()));
         }
         let brings = |mount: &Mount| Path::new(&mount.container_path) == place;

@@ -43,6 +43,7 @@ const SOURCE_NAT: i32 = 100;
 struct Config {
     backend: Option<String>,
     snat: Option<bool>,
+    masq_all: Option<bool>,
     mark_masq_bit: Option<i64>,
     external_set_mark_chain: Option<String>,
     #[serde(rename = "conditionsV4")]
@@ -98,6 +99,8 @@ pub(super) fn accepts(config: &Value) -> bool {
     let conditional = |list: &Option<Vec<String>>| list.iter().flatten().next().is_some();
     matches!(config.backend.as_deref(), None | Some("nftables"))
         && config.external_set_mark_chain.is_none()
+        // The built-in masquerades what needs it.
+        && !config.masq_all.unwrap_or(false)
         && !conditional(&config.conditions_v4)
         && !conditional(&config.conditions_v6)
 }
@@ -519,6 +522,7 @@ mod tests {
         )));
         for executed in [
             json!({"backend": "iptables"}),
+            json!({"masqAll": true}),
             json!({"backend": "ipvs"}),
             json!({"externalSetMarkChain": "KUBE-MARK-MASQ"}),
             json!({"conditionsV4": ["-d", "10.0.0.0/8"]}),

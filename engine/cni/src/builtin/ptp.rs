@@ -185,10 +185,44 @@ fn host(address: IpAddr) -> Prefix {
 
 fn del(call: &Invocation<'_>) -> Result<(), Error> {
     let config: Config = config::decode(call.config)?;
-    ipam::del(call)?;
+    if call.netns_will_go {
+        forget_routes(call)?;
+    }
     veth::delete(call)?;
+    ipam::del(call)?;
     if config.ip_masq {
         masquerade::remove(owner(call))?;
+    }
+    Ok(())
+}
+
+/// Takes the host's routes to the addresses away. They would go with the link, but the
+/// next pod with an address may be there before that, and its packets must not go here.
+fn forget_routes(call: &Invocation<'_>) -> Result<(), Error> {
+    let Some(previous) = Outcome::previous(call.config)? else {
+        return Ok(());
+    };
+    let Some(outside) = previous.interfaces.first() else {
+        return Ok(());
+    };
+    let failed = |error| {
+        let msg = format!("failed to remove the routes through {:?}", outside.name);
+        Error::because(msg, error)
+    };
+    let mut socket = guest::socket()?;
+    let Some(outside) = link::find(&mut socket, &outside.name).map_err(failed)? else {
+        return Ok(());
+    };
+    let addresses = previous.ips.iter().map(|ip| host(ip.address.address));
+    let messages = addresses.map(|address| route::remove(outside.index, address));
+    for refusal in socket
+        .exchange(messages.collect())
+        .map_err(failed)?
+        .refusals
+    {
+        if !matches!(refusal.errno, Errno::SRCH | Errno::NODEV) {
+            return Err(failed(NetlinkError::Refused(refusal)));
+        }
     }
     Ok(())
 }
@@ -270,6 +304,40 @@ mod tests {
             assert!(link::find(&mut socket, &name).unwrap().is_none());
             assert!(crate::run("ptp", &call(Command::Check, &pin, &config)).is_err());
             crate::run("ptp", &call(Command::Del, &pin, &config)).unwrap();
+        });
+    }
+
+    /// Somebody has the namespace open, so that it does not end when it is dropped.
+    #[test]
+    fn a_namespace_that_somebody_holds_has_no_address_after_del() {
+        in_new_namespace(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let pin = Pin::new();
+            let mut config = json!({"cniVersion": "1.1.0", "name": "n", "type": "ptp",
+                "ipam": {"type": "host-local", "dataDir": dir.path(), "subnet": "10.5.0.0/24"}});
+            let added = crate::run("ptp", &call(Command::Add, &pin, &config)).unwrap();
+            config["prevResult"] = added;
+            let held = Namespace::open(pin.path()).unwrap();
+            let del = Invocation {
+                netns_will_go: true,
+                ..call(Command::Del, &pin, &config)
+            };
+            crate::run("ptp", &del).unwrap();
+            let left = held.run(|| {
+                let mut socket = guest::socket().unwrap();
+                let inside = guest::find(&mut socket, "eth0").unwrap();
+                addresses::list(&mut socket, inside.index).unwrap()
+            });
+            assert_eq!(left.unwrap(), []);
+            let mut socket = guest::socket().unwrap();
+            let routes = route::list(&mut socket, false).unwrap();
+            let stale = routes
+                .iter()
+                .find(|route| route.dst.to_string() == "10.5.0.2/32");
+            assert!(stale.is_none());
+            assert!(!dir.path().join("n/10.5.0.2").exists());
+            // Once more, when all of it is done.
+            crate::run("ptp", &del).unwrap();
         });
     }
 

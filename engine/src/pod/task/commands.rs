@@ -43,6 +43,7 @@ impl Task {
             return;
         }
         self.steps = command.steps();
+        crate::failpoint::panic_once("command");
         match command {
             Command::Join(reply) => self.join(reply),
             Command::Create(config, reply) => self.create(*config, reply),

@@ -118,7 +118,13 @@ impl Held<'_> {
         let path = self.store.folder.join(&name);
         let mut options = OpenOptions::new();
         options.write(true).create_new(true).mode(0o600);
-        let mut file = match options.open(&path) {
+        let mut opened = options.open(&path);
+        // Whoever writes an owner holds the lock: a file without one was left by a crash.
+        if opened.is_err() && fs::metadata(&path).is_ok_and(|found| found.len() == 0) {
+            let _is_told_by_the_next_try = fs::remove_file(&path);
+            opened = options.open(&path);
+        }
+        let mut file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
             Err(error) => return Err(self.store.failed("create", &name, error)),

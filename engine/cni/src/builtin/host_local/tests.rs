@@ -63,6 +63,17 @@ impl Net {
     }
 }
 
+/// A crash between the two steps of a reservation leaves a file without an owner.
+#[test]
+fn an_address_whose_file_has_no_owner_is_given_out_again() {
+    let net = Net::new(json!({"subnet": "10.9.0.0/30"}));
+    assert_eq!(net.add("first").unwrap(), ["10.9.0.2/30"]);
+    fs::write(net.dir.path().join("net/10.9.0.2"), "").unwrap();
+    assert_eq!(net.add("second").unwrap(), ["10.9.0.2/30"]);
+    assert_eq!(net.read("10.9.0.2"), "second\r\neth0");
+    assert!(net.add("third").is_err());
+}
+
 fn dual() -> Net {
     Net::new(json!({
         "ranges": [
