@@ -206,16 +206,11 @@ impl Depot {
         Ok(())
     }
 
-    /// Makes the patch of an image that is not there yet, if it needs one. Takes
-    /// its time, so it is done before anybody has to wait for it.
+    /// Makes the patch of an image, if it needs one. Takes its time, so it is done
+    /// before anybody has to wait for it; whether the image is there already and
+    /// has one is known only then.
     fn stage_patch(&self, new: &NewImage) -> Result<Option<Staging>, PullError> {
-        let stack = {
-            let state = self.state();
-            if state.is_patched(&new.id).is_some() {
-                return Ok(None);
-            }
-            state.stack(&new.record.layers)
-        };
+        let stack = self.state().stack(&new.record.layers);
         let at = |id: &DiffId| self.layout.layer(id);
         let mut layers = Vec::new();
         let mut any = false;

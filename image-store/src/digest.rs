@@ -81,7 +81,7 @@ impl FromStr for Digest {
 }
 
 fn shorten(text: &str) -> String {
-    text.chars().take(100).collect()
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
 impl fmt::Display for Digest {

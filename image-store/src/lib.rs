@@ -32,6 +32,7 @@ mod snapshot;
 mod state;
 mod store;
 mod tar;
+mod text;
 mod trash;
 mod tuning;
 mod unpack;

@@ -13,6 +13,7 @@ use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
 use crate::error::PullError;
 use crate::json::{self, JsonError, or_default};
 use crate::platform::{Machine, Platform};
+use crate::text::shown;
 
 /// Manifests above this are refused.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
@@ -25,6 +26,9 @@ pub(crate) const MAX_LAYERS: usize = 498;
 /// Entries of an index that do not say what machine they are for, and have to be
 /// asked one by one.
 const MAX_UNSAID: usize = 32;
+
+/// Platforms that a message names.
+const MAX_OFFERED: usize = 20;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -191,7 +195,7 @@ impl Document {
             )),
             (_, false, false) => Err(PullError::UnsupportedMediaType {
                 what: "manifest".into(),
-                media_type: said,
+                media_type: shown(&said),
             }),
         }
     }
@@ -233,11 +237,12 @@ impl Index {
             .manifests
             .iter()
             .filter_map(|d| d.platform.as_ref().map(ToString::to_string))
+            .take(MAX_OFFERED + 1)
             .collect();
-        if names.is_empty() {
-            "none".to_owned()
-        } else {
-            names.join(", ")
+        match names.len() {
+            0 => "none".to_owned(),
+            1..=MAX_OFFERED => names.join(", "),
+            _ => format!("{} and more", names[..MAX_OFFERED].join(", ")),
         }
     }
 }
@@ -252,7 +257,7 @@ impl Manifest {
         ) {
             return Err(PullError::UnsupportedMediaType {
                 what: "configuration".into(),
-                media_type: config.media_type.clone(),
+                media_type: shown(&config.media_type),
             });
         }
         if config.size > MAX_CONFIG {
@@ -316,7 +321,7 @@ fn check_layer(layer: &Descriptor) -> Result<(), PullError> {
     }
     Err(PullError::UnsupportedMediaType {
         what: format!("layer {}", layer.digest),
-        media_type: layer.media_type.clone(),
+        media_type: shown(&layer.media_type),
     })
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use serde::Deserialize;
 
 use crate::json::or_default;
+use crate::text::shown;
 
 /// A platform as indexes and configurations write it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -53,10 +54,10 @@ impl Platform {
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        write!(f, "{}/{}", shown(&self.os), shown(&self.architecture))?;
         match self.variant.as_deref() {
             None | Some("") => Ok(()),
-            Some(variant) => write!(f, "/{variant}"),
+            Some(variant) => write!(f, "/{}", shown(variant)),
         }
     }
 }

@@ -8,12 +8,11 @@ use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 
 use super::error::FetchError;
+use crate::text::shown;
 
 const MAX_TOKEN: u64 = 1 << 20;
 /// What is read of a refusal.
 const MAX_MESSAGE: usize = 4096;
-/// Characters of it that are shown.
-const SHOWN: usize = 200;
 
 /// How long a host may be silent.
 #[derive(Debug, Clone, Copy)]
@@ -119,13 +118,7 @@ pub(super) async fn message(mut response: Response, patience: Patience) -> Strin
         bytes.extend_from_slice(&chunk[..wanted]);
     }
     match said(&bytes) {
-        Some((code, text)) => {
-            let text = format!(": {code} {text}");
-            text.chars()
-                .filter(|c| !c.is_control())
-                .take(SHOWN)
-                .collect()
-        }
+        Some((code, text)) => shown(&format!(": {code} {text}")),
         None => String::new(),
     }
 }

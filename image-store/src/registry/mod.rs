@@ -126,7 +126,7 @@ impl Session {
         }
         Err(PullError::ForeignLayer {
             layer: layer.blob.0,
-            url: layer.urls[0].chars().take(200).collect(),
+            url: crate::text::shown(&layer.urls[0]),
         })
     }
 

@@ -4,13 +4,14 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use image_store::Digest;
+use image_store::{Digest, Tuning};
 use serde_json::json;
 
 use crate::support::image::{Image, Layer, Packing, descriptor, image, layer, layer_of};
 use crate::support::registry::{Access, Fault, Registry};
-use crate::support::{left_over, open};
+use crate::support::{left_over, open_with, tuning};
 
 const DIR: &str = "SLIPWAY_TEST_MEMORY_DIR";
 const REFERENCE: &str = "SLIPWAY_TEST_MEMORY_REFERENCE";
@@ -28,7 +29,13 @@ async fn memory_child() {
         return;
     };
     let dir = Path::new(&dir);
-    let store = open(dir).await;
+    // What is measured is memory: a busy machine may take its time.
+    let patient = Tuning {
+        first_byte: Duration::from_secs(60),
+        stall: Duration::from_secs(60),
+        ..tuning()
+    };
+    let store = open_with(dir, patient).await;
     let result = store.pull(&reference, None).await;
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status

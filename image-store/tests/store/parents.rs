@@ -124,6 +124,17 @@ async fn a_directory_that_a_layer_does_not_list_stays_as_it_was_below() {
         );
         let new = root.path.join("a/b/c");
         assert!(!new.exists() || root.is_usual("a/b/c"), "{name}");
+        // No container sees how this is kept in mind.
+        let mut marks = [0; 4096];
+        for dir in ["tmp", "a/b", "a/b/c"].map(|d| root.path.join(d)) {
+            if dir.exists() {
+                let n = rustix::fs::listxattr(&dir, &mut marks[..]).unwrap();
+                assert!(
+                    !String::from_utf8_lossy(&marks[..n]).contains("slipway"),
+                    "{name}"
+                );
+            }
+        }
         // What is changed stays changed: the container's own layer is above.
         std::fs::write(root.path.join("tmp/mine"), "x").unwrap();
         assert!(root.path.join("tmp/mine").exists());

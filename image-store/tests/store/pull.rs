@@ -688,7 +688,7 @@ async fn patience_for_the_first_byte_is_a_setting_of_its_own() {
         let dir = tempfile::tempdir().unwrap();
         let tuning = Tuning {
             first_byte: Duration::from_millis(first_byte),
-            stall: Duration::from_millis(200),
+            stall: Duration::from_millis(1500),
             attempts: 1,
             ..tuning()
         };
@@ -699,7 +699,7 @@ async fn patience_for_the_first_byte_is_a_setting_of_its_own() {
         let reference = registry.reference("a/b:1");
         let late = async {
             // Later than a stalled transfer is given up.
-            tokio::time::sleep(Duration::from_millis(600)).await;
+            tokio::time::sleep(Duration::from_millis(2500)).await;
             gate.add_permits(1);
         };
         let (pulled, ()) = tokio::join!(store.pull(&reference, None), late);
