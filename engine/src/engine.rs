@@ -20,6 +20,7 @@ use crate::network::Network;
 use crate::pod::error::PodError;
 use crate::pod::index::Index;
 use crate::pod::record::PodDir;
+use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
@@ -36,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) network: Network,
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
+    pub(crate) host_paths: HostPaths,
     pub(crate) samples: Samples,
     pub(crate) said: Said,
     pub(crate) traces: Traces,
@@ -46,6 +48,8 @@ pub(crate) struct Engine {
     pub(crate) orphans: Orphans,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
+    /// Whether an engine last worked on this root in an earlier boot.
+    pub(crate) first_of_boot: bool,
 }
 
 /// Cgroups of pods that are gone, whose parents may be left over: where v1 and a
@@ -168,6 +172,18 @@ pub(crate) fn now() -> i64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// Runs work that reads or writes a small file, in place: other tasks of this thread
+/// go to another one at once if the disk lets it wait. Cheaper than [`blocking`] where
+/// the work takes less time than to wake a thread.
+pub(crate) fn on_disk<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
+    match flavor {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
+    }
 }
 
 /// Runs work that may wait for the kernel or the disk on a thread that may.

@@ -35,14 +35,18 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::NoHandler(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } => Code::FailedPrecondition,
-        PodError::Timeout(_) => Code::DeadlineExceeded,
+        PodError::Timeout(_) | PodError::HostPaths { .. } => Code::DeadlineExceeded,
         PodError::Spec(spec) => spec_code(spec),
         PodError::Limits(limits) => limits_code(limits),
         PodError::Network(network) => network_code(network),
-        PodError::ShuttingDown | PodError::MonitorGone => Code::Unavailable,
+        PodError::ShuttingDown
+        | PodError::MonitorGone
+        | PodError::MonitorSilent
+        | PodError::TaskFailed
+        | PodError::CutOff => Code::Unavailable,
         PodError::Snapshot(_) | PodError::Runtime { .. } | PodError::Record(_) => disk_code(error),
         PodError::Start(_) => Code::Unknown,
-        PodError::Files(_) | PodError::Log { .. } => disk_code(error),
+        PodError::Files(_) => disk_code(error),
         PodError::Lease(_) => Code::NotFound,
         PodError::Defect(_) => Code::Internal,
     };
@@ -55,12 +59,14 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::RelativeWorkingDir(_)
+        | SpecError::ImageVolume { .. }
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }
         | SpecError::Mount { .. }
         | SpecError::Device { .. }
         | SpecError::Seccomp { .. }
         | SpecError::PidMode(_) => Code::InvalidArgument,
+        SpecError::Stuck { .. } => Code::DeadlineExceeded,
         SpecError::UserDatabase { .. } => Code::Internal,
     }
 }
@@ -68,7 +74,9 @@ fn spec_code(error: &SpecError) -> Code {
 fn network_code(error: &NetworkError) -> Code {
     match error {
         NetworkError::Conf { .. } | NetworkError::NotConfigured { .. } => Code::FailedPrecondition,
-        NetworkError::Plugin { .. } | NetworkError::Result { .. } => Code::Unknown,
+        NetworkError::NothingAttached { .. }
+        | NetworkError::Plugin { .. }
+        | NetworkError::Result { .. } => Code::Unknown,
         NetworkError::Cache { .. } => disk_code(error),
     }
 }
@@ -124,6 +132,7 @@ pub(crate) fn pull(error: &PullError) -> Status {
         PullError::UnsupportedMediaType { .. } => Code::Unimplemented,
         PullError::Hosts { .. }
         | PullError::BadManifest { .. }
+        | PullError::ForeignLayer { .. }
         | PullError::TooLarge { .. }
         | PullError::HostileEntry { .. } => Code::FailedPrecondition,
         PullError::DigestMismatch { .. }

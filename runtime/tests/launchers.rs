@@ -52,6 +52,9 @@ macro_rules! launcher_suite {
                     requests_out_of_order_are_refused,
                     engine_that_returns_finds_everything,
                     frozen_monitor_keeps_nobody_waiting,
+                    silent_monitor_is_not_gone,
+                    a_socket_that_accepts_proves_no_life,
+                    broken_connection_comes_back,
                     dead_monitor_is_reported,
                     creations_do_not_wait_for_each_other,
                     shutdown_leaves_nothing,
@@ -93,6 +96,7 @@ macro_rules! launcher_suite {
                     log_that_is_no_file_is_named,
                     input_is_empty_or_open,
                     terminal_is_logged,
+                    terminal_outlives_its_users,
                     grandchild_keeps_no_exit_waiting,
                 }
                 pods {
@@ -104,6 +108,8 @@ macro_rules! launcher_suite {
                     a_fork_bomb_ends_with_its_container,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
+                    lack_of_memory_behind_a_shell_is_told,
+                    a_kill_after_lack_of_memory_is_told_as_a_kill,
                     lack_of_memory_in_a_child_keeps_the_exit_code,
                 }
                 mounts {
@@ -127,6 +133,7 @@ macro_rules! own_launcher {
         launcher_suite! { $launcher, $kind;
             life {
                 start_is_answered_whoever_holds_the_socket,
+                start_whose_engine_died_is_told,
                 launch_that_hangs_can_be_deleted,
             }
             programs {

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig, with_own_engine};
+use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
 
 #[test]
 fn pods_containers_addresses_and_logs_survive_a_crash() {
@@ -99,11 +99,7 @@ fn a_dead_monitor_leaves_no_process_and_a_pod_that_is_not_ready() {
 }
 
 async fn monitor_of(rig: &mut Rig, pod: &str) -> Pid {
-    let status = rig.client.pod(pod).await.expect("status");
-    let info: serde_json::Value =
-        serde_json::from_str(&status.info["info"]).expect("verbose information");
-    let pid = info["monitorPid"].as_i64().expect("pid");
-    Pid::from_raw(i32::try_from(pid).expect("pid"))
+    monitor_pid(&rig.client.pod(pod).await.expect("status"))
 }
 
 #[test]
@@ -211,7 +207,7 @@ fn a_record_that_cannot_be_read_costs_its_container_nothing() {
 }
 
 #[test]
-fn a_frozen_monitor_does_not_keep_the_engine_from_starting() {
+fn a_silent_monitor_is_not_a_dead_one() {
     with_own_engine(async |rig| {
         let (pod, id) = rig.running("frozen", &["/bin/sleep", "1000"]).await;
         let (_, other) = rig.running("lively", &["/bin/sleep", "1000"]).await;
@@ -219,9 +215,94 @@ fn a_frozen_monitor_does_not_keep_the_engine_from_starting() {
         kill(monitor, Signal::SIGSTOP).expect("freeze the monitor");
         rig.crash_and_restart().await;
         let alive = rig.client.exec(&other, &["true"], 5).await.expect("exec");
-        assert_eq!(alive.code, 0);
-        assert_eq!(rig.exited(&id).await.exit_code, 137);
+        assert_eq!(alive.code, 0, "no other pod waits for it");
+        // Longer than any one try to reach it: the container runs, and is said to.
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(15);
+        while std::time::Instant::now() < until {
+            let status = rig.client.container(&id).await.expect("status");
+            assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        }
+        let config = rig.container("second", &["/bin/sleep", "1000"]);
+        let sandbox = rig.sandbox("frozen");
+        let refused = rig.client.create(&pod, &config, &sandbox).await;
+        let refused = refused.expect_err("the monitor is asked for it");
+        assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+        kill(monitor, Signal::SIGCONT).expect("thaw the monitor");
+        let mut client = rig.client.clone();
+        let again = conformance::eventually(DEADLINE, async || {
+            client.exec(&id, &["echo", "back"], 5).await.ok()
+        });
+        assert_eq!(again.await.expect("reached again").stdout, "back\n");
+    });
+}
+
+#[test]
+fn a_stop_does_not_need_the_monitor() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("mute", &["/bin/sleep", "1000"]).await;
+        let monitor = monitor_of(rig, &pod).await;
+        kill(monitor, Signal::SIGSTOP).expect("freeze the monitor");
+        rig.client.stop(&id, 0).await.expect("stop the container");
+        let status = rig.client.container(&id).await.expect("status");
+        assert_eq!(status.exit_code, 137);
+        // The same after a restart that finds it silent.
+        rig.crash_and_restart().await;
+        rig.client.stop_pod(&pod).await.expect("stop the pod");
+        rig.client.remove_pod(&pod).await.expect("remove");
+    });
+}
+
+#[test]
+fn a_sandbox_whose_record_is_damaged_is_listed_and_can_be_removed() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("damaged", &["/bin/sleep", "1000"]).await;
+        rig.engine.kill().expect("kill");
+        let folder = rig.engine.path("root/pods").join(&pod);
+        std::fs::write(folder.join("pod.json"), "\n{\"version\":1,").expect("damage");
+        rig.client = rig.engine.start().await.expect("an engine");
+        rig.assert_not_ready(&pod).await;
+        let status = rig.client.pod(&pod).await.expect("status");
+        assert!(status.info["info"].contains("cannot be read"), "{status:?}");
+        let scope = format!("/{id}");
+        let cgroups = || {
+            let table = std::fs::read_dir("/proc").expect("proc").flatten();
+            let lists =
+                table.filter_map(|entry| std::fs::read_to_string(entry.path().join("cgroup")).ok());
+            lists.filter(|list| list.contains(&scope)).count()
+        };
+        assert!(cgroups() > 0, "its container still runs");
         rig.client.stop_pod(&pod).await.expect("stop");
+        assert_eq!(cgroups(), 0, "nothing of it runs any more");
+        rig.client.remove_pod(&pod).await.expect("remove");
+        let netns = rig.engine.path("netns").join(format!("slipway-{pod}"));
+        assert!(!folder.exists() && !netns.exists());
+        assert!(rig.client.pods().await.expect("list").is_empty());
+    });
+}
+
+#[test]
+fn what_another_boot_left_damaged_is_given_back_unasked() {
+    with_own_engine(async |rig| {
+        let (pod, _) = rig.running("lost", &["/bin/sleep", "1000"]).await;
+        rig.engine.kill().expect("kill");
+        let folder = rig.engine.path("root/pods").join(&pod);
+        std::fs::write(folder.join("pod.json"), "").expect("damage");
+        let other_boot = "00000000-0000-0000-0000-000000000000";
+        std::fs::write(rig.engine.path("root/boot_id"), other_boot).expect("boot");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let leases = rig.engine.path("ipam/host-local/scratch");
+        let netns = rig.engine.path("netns").join(format!("slipway-{pod}"));
+        conformance::eventually(DEADLINE, async || {
+            let mut names = std::fs::read_dir(&leases).ok()?.filter_map(Result::ok);
+            let is_address = |name: std::ffi::OsString| {
+                name.to_string_lossy().parse::<std::net::IpAddr>().is_ok()
+            };
+            let freed = !names.any(|entry| is_address(entry.file_name()));
+            (freed && !folder.exists() && !netns.exists()).then_some(())
+        })
+        .await
+        .expect("all of it is given back");
     });
 }
 

@@ -43,6 +43,15 @@ mod pods;
 )]
 mod rig;
 mod server;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod stall;
 mod stats;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod truth;
 mod walk;

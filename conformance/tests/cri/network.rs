@@ -6,10 +6,11 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 
 use conformance::eventually;
+use nix::sys::signal::{Signal, kill};
 use proto::v1;
 use serde_json::{Value, json};
 
-use crate::rig::{DEADLINE, Rig, with_own_engine};
+use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
 
 /// Starts the engine again with plugins that are executed.
 async fn restart_with(rig: &mut Rig, external: &[&str]) {
@@ -25,7 +26,10 @@ fn edit(rig: &Rig, change: impl FnOnce(&mut Value)) {
     let text = std::fs::read(&path).expect("a list");
     let mut list = serde_json::from_slice(&text).expect("JSON");
     change(&mut list);
-    std::fs::write(&path, list.to_string()).expect("write");
+    // The engine may read it at any moment.
+    let whole = path.with_extension("whole");
+    std::fs::write(&whole, list.to_string()).expect("write");
+    std::fs::rename(&whole, &path).expect("rename");
 }
 
 fn leases(rig: &Rig) -> PathBuf {
@@ -82,26 +86,145 @@ fn plugins_run_built_in_or_as_processes_and_whoever_attached_a_pod_detaches_it()
 }
 
 #[test]
-fn what_belongs_to_no_pod_is_collected_at_start_unless_that_is_off() {
+fn only_what_this_root_attached_is_collected_at_start() {
     with_own_engine(async |rig| {
-        edit(rig, |list| {
-            list["cniVersion"] = json!("1.1.0");
-            list["disableGC"] = json!(true);
-        });
+        edit(rig, |list| list["cniVersion"] = json!("1.1.0"));
         let (pod, container) = rig.running("mine", &["/bin/sleep", "1000"]).await;
         let mine = address(rig, &pod, &container).await;
-        let lost = "10.88.7.7";
-        std::fs::write(leases(rig).join(lost), "somebody\r\neth0").expect("write");
-        restart_with(rig, &[]).await;
-        edit(rig, |list| list["disableGC"] = json!(false));
-        assert!(given_out(rig).contains(lost));
-        restart_with(rig, &[]).await;
-        let left = eventually(DEADLINE, async || {
+        // A pod of which the records are gone, and one of an engine beside this one.
+        let lost = rig.client.run_pod(&rig.sandbox("lost")).await.expect("run");
+        let status = rig.client.pod(&lost).await.expect("status");
+        let monitor = monitor_pid(&status);
+        rig.engine.kill().expect("kill");
+        kill(monitor, Signal::SIGKILL).expect("kill the monitor");
+        let records = rig.engine.path("root/pods").join(&lost);
+        std::fs::remove_dir_all(records).expect("removed");
+        let neighbour = "10.88.7.7";
+        std::fs::write(leases(rig).join(neighbour), "somebody\r\neth0").expect("write");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let netns = rig.engine.path("netns").join(format!("slipway-{lost}"));
+        let collected = eventually(DEADLINE, async || {
             let left = given_out(rig);
-            (!left.contains(lost)).then_some(left)
+            (left.len() == 2 && !netns.exists()).then_some(left)
         });
-        assert_eq!(left.await.expect("collected"), [mine].into());
+        let left = collected.await.expect("collected");
+        assert_eq!(left, [mine, neighbour.to_owned()].into());
         address(rig, &pod, &container).await;
+        rig.engine.terminate().expect("terminate");
+        rig.client = rig.engine.start().await.expect("an engine");
+    });
+}
+
+/// A plugin that can attach nothing, and can give nothing back until a file is there.
+fn write_broken_plugin(rig: &Rig) -> (PathBuf, PathBuf) {
+    use std::os::unix::fs::PermissionsExt;
+    let bin = rig.engine.path("bin");
+    std::fs::create_dir_all(&bin).expect("folder");
+    let (calls, mended) = (rig.engine.path("calls"), rig.engine.path("mended"));
+    let script = format!(
+        "#!/bin/sh\necho $CNI_COMMAND >> {}\n[ $CNI_COMMAND = DEL ] && [ -e {} ] && exit 0\n\
+         echo '{{\"code\": 11, \"msg\": \"the daemon is away\"}}'\nexit 1\n",
+        calls.display(),
+        mended.display()
+    );
+    let path = bin.join("broken");
+    std::fs::write(&path, script).expect("script");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    (calls, mended)
+}
+
+#[test]
+fn an_outage_of_the_network_is_seen_and_does_not_pile_up() {
+    with_own_engine(async |rig| {
+        let (calls, mended) = write_broken_plugin(rig);
+        rig.engine.kill().expect("kill");
+        let config = format!("[cni]\nbin_dirs = [{:?}]\n", rig.engine.path("bin"));
+        std::fs::write(rig.engine.path("config/30-network.toml"), config).expect("write");
+        edit(rig, |list| list["plugins"] = json!([{"type": "broken"}]));
+        rig.client = rig.engine.start().await.expect("an engine");
+        let sandbox = rig.sandbox("outage");
+        let refused = rig.client.run_pod(&sandbox).await.expect_err("no network");
+        assert!(
+            refused.message().contains("the daemon is away"),
+            "{refused}"
+        );
+        // The sandbox that cannot be given back yet is listed, and says why.
+        let pods = rig.client.pods().await.expect("list");
+        let [pod] = &pods[..] else { panic!("{pods:?}") };
+        let id = pod.id.clone();
+        rig.assert_not_ready(&id).await;
+        let status = rig.client.pod(&id).await.expect("status");
+        assert!(
+            status.info["info"].contains("the daemon is away"),
+            "{status:?}"
+        );
+        let told = rig.engine.status().expect("slipway status");
+        assert!(
+            told.contains("the daemon is away") && told.contains("outage"),
+            "{told}"
+        );
+        let again = rig.client.run_pod(&sandbox).await.expect_err("it is there");
+        assert_eq!(again.code(), tonic::Code::AlreadyExists, "{again}");
+        // Callers who try again make no tries but their own.
+        for _ in 0..10 {
+            rig.client
+                .stop_pod(&id)
+                .await
+                .expect_err("the plugin fails");
+        }
+        let deletions = || {
+            let text = std::fs::read_to_string(&calls).unwrap_or_default();
+            text.lines().filter(|line| *line == "DEL").count()
+        };
+        // One at once, ten asked for, and those of one timer, whose pauses grow.
+        let asked = deletions();
+        assert!((11..=14).contains(&asked), "{asked}");
+        rig.crash_and_restart().await;
+        rig.assert_not_ready(&id).await;
+        std::fs::write(&mended, "").expect("mended");
+        rig.client.stop_pod(&id).await.expect("stop");
+        rig.client.remove_pod(&id).await.expect("remove");
+        for dir in ["root/pods", "netns", "state/pods"] {
+            let left = std::fs::read_dir(rig.engine.path(dir)).expect("a folder");
+            assert_eq!(left.count(), 0, "{dir}");
+        }
+        edit(rig, |list| list["plugins"] = json!([{"type": "absent"}]));
+        // Nothing was run, so that there is nothing to give back.
+        let refused = rig.client.run_pod(&sandbox).await.expect_err("no plugin");
+        assert!(
+            refused.message().contains("nothing was attached"),
+            "{refused}"
+        );
+        assert!(rig.client.pods().await.expect("list").is_empty());
+    });
+}
+
+#[test]
+fn a_plugin_that_is_not_installed_has_given_nothing_back() {
+    with_own_engine(async |rig| {
+        let (_, mended) = write_broken_plugin(rig);
+        let binary = rig.engine.path("bin/broken");
+        // It attaches, and is away when the pod is stopped.
+        let script = "#!/bin/sh\n[ $CNI_COMMAND = ADD ] && echo '{\"cniVersion\": \"1.0.0\", \"ips\": [{\"address\": \"10.9.9.9/24\"}]}'\nexit 0\n";
+        std::fs::write(&binary, script).expect("script");
+        rig.engine.kill().expect("kill");
+        let config = format!("[cni]\nbin_dirs = [{:?}]\n", rig.engine.path("bin"));
+        std::fs::write(rig.engine.path("config/30-network.toml"), config).expect("write");
+        edit(rig, |list| list["plugins"] = json!([{"type": "broken"}]));
+        rig.client = rig.engine.start().await.expect("an engine");
+        let pod = rig
+            .client
+            .run_pod(&rig.sandbox("early"))
+            .await
+            .expect("run");
+        std::fs::rename(&binary, &mended).expect("away");
+        let refused = rig.client.stop_pod(&pod).await.expect_err("it is away");
+        assert!(
+            refused.message().contains("broken is in none of"),
+            "{refused}"
+        );
+        std::fs::rename(&mended, &binary).expect("back");
+        rig.client.stop_pod(&pod).await.expect("stop");
     });
 }
 

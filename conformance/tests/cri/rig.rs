@@ -11,6 +11,7 @@ use conformance::engine::{Engine, executable};
 use conformance::host::Picture;
 use conformance::image::{self, Extras};
 use conformance::{eventually, isolation};
+use nix::unistd::Pid;
 use proto::v1;
 
 /// How long anything that is waited for may take.
@@ -207,6 +208,14 @@ impl Drop for Turn {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::SeqCst);
     }
+}
+
+/// The monitor of a pod, by the verbose status.
+pub(crate) fn monitor_pid(status: &v1::PodSandboxStatusResponse) -> Pid {
+    let info = serde_json::from_str(&status.info["info"]);
+    let info: serde_json::Value = info.expect("verbose information");
+    let pid = info["monitorPid"].as_i64().expect("pid");
+    Pid::from_raw(i32::try_from(pid).expect("pid"))
 }
 
 impl Rig {

@@ -19,11 +19,13 @@ use tokio::sync::watch;
 use super::{ServeArgs, log};
 use crate::config::{self, Config};
 use crate::engine::{Engine, Orphans, Said};
+use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
 use crate::server;
+use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
@@ -77,7 +79,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let collecting = Arc::clone(&engine);
     tokio::spawn(async move {
         let pods = || restore::pods(&collecting);
-        collecting.network.collect(pods).await;
+        let netns = |id: &PodId| collecting.netns(id);
+        collecting.network.collect(pods, netns).await;
     });
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
@@ -157,15 +160,18 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
     let cgroups =
         Hierarchies::detect(config.cgroup.hierarchy.selection()).context("find the cgroups")?;
-    let images = ImageStore::open(StoreOptions {
+    let options = StoreOptions {
         root: config.root.clone(),
         hosts_dir: config.registry_config_path.clone(),
         user_agent: concat!("slipway/", env!("CARGO_PKG_VERSION")).to_owned(),
-    })
-    .await
-    .context("open the image store")?;
+    };
+    let images = ImageStore::open_with(options, config.tuning())
+        .await
+        .context("open the image store")?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("read the kernel's boot_id")?;
+    let boot_id = boot_id.trim().to_owned();
+    let first_of_boot = first_of_boot(&config.root, &boot_id).context("note the boot_id")?;
     Ok(Engine {
         network: Network::new(config.cni.clone(), config.cni_cache_dir()),
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
@@ -174,6 +180,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         cgroups,
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
+        host_paths: HostPaths::default(),
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),
@@ -183,9 +190,25 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
             .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
         orphans: Orphans::default(),
-        boot_id: boot_id.trim().to_owned(),
+        boot_id,
+        first_of_boot,
         config,
     })
+}
+
+/// Whether an engine last worked on this root in another boot than this one; notes
+/// this one. A root without the note, or with a damaged one, may be of this boot.
+fn first_of_boot(root: &Path, boot_id: &str) -> std::io::Result<bool> {
+    let path = root.join("boot_id");
+    let known = std::fs::read_to_string(&path).unwrap_or_default();
+    let known = known.trim();
+    if known == boot_id {
+        return Ok(false);
+    }
+    let temporary = root.join("boot_id.tmp");
+    std::fs::write(&temporary, boot_id)?;
+    std::fs::rename(&temporary, &path)?;
+    Ok(known.len() == boot_id.len())
 }
 
 /// Where the monitor is: beside this executable.

@@ -5,6 +5,7 @@
 //! to `_` here and stands with its reason in `proto/FIELDS.md`; what asks for
 //! isolation and is set is refused by name.
 
+pub(crate) mod bandwidth;
 pub(crate) mod container;
 pub(crate) mod filter;
 pub(crate) mod image;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use proto::v1;
 
-use super::{BadRequest, absolute, missing, no_nul, required, unsupported, wrong};
+use super::{BadRequest, absolute, bandwidth, missing, no_nul, required, unsupported, wrong};
 use crate::model::{
     Dns, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig, SandboxKey, Transport,
 };
@@ -31,6 +31,12 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
     }
     no_nul("config.hostname", &hostname)?;
     let linux = linux_from_proto(linux.unwrap_or_default())?;
+    let annotations = annotations.into_iter().collect();
+    if linux.network == NetworkMode::Pod {
+        for direction in bandwidth::DIRECTIONS {
+            bandwidth::rate(&annotations, direction)?;
+        }
+    }
     Ok(SandboxConfig {
         key,
         // The kubelet sends no name for a pod that has the node's.
@@ -49,7 +55,7 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
             .filter_map(|(at, mapping)| port_from_proto(at, mapping).transpose())
             .collect::<Result<_, _>>()?,
         labels: labels.into_iter().collect(),
-        annotations: annotations.into_iter().collect(),
+        annotations,
         cgroup_parent: linux.cgroup_parent,
         network: linux.network,
         pid: linux.pid,

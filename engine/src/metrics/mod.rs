@@ -105,6 +105,7 @@ pub(crate) struct Metrics {
     steps: Histograms<StepLabels>,
     pods: Family<StateLabels, Gauge>,
     containers: Family<StateLabels, Gauge>,
+    stalled_logs: Gauge,
 }
 
 impl Metrics {
@@ -120,12 +121,16 @@ impl Metrics {
         registry.register_with_unit("step", help, seconds, Clone::clone(&steps));
         registry.register("pods", "Pod sandboxes", Clone::clone(&pods));
         registry.register("containers", "Containers", Clone::clone(&containers));
+        let stalled_logs = Gauge::default();
+        let help = "Containers whose output waits for the disk of their log";
+        registry.register("stalled_logs", help, Clone::clone(&stalled_logs));
         Self {
             registry,
             rpcs,
             steps,
             pods,
             containers,
+            stalled_logs,
         }
     }
 
@@ -169,6 +174,9 @@ impl Metrics {
         let count = |of: fn(&State) -> bool| containers().filter(|one| of(&one.state)).count();
         let running = count(State::is_running);
         let exited = count(|state| matches!(state, State::Exited(_)));
+        let stalled = containers().filter(|one| one.log_stalled).count();
+        self.stalled_logs
+            .set(i64::try_from(stalled).unwrap_or(i64::MAX));
         set(&self.containers, "running", running);
         set(&self.containers, "exited", exited);
         set(

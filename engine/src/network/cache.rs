@@ -3,15 +3,19 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use super::{Attachment, INTERFACE, NetworkError};
+use super::{Attachment, INTERFACE, NetworkError, conf};
 use crate::ids::PodId;
 
 fn file(cache: &Path, id: &PodId, attachment: &Attachment) -> PathBuf {
-    cache
-        .join("results")
-        .join(format!("{}-{id}-{INTERFACE}", attachment.list.name()))
+    cache.join("results").join(file_name(id, attachment))
+}
+
+fn file_name(id: &PodId, attachment: &Attachment) -> String {
+    format!("{}-{id}-{INTERFACE}", attachment.list.name())
 }
 
 /// Keeps the result; written to a temporary name and renamed.
@@ -27,13 +31,19 @@ pub(super) fn store(
         "containerId": id.as_str(),
         "ifName": INTERFACE,
         "networkName": attachment.list.name(),
+        "config": STANDARD.encode(attachment.list.to_json().to_string()),
         "cniArgs": pairs(&attachment.args),
         "capabilityArgs": attachment.capabilities,
         "result": result,
+        // Beside what the library knows: which plugins ran as processes.
+        "external": attachment.external,
     });
     let write = || {
         std::fs::create_dir_all(cache.join("results"))?;
-        let temporary = path.with_extension("tmp");
+        // Added and not put in the place of what follows a dot: a network may have one
+        // in its name, which is followed by the pod's id.
+        let mut temporary = path.clone().into_os_string();
+        temporary.push(".tmp");
         std::fs::write(&temporary, entry.to_string())?;
         std::fs::rename(&temporary, &path)
     };
@@ -58,6 +68,40 @@ pub(super) fn load(cache: &Path, id: &PodId, attachment: &Attachment) -> Option<
     Some(entry["result"].take()).filter(|result| !result.is_null())
 }
 
+/// What the pods of all results are attached to.
+pub(super) fn all(cache: &Path) -> Vec<(PodId, Attachment)> {
+    let entries = std::fs::read_dir(cache.join("results"));
+    let paths = entries.into_iter().flatten().filter_map(Result::ok);
+    paths.filter_map(|entry| read(&entry.path())).collect()
+}
+
+/// What one pod is attached to.
+pub(super) fn of_pod(cache: &Path, id: &PodId) -> Vec<Attachment> {
+    let all = all(cache).into_iter();
+    all.filter(|(owner, _)| owner == id)
+        .map(|(_, attachment)| attachment)
+        .collect()
+}
+
+/// A result of this engine; `None` for anything else.
+fn read(path: &Path) -> Option<(PodId, Attachment)> {
+    let entry: Value = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    let id = PodId::try_from(entry["containerId"].as_str()?.to_owned()).ok()?;
+    let config = STANDARD.decode(entry["config"].as_str()?).ok()?;
+    let pairs = entry["cniArgs"].as_array().into_iter().flatten();
+    let args: Vec<String> = pairs
+        .filter_map(|pair| Some(format!("{}={}", pair[0].as_str()?, pair[1].as_str()?)))
+        .collect();
+    let attachment = Attachment {
+        list: conf::parse(&config, true).ok()?,
+        args: args.join(";"),
+        capabilities: serde_json::from_value(entry["capabilityArgs"].clone()).ok()?,
+        external: serde_json::from_value(entry["external"].clone()).ok()?,
+    };
+    // Found by its name again, or it would never be forgotten.
+    (file_name(&id, &attachment) == *path.file_name()?.to_str()?).then_some((id, attachment))
+}
+
 /// Forgets the result; a file that stays is only waste.
 pub(super) fn forget(cache: &Path, id: &PodId, attachment: &Attachment) {
     let path = file(cache, id, attachment);
@@ -66,5 +110,40 @@ pub(super) fn forget(cache: &Path, id: &PodId, attachment: &Attachment) {
             tracing::warn!(path = %path.display(), %error, "cached network result stays");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(name: &str) -> Attachment {
+        let text =
+            format!(r#"{{"name":"{name}","cniVersion":"1.0.0","plugins":[{{"type":"bridge"}}]}}"#);
+        Attachment {
+            list: conf::parse(text.as_bytes(), true).expect("valid"),
+            args: "IgnoreUnknown=1;K8S_POD_NAME=p".to_owned(),
+            capabilities: [("dns".to_owned(), json!({"servers": ["10.0.0.1"]}))].into(),
+            external: vec![true],
+        }
+    }
+
+    #[test]
+    fn what_was_cached_is_enough_to_detach() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (one, other) = (PodId::random(), PodId::random());
+        // Both networks begin alike up to the dot.
+        for (id, name) in [(&one, "net.a"), (&other, "net.b")] {
+            let result = json!({"ips": [name]});
+            store(dir.path(), id, &attachment(name), &result).expect("stored");
+        }
+        let stray = dir.path().join("results/stray");
+        std::fs::write(stray, "{}").expect("written");
+        assert_eq!(all(dir.path()).len(), 2);
+        assert_eq!(of_pod(dir.path(), &one), [attachment("net.a")]);
+        let result = load(dir.path(), &other, &attachment("net.b"));
+        assert_eq!(result, Some(json!({"ips": ["net.b"]})));
+        forget(dir.path(), &one, &attachment("net.a"));
+        assert_eq!(of_pod(dir.path(), &one), []);
     }
 }

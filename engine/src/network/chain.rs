@@ -17,6 +17,9 @@ use super::conf::{NetworkList, kind};
 use super::plugin::{Call, PluginError, installed};
 use crate::config::Cni;
 
+/// Plugins that attach as processes at once: most of them wait for a daemon of theirs.
+const MOST_PROCESSES: usize = 32;
+
 /// How a plugin runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Runner {
@@ -58,20 +61,17 @@ pub(super) fn former_runners(cni: &Cni, list: &NetworkList) -> Vec<Runner> {
 #[derive(Debug, Clone)]
 pub(super) struct Told {
     pub(super) command: Command,
-    /// Empty for STATUS and GC, like the next two.
+    /// Empty for STATUS, like the next two.
     pub(super) id: String,
     pub(super) netns: PathBuf,
     pub(super) args: String,
     pub(super) capabilities: BTreeMap<String, Value>,
-    /// For GC.
-    pub(super) valid: Option<Value>,
 }
 
 /// One command on its way through a list.
 pub(super) struct Chain<'a> {
     pub(super) cni: &'a Cni,
-    /// Bounds how many work with the kernel at once: it has one lock for all.
-    pub(super) permits: &'a Arc<Semaphore>,
+    pub(super) limits: &'a Limits,
     pub(super) list: &'a NetworkList,
     pub(super) runners: &'a [Runner],
     pub(super) told: Told,
@@ -168,10 +168,23 @@ impl Chain<'_> {
             bin_dirs: &self.cni.bin_dirs,
             deadline: self.deadline,
         };
+        let turns = match self.told.command {
+            Command::Add => &self.limits.adding,
+            _ => &self.limits.others,
+        };
         let mut results = Vec::new();
         for plugin in plugins {
             let input = self.list.input(plugin, &self.told.capabilities, previous);
-            results.push(call.run(kind(plugin), self.told.with_valid(input)).await);
+            let Ok(_turn) = turns.acquire().await else {
+                results.push(Err(PluginError::Defect("the engine ends".into())));
+                break;
+            };
+            let result = call.run(kind(plugin), input).await;
+            let failed = result.is_err();
+            results.push(result);
+            if failed && self.told.command == Command::Add {
+                break;
+            }
         }
         results
     }
@@ -182,7 +195,7 @@ impl Chain<'_> {
         previous: Option<Value>,
         chained: bool,
     ) -> Vec<Result<Value, PluginError>> {
-        let Ok(permit) = Arc::clone(self.permits).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&self.limits.kernel).acquire_owned().await else {
             return vec![Err(PluginError::Defect("the engine ends".into()))];
         };
         let (told, list) = (self.told.clone(), self.list.clone());
@@ -208,20 +221,11 @@ impl Told {
             netns: PathBuf::new(),
             args: String::new(),
             capabilities: BTreeMap::new(),
-            valid: None,
         }
-    }
-
-    fn with_valid(&self, mut input: Value) -> Value {
-        if let Some(valid) = &self.valid {
-            input["cni.dev/valid-attachments"] = valid.clone();
-        }
-        input
     }
 
     /// Calls one built-in plugin.
-    pub(super) fn call(&self, kind: &str, input: Value) -> Result<Value, PluginError> {
-        let input = self.with_valid(input);
+    pub(super) fn call(&self, kind: &str, input: &Value) -> Result<Value, PluginError> {
         let about_one = matches!(self.command, Command::Add | Command::Del | Command::Check);
         let call = Invocation {
             command: self.command,
@@ -229,7 +233,7 @@ impl Told {
             netns: Some(self.netns.as_path()).filter(|path| *path != Path::new("")),
             interface: if about_one { super::INTERFACE } else { "" },
             args: &self.args,
-            config: &input,
+            config: input,
             // Nobody but the engine has the namespace, and it drops it after DEL.
             netns_will_go: self.command == Command::Del,
         };
@@ -247,7 +251,7 @@ fn call_all(
     let mut results = Vec::new();
     for plugin in plugins {
         let input = list.input(plugin, &told.capabilities, previous.as_ref());
-        let result = told.call(kind(plugin), input);
+        let result = told.call(kind(plugin), &input);
         let failed = result.is_err();
         if chained {
             previous = result.as_ref().ok().cloned();
@@ -260,8 +264,24 @@ fn call_all(
     results
 }
 
-/// As many at once as keep the kernel's lock busy.
-pub(super) fn permits() -> Arc<Semaphore> {
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    Arc::new(Semaphore::new(cores * 2))
+/// How many plugins run at once.
+pub(super) struct Limits {
+    /// Built in: as many as keep the kernel's one lock for links busy.
+    kernel: Arc<Semaphore>,
+    /// Processes that attach.
+    adding: Semaphore,
+    /// Processes that give back or are asked how they are: an outage in which they all
+    /// wait for something must not keep new pods from their turn.
+    others: Semaphore,
+}
+
+impl Limits {
+    pub(super) fn of_this_machine() -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            kernel: Arc::new(Semaphore::new(cores * 2)),
+            adding: Semaphore::new(MOST_PROCESSES),
+            others: Semaphore::new(MOST_PROCESSES / 2),
+        }
+    }
 }

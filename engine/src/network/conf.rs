@@ -43,9 +43,19 @@ impl NetworkList {
         order(&self.cni_version) >= order("1.1.0")
     }
 
-    /// Whether what belongs to no attachment may be collected.
+    /// Whether attachments that nobody needs any more may be given back unasked.
     pub(crate) fn allows_gc(&self) -> bool {
-        self.has_status() && !self.disable_gc
+        !self.disable_gc
+    }
+
+    /// The list as a file of it would say it.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "cniVersion": self.cni_version,
+            "disableGC": self.disable_gc,
+            "plugins": self.plugins,
+        })
     }
 
     /// The plugins in the order of ADD.
@@ -223,11 +233,11 @@ mod tests {
     #[test]
     fn the_newest_version_offered_counts_and_gc_may_be_switched_off() {
         for (text, version, gc) in [
-            (r#"{"name":"n","type":"t"}"#, "0.2.0", false),
+            (r#"{"name":"n","type":"t"}"#, "0.2.0", true),
             (
                 r#"{"name":"n","type":"t","cniVersion":"1.0.0"}"#,
                 "1.0.0",
-                false,
+                true,
             ),
             (
                 r#"{"name":"n","type":"t","cniVersion":"1.1.0"}"#,

@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use cni::Command;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Semaphore;
 
 use chain::{Chain, Failure, Runner, Told};
 pub(crate) use conf::NetworkList;
@@ -29,6 +28,8 @@ pub(crate) use plugin::PluginError;
 pub(crate) use readiness::Readiness;
 
 use crate::config::Cni;
+use crate::convert::bandwidth;
+use crate::engine::on_disk;
 use crate::ids::PodId;
 use crate::model::SandboxConfig;
 
@@ -54,6 +55,16 @@ pub(crate) enum NetworkError {
     NotConfigured {
         /// `[cni] conf_dir`.
         dir: PathBuf,
+    },
+    /// A plugin is missing, so that none was run.
+    #[error("network {network}: nothing was attached, plugin {plugin} is in none of {dirs:?}")]
+    NothingAttached {
+        /// Name of the network.
+        network: String,
+        /// Type of the plugin.
+        plugin: String,
+        /// Where it was looked for.
+        dirs: Vec<PathBuf>,
     },
     /// A plugin failed.
     #[error("network {network}: {command} by plugin {plugin}")]
@@ -106,10 +117,7 @@ pub(crate) struct Network {
     cni: Cni,
     cache: PathBuf,
     readiness: readiness::Watch,
-    permits: Arc<Semaphore>,
-    /// Attaching holds it for reading, collecting garbage for writing: what is
-    /// just being made belongs to no record that garbage is told by.
-    attaching: tokio::sync::RwLock<()>,
+    limits: chain::Limits,
 }
 
 impl Network {
@@ -117,8 +125,7 @@ impl Network {
     pub(crate) fn new(cni: Cni, cache: PathBuf) -> Self {
         Self {
             readiness: readiness::Watch::new(&cni),
-            permits: chain::permits(),
-            attaching: tokio::sync::RwLock::default(),
+            limits: chain::Limits::of_this_machine(),
             cni,
             cache,
         }
@@ -131,7 +138,7 @@ impl Network {
 
     /// Looks at the configuration folder again, and asks the plugins.
     pub(crate) async fn refresh(&self) {
-        self.readiness.refresh(&self.cni, &self.permits).await;
+        self.readiness.refresh(&self.cni, &self.limits).await;
     }
 
     /// The configured network in words, for a person.
@@ -172,7 +179,7 @@ impl Network {
             let dns = json!({"servers": servers, "searches": searches, "options": dns.options});
             capabilities.insert("dns".to_owned(), dns);
         }
-        bandwidth(config, &mut capabilities);
+        shaping(config, &mut capabilities);
         let annotations = json!(config.annotations);
         capabilities.insert("io.kubernetes.cri.pod-annotations".to_owned(), annotations);
         let runners = chain::runners(&self.cni, &list);
@@ -193,21 +200,21 @@ impl Network {
         attachment: &Attachment,
     ) -> Result<Vec<String>, NetworkError> {
         let list = &attachment.list;
-        let _nothing_is_collected = self.attaching.read().await;
         let runners = self.runners(attachment);
+        self.all_installed(list, &runners)?;
         let told = told(Command::Add, id, netns, attachment);
         let chain = self.chain(list, &runners, told, ADD_DEADLINE);
         let result = chain
             .add()
             .await
             .map_err(|failure| failed(list, "ADD", failure))?;
-        cache::store(&self.cache, id, attachment, &result)?;
+        on_disk(|| cache::store(&self.cache, id, attachment, &result))?;
         addresses(list, &result)
     }
 
     /// Gives a pod's network back; its namespace must be dropped after that.
-    /// Succeeds where nothing was attached, and where a plugin is not installed
-    /// any more: there is nothing left to ask.
+    /// Succeeds where nothing was attached. A plugin that is not installed has given
+    /// nothing back: it may come with a DaemonSet some time after the node's start.
     pub(crate) async fn detach(
         &self,
         id: &PodId,
@@ -215,57 +222,99 @@ impl Network {
         attachment: &Attachment,
     ) -> Result<(), NetworkError> {
         let list = &attachment.list;
-        let result = cache::load(&self.cache, id, attachment);
+        let result = on_disk(|| cache::load(&self.cache, id, attachment));
         let runners = self.runners(attachment);
         let told = told(Command::Del, id, netns, attachment);
         let failures = self
             .chain(list, &runners, told, DEL_DEADLINE)
             .others(result)
             .await;
-        let mut first = None;
-        for failure in failures {
-            if let PluginError::NotInstalled { name, .. } = &failure.source {
-                tracing::warn!(pod = %id, plugin = name, "plugin for DEL is gone");
-                continue;
-            }
-            first.get_or_insert(failure);
-        }
-        if let Some(failure) = first {
+        if let Some(failure) = failures.into_iter().next() {
             return Err(failed(list, "DEL", failure));
         }
-        cache::forget(&self.cache, id, attachment);
+        on_disk(|| cache::forget(&self.cache, id, attachment));
         Ok(())
     }
 
-    /// Has the plugins of the configured network give back what belongs to no
-    /// pod, where its version of CNI has that and the configuration allows it.
-    /// `pods` is asked while nothing is being attached.
-    pub(crate) async fn collect(&self, pods: impl FnOnce() -> std::io::Result<Vec<PodId>>) {
-        let list = match conf::load(&self.cni.conf_dir) {
-            Ok(Some(list)) if list.allows_gc() => list,
-            // What is wrong with it, readiness says.
-            _ => return,
-        };
-        let _nothing_is_attached = self.attaching.write().await;
-        let pods = match pods() {
+    /// Gives back what a pod was attached to whose record cannot be read: what the
+    /// cached results say, or else what the configured network may have.
+    pub(crate) async fn detach_unrecorded(
+        &self,
+        id: &PodId,
+        netns: &Path,
+    ) -> Result<(), NetworkError> {
+        let mut attachments = on_disk(|| cache::of_pod(&self.cache, id));
+        if attachments.is_empty() {
+            let list = on_disk(|| conf::load(&self.cni.conf_dir))?;
+            attachments.extend(list.map(|list| self.unknown_attachment(list)));
+        }
+        for attachment in &attachments {
+            self.detach(id, netns, attachment).await?;
+        }
+        Ok(())
+    }
+
+    fn unknown_attachment(&self, list: NetworkList) -> Attachment {
+        let runners = chain::runners(&self.cni, &list);
+        let external = runners.iter().map(|runner| *runner == Runner::External);
+        Attachment {
+            external: external.collect(),
+            list,
+            args: String::new(),
+            capabilities: BTreeMap::new(),
+        }
+    }
+
+    /// Gives back what pods of this root were attached to whose records are gone.
+    ///
+    /// CNI's own GC is not used: a plugin takes it for the whole network, and would give
+    /// back the addresses of pods that another engine or another runtime has in it.
+    /// `pods` answers which pods have records.
+    pub(crate) async fn collect(
+        &self,
+        pods: impl FnOnce() -> std::io::Result<Vec<PodId>>,
+        netns: impl Fn(&PodId) -> PathBuf,
+    ) {
+        // Read before the records: a pod's record is there before its first result.
+        let cached = on_disk(|| cache::all(&self.cache));
+        let pods = match on_disk(pods) {
             Ok(pods) => pods,
             Err(error) => {
                 tracing::warn!(%error, "without a list of pods no network is collected");
                 return;
             }
         };
-        let valid = pods
-            .iter()
-            .map(|id| json!({"containerID": id.as_str(), "ifname": INTERFACE}));
-        let told = Told {
-            valid: Some(valid.collect()),
-            ..Told::about_none(Command::Gc)
-        };
-        let runners = chain::runners(&self.cni, &list);
-        let chain = self.chain(&list, &runners, told, DEL_DEADLINE);
-        for failure in chain.others(None).await {
-            let reason = self::chain(&failed(&list, "GC", failure));
-            tracing::warn!(reason, "leftovers of a network stay");
+        for (id, attachment) in cached {
+            if pods.contains(&id) || !attachment.list.allows_gc() {
+                continue;
+            }
+            tracing::info!(pod = %id, "giving back the network of a pod whose record is gone");
+            let netns = netns(&id);
+            if let Err(error) = self.detach(&id, &netns, &attachment).await {
+                let reason = chain(&error);
+                tracing::warn!(pod = %id, reason, "leftovers of a network stay");
+                continue;
+            }
+            if let Err(error) = on_disk(|| runtime::netns::NetNs::unpin(&netns)) {
+                tracing::warn!(pod = %id, %error, "the network namespace of a pod without a record stays");
+            }
+        }
+    }
+
+    /// A chain is not begun that cannot be ended, nor then be given back.
+    fn all_installed(&self, list: &NetworkList, runners: &[Runner]) -> Result<(), NetworkError> {
+        let dirs = &self.cni.bin_dirs;
+        let missing = list.plugins().zip(runners).find(|(plugin, runner)| {
+            let name = conf::kind(plugin);
+            **runner == Runner::External && plugin::installed(dirs, name).is_none()
+        });
+        match missing {
+            None => Ok(()),
+            Some((plugin, _)) => Err(NetworkError::NothingAttached {
+                network: list.name().to_owned(),
+                plugin: conf::kind(plugin).to_owned(),
+                dirs: dirs.clone(),
+            }),
         }
     }
 
@@ -290,7 +339,7 @@ impl Network {
     ) -> Chain<'a> {
         Chain {
             cni: &self.cni,
-            permits: &self.permits,
+            limits: &self.limits,
             list,
             runners,
             told,
@@ -327,20 +376,15 @@ fn mapping(mapping: &crate::model::PortMapping) -> Value {
     })
 }
 
-/// Kubernetes' bandwidth annotations, in bits per second.
-fn bandwidth(config: &SandboxConfig, capabilities: &mut BTreeMap<String, Value>) {
-    let rate = |name: &str| {
-        let text = config
-            .annotations
-            .get(&format!("kubernetes.io/{name}-bandwidth"))?;
-        quantity(text)
-    };
+/// Kubernetes' bandwidth annotations for the plugin, in bits per second.
+fn shaping(config: &SandboxConfig, capabilities: &mut BTreeMap<String, Value>) {
     let mut value = serde_json::Map::new();
-    for (direction, prefix) in [("ingress", "ingress"), ("egress", "egress")] {
-        if let Some(rate) = rate(direction) {
-            value.insert(format!("{prefix}Rate"), json!(rate));
+    for direction in bandwidth::DIRECTIONS {
+        // Nonsense was refused with the request.
+        if let Ok(Some(rate)) = bandwidth::rate(&config.annotations, direction) {
+            value.insert(format!("{direction}Rate"), json!(rate));
             // The most a burst may be: the plugin's limit, as the kubelet's peers send it.
-            value.insert(format!("{prefix}Burst"), json!(u32::MAX));
+            value.insert(format!("{direction}Burst"), json!(u32::MAX));
         }
     }
     if !value.is_empty() {
@@ -348,30 +392,29 @@ fn bandwidth(config: &SandboxConfig, capabilities: &mut BTreeMap<String, Value>)
     }
 }
 
-/// A whole Kubernetes quantity such as `10M` or `1Gi`.
-fn quantity(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit: u64 = match &text[digits.len()..] {
-        "" => 1,
-        "k" => 1000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit)
-}
-
-/// The pod's addresses in the result of ADD.
+/// The addresses of the pod's own interface in the result of ADD.
 fn addresses(list: &NetworkList, result: &Value) -> Result<Vec<String>, NetworkError> {
     let problem = |problem: String| NetworkError::Result {
         network: list.name().to_owned(),
         problem,
     };
+    // An address may say to which of the interfaces it belongs; others than the pod's
+    // own are ends on the node, or of networks beside this one.
+    let is_own = |ip: &&Value| match ip["interface"].as_u64() {
+        None => true,
+        Some(at) => {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            let interface = &result["interfaces"][at];
+            let text = |key: &str| interface[key].as_str().unwrap_or_default();
+            interface.is_null() || (text("name") == INTERFACE && !text("sandbox").is_empty())
+        }
+    };
     let entries: Vec<&str> = match (&result["ips"], &result["ip4"], &result["ip6"]) {
-        (Value::Array(ips), _, _) => ips.iter().filter_map(|ip| ip["address"].as_str()).collect(),
+        (Value::Array(ips), _, _) => ips
+            .iter()
+            .filter(is_own)
+            .filter_map(|ip| ip["address"].as_str())
+            .collect(),
         // CNI 0.1 and 0.2 had one of each family.
         (_, four, six) => [four, six]
             .iter()
@@ -387,7 +430,7 @@ fn addresses(list: &NetworkList, result: &Value) -> Result<Vec<String>, NetworkE
         addresses.push(address.to_string());
     }
     if addresses.is_empty() {
-        return Err(problem("has no address".into()));
+        return Err(problem(format!("has no address of {INTERFACE}")));
     }
     Ok(addresses)
 }
@@ -428,6 +471,27 @@ mod tests {
     }
 
     #[test]
+    fn only_addresses_of_the_pods_own_interface_are_the_pods() {
+        let result = json!({
+            "interfaces": [
+                {"name": "br0"},
+                {"name": "eth0", "sandbox": "/run/netns/x"},
+                {"name": "net1", "sandbox": "/run/netns/x"},
+                {"name": "eth0"},
+            ],
+            "ips": [
+                {"address": "10.0.0.1/24", "interface": 0},
+                {"address": "10.0.0.2/24", "interface": 1},
+                {"address": "10.1.0.2/24", "interface": 2},
+                {"address": "10.2.0.2/24", "interface": 3},
+                {"address": "10.3.0.2/24"},
+            ],
+        });
+        let found = addresses(&list(), &result).expect("valid");
+        assert_eq!(found, ["10.0.0.2", "10.3.0.2"]);
+    }
+
+    #[test]
     fn a_result_without_an_address_is_an_error() {
         assert!(addresses(&list(), &json!({"ips": []})).is_err());
         assert!(addresses(&list(), &json!({"ips": [{"address": "nowhere"}]})).is_err());
@@ -454,17 +518,5 @@ mod tests {
             ..old
         };
         assert_eq!(network.runners(&new), [Runner::Builtin]);
-    }
-
-    #[test]
-    fn quantities_have_decimal_and_binary_units() {
-        for (text, rate) in [
-            ("10M", Some(10_000_000)),
-            ("1Ki", Some(1024)),
-            ("7", Some(7)),
-            ("1.5M", None),
-        ] {
-            assert_eq!(quantity(text), rate, "{text}");
-        }
     }
 }

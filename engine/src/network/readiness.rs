@@ -8,9 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use cni::Command;
-use tokio::sync::Semaphore;
 
-use super::chain::{Chain, Runner, Told, runners};
+use super::chain::{Chain, Limits, Runner, Told, runners};
 use super::conf::{self, NetworkList, kind};
 use super::plugin::installed;
 use super::{NetworkError, failed};
@@ -57,16 +56,16 @@ impl Watch {
     }
 
     /// Looks again, and asks the plugins.
-    pub(super) async fn refresh(&self, cni: &Cni, permits: &Arc<Semaphore>) {
+    pub(super) async fn refresh(&self, cni: &Cni, limits: &Limits) {
         let now = match look(cni) {
-            Ok(list) if list.has_status() => self.ask(cni, permits, list).await,
+            Ok(list) if list.has_status() => self.ask(cni, limits, list).await,
             Ok(_) => Readiness::Ready,
             Err(not_ready) => not_ready,
         };
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(now);
     }
 
-    async fn ask(&self, cni: &Cni, permits: &Arc<Semaphore>, list: NetworkList) -> Readiness {
+    async fn ask(&self, cni: &Cni, limits: &Limits, list: NetworkList) -> Readiness {
         let runners = runners(cni, &list);
         let starts_processes = runners.contains(&Runner::External);
         if starts_processes && let Some(word) = self.last_word(&list) {
@@ -74,7 +73,7 @@ impl Watch {
         }
         let chain = Chain {
             cni,
-            permits,
+            limits,
             list: &list,
             runners: &runners,
             told: Told::about_none(Command::Status),
@@ -216,10 +215,10 @@ mod tests {
         let cni = cni(dir, &[]);
         let watch = Watch::new(&cni);
         assert_eq!(*watch.now(), Readiness::Ready);
-        watch.refresh(&cni, &super::super::chain::permits()).await;
+        watch.refresh(&cni, &Limits::of_this_machine()).await;
         assert!(matches!(&*watch.now(), Readiness::NotReady(why) if why.contains("host bits")));
         write(dir, &json!([bridge(dir, "10.0.0.0/24")]));
-        watch.refresh(&cni, &super::super::chain::permits()).await;
+        watch.refresh(&cni, &Limits::of_this_machine()).await;
         assert_eq!(*watch.now(), Readiness::Ready);
     }
 }

@@ -4,23 +4,31 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use image_store::Image;
+use image_store::{Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
 
+use tokio::sync::oneshot;
+
 use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
+use super::volumes;
 use crate::config::Launcher;
-use crate::convert::{resources, signal};
-use crate::engine::{Engine, blocking_with, now};
+use crate::convert::{BadRequest, resources, signal};
+use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::model::{ContainerConfig, IpcMode, PidMode};
+use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built};
+
+/// How long the host's paths may take to answer: less than the kubelet's patience, so
+/// that its user is told why.
+const HOST_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a sandbox tells a container that is made in it.
 #[derive(Clone)]
@@ -65,6 +73,7 @@ pub(crate) fn intend(
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
+        raw_environment: None,
         process: None,
         id,
         config: Arc::new(config),
@@ -77,34 +86,52 @@ pub(crate) struct Made {
     pub(crate) pid: i32,
 }
 
-/// Makes the container; on an error nothing of it is left.
+/// A container that could not be made.
+pub(crate) struct NotMade {
+    pub(crate) error: PodError,
+    /// Whether all of it was given back, its records too.
+    pub(crate) undone: Result<(), PodError>,
+}
+
+impl NotMade {
+    /// The work panicked: what it made is not known.
+    pub(crate) fn panicked(error: PodError) -> Box<Self> {
+        let undone = Err(PodError::unknown_rest());
+        Box::new(Self { error, undone })
+    }
+}
+
+/// Makes the container, or gives back what was made of it. `stop` ends the wait for
+/// paths of the host when its sender is dropped.
 pub(crate) async fn create(
     engine: Arc<Engine>,
     host: Host,
     record: ContainerRecord,
-) -> Result<Made, PodError> {
-    let made = make(&engine, &host, record.clone()).await;
-    if made.is_err() {
-        let dir = engine.pod_dir(&host.pod.id);
-        let undone = super::teardown::container(&engine, &dir, &record, Some(&host.monitor)).await;
-        if let Err(error) = undone {
-            let reason = crate::network::chain(&error);
-            tracing::warn!(container = %record.id, reason, "the failed container left something");
+    stop: oneshot::Receiver<()>,
+) -> Result<Box<Made>, Box<NotMade>> {
+    match make(&engine, &host, record.clone(), stop).await {
+        Ok(made) => Ok(Box::new(made)),
+        Err(error) => {
+            let dir = engine.pod_dir(&host.pod.id);
+            let monitor = Some(&host.monitor);
+            let undone = super::teardown::container(&engine, &dir, &record, monitor).await;
+            Err(Box::new(NotMade { error, undone }))
         }
     }
-    made
 }
 
 async fn make(
     engine: &Arc<Engine>,
     host: &Host,
     mut record: ContainerRecord,
+    stop: oneshot::Receiver<()>,
 ) -> Result<Made, PodError> {
     let image = engine
         .images
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let places = volumes::places(&image, &record.config)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
@@ -113,19 +140,45 @@ async fn make(
     let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
-    let prepared = {
+    // Copies may be large: they take the time they take.
+    let filled = match places.is_empty() {
+        true => None,
+        false => Some(fill_volumes(snapshot.clone(), places).await?),
+    };
+    let preparing = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
-            let step = mark("mount");
-            let rootfs = snapshot.mount(false)?;
-            drop(step);
-            prepare(engine, &host, &record, &image, (rootfs, &cgroup))
+            let parts = match filled {
+                Some((rootfs, volumes)) => Parts {
+                    rootfs,
+                    volumes,
+                    cgroup,
+                },
+                None => Parts {
+                    rootfs: mount_root(&snapshot)?,
+                    volumes: Vec::new(),
+                    cgroup,
+                },
+            };
+            prepare(engine, &host, &record, &image, parts)
         })
-        .await?
+    };
+    let prepared = tokio::select! {
+        prepared = preparing => prepared?,
+        _dropped = stop => return Err(PodError::State {
+            what: format!("container {}", record.id),
+            state: "being stopped".to_owned(),
+        }),
+        // A thread that a path of the host keeps in the kernel cannot be ended.
+        () = tokio::time::sleep(HOST_PATIENCE) => return Err(PodError::HostPaths {
+            path: engine.host_paths.slowest().unwrap_or_default(),
+            patience: HOST_PATIENCE,
+        }),
     };
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
+    record.raw_environment = prepared.raw_environment.map(Arc::new);
     let created = host
         .monitor
         .create(prepared.order)
@@ -139,6 +192,34 @@ async fn make(
         record,
         pid: created.pid,
     })
+}
+
+fn mount_root(snapshot: &Snapshot) -> Result<OwnedFd, PodError> {
+    let _step = mark("mount");
+    Ok(snapshot.mount(false)?)
+}
+
+/// Mounts the root and fills the directories of the image's volumes from it.
+async fn fill_volumes(
+    snapshot: Snapshot,
+    places: Vec<PathBuf>,
+) -> Result<(OwnedFd, Vec<Mount>), PodError> {
+    blocking(move || {
+        let rootfs = mount_root(&snapshot)?;
+        let _step = mark("image volumes");
+        let volumes = volumes::fill(&snapshot, &rootfs, &places)?;
+        Ok((rootfs, volumes))
+    })
+    .await
+}
+
+/// What a container is prepared from, beside its records.
+struct Parts {
+    /// A detached mount.
+    rootfs: OwnedFd,
+    /// Of the image.
+    volumes: Vec<Mount>,
+    cgroup: Cgroup,
 }
 
 /// Makes the container's cgroup.
@@ -156,6 +237,7 @@ struct Prepared {
     order: CreateContainer,
     user: User,
     process: oci_spec::runtime::Process,
+    raw_environment: Option<Vec<Bytes>>,
 }
 
 fn prepare(
@@ -163,23 +245,26 @@ fn prepare(
     host: &Host,
     record: &ContainerRecord,
     image: &Image,
-    (rootfs, cgroup): (OwnedFd, &Cgroup),
+    parts: Parts,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
     let step = mark("spec");
-    let inputs = inputs(engine, host, record, image, &rootfs);
+    let inputs = inputs(engine, host, record, image, &parts);
     let Built {
         spec,
         process,
         sources,
         user,
         filter,
+        raw_environment,
     } = spec::build(&inputs)?;
-    drop(step);
-    let _step = mark("limits");
-    if let Some(log) = &record.log_path {
-        make_log_dir(log)?;
+    let launcher = launcher(engine, &host.pod)?;
+    if raw_environment.is_some() && launcher != LauncherKind::Native {
+        return Err(PodError::Request(raw_environment_refused(config)));
     }
+    drop(step);
+    let Parts { rootfs, cgroup, .. } = parts;
+    let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
         engine.said.warn(&warning);
@@ -189,7 +274,7 @@ fn prepare(
     let shares_pids = config.security.pid != PidMode::Container;
     let order = CreateContainer {
         id: record.id.to_string(),
-        launcher: launcher(engine, &host.pod)?,
+        launcher,
         runtime: oci_runtime(engine, &host.pod),
         spec,
         rootfs,
@@ -206,12 +291,27 @@ fn prepare(
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        environment: raw_environment.as_ref().map(|pairs| {
+            let bytes = pairs.iter().map(|pair| pair.0.clone());
+            bytes.collect()
+        }),
     };
     Ok(Prepared {
         order,
         user,
         process,
+        raw_environment,
     })
+}
+
+/// Names the variable that an OCI runtime specification, which is JSON, cannot say.
+fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
+    let is_raw = |(_, value): &&(String, Bytes)| std::str::from_utf8(&value.0).is_err();
+    let name = config.envs.iter().find(is_raw).map(|(name, _)| name);
+    BadRequest::Value {
+        field: format!("config.envs[{}]", name.map_or("", String::as_str)),
+        reason: "the value is not UTF-8, which only the native launcher can pass on".to_owned(),
+    }
 }
 
 /// Who makes the containers of a pod.
@@ -238,7 +338,7 @@ fn inputs<'a>(
     host: &'a Host,
     record: &'a ContainerRecord,
     image: &'a Image,
-    rootfs: &'a OwnedFd,
+    parts: &'a Parts,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
     let pid_of_namespace = match &record.config.security.pid {
@@ -252,7 +352,8 @@ fn inputs<'a>(
         config: &record.config,
         sandbox: &pod.config,
         image: &image.config,
-        rootfs,
+        rootfs: &parts.rootfs,
+        image_volumes: &parts.volumes,
         cgroup: &record.cgroup,
         files: engine.pod_dir(&pod.id).files(),
         shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),
@@ -262,6 +363,7 @@ fn inputs<'a>(
         unified_cgroups: engine.unified(),
         open_files: engine.config.open_files,
         seccomp: &engine.seccomp,
+        host_paths: &engine.host_paths,
     }
 }
 
@@ -272,16 +374,6 @@ fn is_in_cgroup(pid: i32, id: &str) -> bool {
     // Or one below it: systemd in a container moves itself.
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     parts.any(|part| part.starts_with(id))
-}
-
-fn make_log_dir(log: &std::path::Path) -> Result<(), PodError> {
-    let Some(dir) = log.parent() else {
-        return Ok(());
-    };
-    std::fs::create_dir_all(dir).map_err(|source| PodError::Log {
-        path: PathBuf::from(dir),
-        source,
-    })
 }
 
 /// A launcher's error as a caller should read it.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
@@ -62,6 +63,23 @@ pub(crate) enum PodError {
     /// The limits could not be set.
     #[error("set limits")]
     Limits(#[source] runtime::cgroup::CgroupError),
+    /// The monitor of the pod does not answer, and has not been seen to be dead.
+    #[error("the monitor of the pod does not answer")]
+    MonitorSilent,
+    /// A volume or device of the host does not answer.
+    #[error("the container's volumes: {} has not answered within {} s", path.display(), patience.as_secs())]
+    HostPaths {
+        /// The path that has kept its caller the longest.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
+    /// The task of the pod failed; it starts again from its records.
+    #[error("the task of the pod failed and starts again from its records")]
+    TaskFailed,
+    /// The engine ended while this was being done; what was made of it is given back.
+    #[error("cut off by the end of the engine")]
+    CutOff,
     /// The monitor of the pod is gone.
     #[error("the monitor of the pod is gone")]
     MonitorGone,
@@ -83,14 +101,6 @@ pub(crate) enum PodError {
     /// The image could not be leased.
     #[error("lease image")]
     Lease(#[from] image_store::LeaseError),
-    /// The log file could not be used.
-    #[error("log file {}", path.display())]
-    Log {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// A command ran longer than its timeout.
     #[error("the command did not end within {0} s and was killed")]
     Timeout(i64),
@@ -103,6 +113,11 @@ pub(crate) enum PodError {
 }
 
 impl PodError {
+    /// What is said of the things that work had made which panicked.
+    pub(crate) fn unknown_rest() -> Self {
+        Self::Defect("the work panicked, what it had made is not known".to_owned())
+    }
+
     /// A failed step of the runtime.
     pub(crate) fn runtime(
         step: impl Into<String>,

@@ -17,9 +17,14 @@ use super::error::PodError;
 use super::view::{ContainerView, PodView};
 use crate::engine::Engine;
 
-/// The most that is answered of either stream: half of what a client takes, so
-/// that both fit. The rest is read and thrown away.
-const MAX_OUTPUT: usize = proto::MAX_MESSAGE_BYTES / 2 - 1024;
+/// The most that is kept of either stream. The rest is read and thrown away.
+const MAX_STREAM: usize = 16 * 1024 * 1024;
+/// The most that is answered of both: what the kubelet takes as one message, with
+/// room for the rest of it.
+const MAX_ANSWER: usize = proto::MAX_MESSAGE_BYTES - 1024;
+
+/// Room for the word about what was cut off.
+const WORD: usize = 128;
 
 /// What became of the command.
 pub(crate) struct Output {
@@ -54,6 +59,10 @@ pub(crate) async fn exec_sync(
     let order = ExecProcess {
         container: container.id.to_string(),
         process,
+        environment: container.raw_environment.as_deref().map(|pairs| {
+            let bytes = pairs.iter().map(|pair| pair.0.clone());
+            bytes.collect()
+        }),
         stdin: None,
         stdout: stdout_end,
         stderr: stderr_end,
@@ -74,13 +83,42 @@ pub(crate) async fn exec_sync(
     out.rest();
     err.rest();
     match exit.map_err(|error| exec_error(container, error))? {
-        ExecExit::Exited { code } => Ok(Output {
-            stdout: out.bytes.into(),
-            stderr: err.bytes.into(),
-            exit_code: code,
-        }),
+        ExecExit::Exited { code } => {
+            fit(&mut out, &mut err);
+            let lost = (out.lost, err.lost);
+            if lost != (0, 0) {
+                tracing::warn!(container = %container.id, stdout = lost.0, stderr = lost.1, "bytes of a command's output were cut off");
+            }
+            Ok(Output {
+                stdout: out.bytes.into(),
+                stderr: err.bytes.into(),
+                exit_code: code,
+            })
+        }
         ExecExit::TimedOut => Err(PodError::Timeout(timeout)),
     }
+}
+
+/// Makes both streams fit into one answer: each has half of it, and what the other
+/// leaves. What was cut off is said at the end of stderr, since the API has no other
+/// place for it.
+fn fit(out: &mut Collector, err: &mut Collector) {
+    let half = MAX_ANSWER / 2;
+    let stdout = out
+        .bytes
+        .len()
+        .min(half.max(MAX_ANSWER.saturating_sub(err.bytes.len())));
+    out.cut(stdout);
+    err.cut(MAX_ANSWER - stdout);
+    if out.lost + err.lost == 0 {
+        return;
+    }
+    err.cut((MAX_ANSWER - stdout).saturating_sub(WORD));
+    let said = format!(
+        "\n[slipway: the output was cut, {} bytes of stdout and {} of stderr are lost]\n",
+        out.lost, err.lost
+    );
+    err.bytes.extend_from_slice(said.as_bytes());
 }
 
 fn exec_error(container: &ContainerView, error: MonitorError) -> PodError {
@@ -103,6 +141,8 @@ fn half_blocking_pipe() -> io::Result<(Receiver, OwnedFd)> {
 struct Collector {
     pipe: Receiver,
     bytes: Vec<u8>,
+    /// Bytes that were thrown away.
+    lost: u64,
     finished: bool,
 }
 
@@ -111,6 +151,7 @@ impl Collector {
         Self {
             pipe,
             bytes: Vec::new(),
+            lost: 0,
             finished: false,
         }
     }
@@ -122,6 +163,12 @@ impl Collector {
             return;
         }
         self.read();
+    }
+
+    /// Keeps so much.
+    fn cut(&mut self, length: usize) {
+        self.lost += self.bytes.len().saturating_sub(length) as u64;
+        self.bytes.truncate(length);
     }
 
     /// What is in the pipe now, without waiting.
@@ -140,13 +187,53 @@ impl Collector {
         match self.pipe.try_read(&mut buffer) {
             Ok(0) => self.finished = true,
             Ok(read) => {
-                let room = MAX_OUTPUT - self.bytes.len();
-                self.bytes.extend_from_slice(&buffer[..read.min(room)]);
+                let kept = read.min(MAX_STREAM - self.bytes.len());
+                self.bytes.extend_from_slice(&buffer[..kept]);
+                self.lost += (read - kept) as u64;
                 return true;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.finished = true,
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collector(bytes: usize) -> Collector {
+        let (receiver, _) = half_blocking_pipe().unwrap();
+        Collector {
+            bytes: vec![b'x'; bytes],
+            ..Collector::new(receiver)
+        }
+    }
+
+    #[tokio::test]
+    async fn one_stream_may_have_the_whole_answer_and_both_fit_with_a_word() {
+        let most = MAX_STREAM;
+        for (stdout, stderr, kept) in [
+            (1000, 1000, (1000, 1000)),
+            (MAX_ANSWER - 10, 10, (MAX_ANSWER - 10, 10)),
+        ] {
+            let (mut out, mut err) = (collector(stdout), collector(stderr));
+            fit(&mut out, &mut err);
+            assert_eq!((out.bytes.len(), err.bytes.len()), kept);
+            assert_eq!((out.lost, err.lost), (0, 0));
+        }
+        for (stdout, stderr) in [(most, most), (most, 10), (10, most), (most, 0)] {
+            let (mut out, mut err) = (collector(stdout), collector(stderr));
+            fit(&mut out, &mut err);
+            assert!(out.bytes.len() + err.bytes.len() <= MAX_ANSWER + 200);
+            assert!(out.bytes.len() >= stdout.min(MAX_ANSWER / 2));
+            let said = String::from_utf8_lossy(&err.bytes).into_owned();
+            let said = said.rsplit_once("[slipway: ").unwrap().1;
+            assert!(
+                said.contains(&format!("{} bytes of stdout", out.lost)),
+                "{said}"
+            );
+        }
     }
 }

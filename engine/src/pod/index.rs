@@ -135,6 +135,14 @@ impl Index {
             .map(|entry| entry.inbox.clone())
     }
 
+    /// Whether a pod is known whose task has this inbox.
+    pub(crate) fn has(&self, inbox: &Inbox) -> bool {
+        let maps = self.read();
+        maps.pods
+            .values()
+            .any(|entry| entry.inbox.same_channel(inbox))
+    }
+
     /// Replaces what lists say of a pod.
     pub(crate) fn publish(&self, view: &Arc<PodView>) {
         let mut maps = self.write();

@@ -16,6 +16,7 @@ use super::record::PodRecord;
 use crate::engine::{Engine, blocking_with};
 use crate::failpoint;
 use crate::model::{IpcMode, NetworkMode, PidMode};
+use crate::network::NetworkError;
 
 /// A sandbox's score for the OOM killer: its monitor must outlive its containers.
 const MONITOR_OOM_SCORE: i32 = -998;
@@ -29,14 +30,37 @@ pub(crate) struct Launched {
     pub(crate) init_pid: Option<i32>,
 }
 
-/// Makes all parts; on an error nothing of it is left.
-pub(crate) async fn launch(engine: Arc<Engine>, record: PodRecord) -> Result<Launched, PodError> {
-    let made = make(&engine, &record).await;
-    if let Err(error) = &made {
-        tracing::debug!(pod = %record.id, %error, "undoing the sandbox");
-        super::teardown::undo(&engine, &record, None).await;
+/// A sandbox that could not be launched.
+pub(crate) struct NotLaunched {
+    pub(crate) error: PodError,
+    /// Whether all of it was given back, its records too.
+    pub(crate) undone: Result<(), PodError>,
+}
+
+impl NotLaunched {
+    /// The work panicked: what it made is not known.
+    pub(crate) fn panicked(error: PodError) -> Box<Self> {
+        let undone = Err(PodError::unknown_rest());
+        Box::new(Self { error, undone })
     }
-    made
+}
+
+/// Makes all parts, or gives back those that were made.
+pub(crate) async fn launch(
+    engine: Arc<Engine>,
+    mut record: PodRecord,
+) -> Result<Box<Launched>, Box<NotLaunched>> {
+    match make(&engine, &record).await {
+        Ok(launched) => Ok(Box::new(launched)),
+        Err(error) => {
+            tracing::debug!(pod = %record.id, %error, "undoing the sandbox");
+            if let PodError::Network(NetworkError::NothingAttached { .. }) = &error {
+                record.attachment = None;
+            }
+            let undone = super::teardown::undo(&engine, &record, None).await;
+            Err(Box::new(NotLaunched { error, undone }))
+        }
+    }
 }
 
 async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {

@@ -4,10 +4,10 @@
 //! ```text
 //!            Made          StartAsked        Started
 //! Creating ───────▶ Created ───────▶ Starting ───────▶ Running
-//!                      │                │                │ StopAsked
-//!                      │ Exited         │ StartFailed    ▼
-//!                      ▼                ▼             Stopping ── GraceOver ─▶ Killing
-//!                    Exited ◀───────── Exited ◀──────────┴──── Exited ───────────┘
+//!    │ CreateFailed    │                │                │ StopAsked
+//!    │                 │ Exited         │ StartFailed    ▼
+//!    ▼                 ▼                ▼             Stopping ── GraceOver ─▶ Killing
+//!  Exited            Exited ◀───────── Exited ◀──────────┴──── Exited ───────────┘
 //!
 //! Starting ──▶ Ready ──▶ Failed        (sandbox; the monitor died)
 //!     │          └──────────┴──▶ Stopping ──▶ Stopped
@@ -55,6 +55,11 @@ pub(crate) enum State {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
     Made,
+    /// It could not be made, nor could all that was made of it be given back.
+    CreateFailed {
+        at: i64,
+        message: String,
+    },
     StartAsked,
     Started {
         at: i64,
@@ -126,6 +131,10 @@ impl State {
     pub(crate) fn step(self, input: Input) -> Result<(Self, Vec<Work>), Refused> {
         match (self, input) {
             (Self::Creating, Input::Made) => Ok((Self::Created, vec![])),
+            (Self::Creating, Input::CreateFailed { at, message }) => Ok((
+                Self::Exited(never_ran("CreateError", at, message)),
+                vec![Work::Ended],
+            )),
             (Self::Created, Input::StartAsked) => Ok((Self::Starting, vec![Work::Start])),
             (Self::Starting, Input::Started { at }) => {
                 Ok((Self::Running { started_at: at }, vec![]))
@@ -139,7 +148,10 @@ impl State {
             (
                 Self::Starting | Self::Stopping { .. } | Self::Killing { .. },
                 Input::StartFailed { at, message },
-            ) => Ok((Self::Exited(start_error(at, message)), vec![Work::Ended])),
+            ) => Ok((
+                Self::Exited(never_ran("StartError", at, message)),
+                vec![Work::Ended],
+            )),
             (state @ (Self::Starting | Self::Running { .. }), Input::StopAsked { grace }) => {
                 Ok(state.stop(grace))
             }
@@ -158,7 +170,8 @@ impl State {
             // The end of a process that never became the container's program is
             // reported before the reason why it did not.
             (Self::Exited(exit), Input::StartFailed { message, .. }) if exit.started_at == 0 => {
-                Ok((Self::Exited(start_error(exit.finished_at, message)), vec![]))
+                let exit = never_ran("StartError", exit.finished_at, message);
+                Ok((Self::Exited(exit), vec![]))
             }
             (Self::Exited(exit), _) => Ok((Self::Exited(exit), vec![])),
             (_, Input::Exited(exit)) => Ok((Self::Exited(exit), vec![Work::Ended])),
@@ -169,7 +182,11 @@ impl State {
             (state, Input::StartAsked) => Err(Refused(state.word())),
             (
                 state,
-                Input::Made | Input::Started { .. } | Input::StartFailed { .. } | Input::GraceOver,
+                Input::Made
+                | Input::CreateFailed { .. }
+                | Input::Started { .. }
+                | Input::StartFailed { .. }
+                | Input::GraceOver,
             ) => Ok((state, vec![])),
         }
     }
@@ -187,11 +204,11 @@ impl State {
     }
 }
 
-/// What the kubelet shows for a process that could not be executed.
-fn start_error(at: i64, message: String) -> Exit {
+/// What the kubelet shows for a container whose program never ran.
+fn never_ran(reason: &str, at: i64, message: String) -> Exit {
     Exit {
         code: 128,
-        reason: "StartError".into(),
+        reason: reason.to_owned(),
         message,
         started_at: 0,
         finished_at: at,
@@ -314,6 +331,10 @@ mod tests {
     fn inputs() -> impl Strategy<Value = Input> {
         prop_oneof![
             Just(Input::Made),
+            (1..100_i64).prop_map(|at| Input::CreateFailed {
+                at,
+                message: "m".into()
+            }),
             Just(Input::StartAsked),
             (1..100_i64).prop_map(|at| Input::Started { at }),
             (1..100_i64).prop_map(|at| Input::StartFailed {

@@ -3,12 +3,14 @@
 //! - `machine`: what a container and a sandbox may become; no I/O.
 //! - `task`: the one owner of a pod; handlers send it commands.
 //! - `launch`, `container`, `teardown`: the work, idempotent where it undoes.
-//! - `record`: what is on disk; `restore` reads it at start.
+//! - `record`: what is on disk; `restore` reads it at start, `unreadable` has what it
+//!   cannot read.
 //! - `view` and `index`: what lists and statuses answer from, without I/O.
 //!
 //! A crash at any point leaves records whose intents were written before their
 //! side effects; `restore` finishes or undoes them.
 
+mod backoff;
 pub(crate) mod container;
 pub(crate) mod error;
 pub(crate) mod exec;
@@ -21,4 +23,6 @@ pub(crate) mod record;
 pub(crate) mod restore;
 pub(crate) mod task;
 pub(crate) mod teardown;
+mod unreadable;
 pub(crate) mod view;
+mod volumes;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{Phase, State};
 use crate::ids::{ContainerId, PodId};
-use crate::model::{ContainerConfig, SandboxConfig, SandboxKey};
+use crate::model::{Bytes, ContainerConfig, SandboxConfig};
 use crate::network::Attachment;
 
 /// The format that this version writes; it reads this one only.
@@ -83,6 +83,9 @@ pub(crate) struct PodRecord {
     pub(crate) ips: Vec<String>,
     /// PID 1 of the shared PID namespace; it ends with the monitor at the latest.
     pub(crate) init_pid: Option<i32>,
+    /// Why its parts are not given back yet, if that was tried.
+    #[serde(default)]
+    pub(crate) trouble: Option<String>,
 }
 
 /// The ids the first process of a container really has.
@@ -117,6 +120,9 @@ pub(crate) struct ContainerRecord {
     /// The signal that StopContainer sends.
     pub(crate) stop_signal: i32,
     pub(crate) user: User,
+    /// Its environment, where the process below cannot say all of its bytes.
+    #[serde(default)]
+    pub(crate) raw_environment: Option<Arc<Vec<Bytes>>>,
     /// The process as it was launched; exec takes user, capabilities and the rest from it.
     pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
 }
@@ -202,11 +208,25 @@ impl PodDir {
         names.filter_map(stem).collect()
     }
 
-    /// Who a sandbox is whose record cannot be read as a whole.
-    pub(crate) fn key_of_broken(&self) -> Option<SandboxKey> {
+    /// What a sandbox was asked to be whose record cannot be read as a whole.
+    pub(crate) fn config_of_broken(&self) -> Option<SandboxConfig> {
         let text = std::fs::read(self.0.join(POD_FILE)).ok()?;
         let value: serde_json::Value = last(&text, serde_json::from_slice).ok()?;
-        serde_json::from_value(value["config"]["key"].clone()).ok()
+        serde_json::from_value(value["config"].clone()).ok()
+    }
+
+    /// When the folder was made or last added to, in nanoseconds since the epoch.
+    pub(crate) fn age(&self) -> i64 {
+        let changed = std::fs::metadata(&self.0).and_then(|found| found.modified());
+        let since = changed.map(|at| at.duration_since(std::time::UNIX_EPOCH));
+        let nanos = since
+            .ok()
+            .and_then(Result::ok)
+            .map(|since| since.as_nanos());
+        // CRI has no sandbox that was made at 0.
+        nanos
+            .and_then(|nanos| i64::try_from(nanos).ok())
+            .unwrap_or(1)
     }
 
     /// All records of containers, the broken ones as errors.

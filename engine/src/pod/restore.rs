@@ -1,6 +1,8 @@
-//! What an earlier engine left: read at start, compared with what is true, and
-//! finished or undone.
+//! What an earlier engine left: its records are read at start, and a task is started
+//! for each pod, which finds out what is true and finishes or undoes the rest.
 //!
+//! - Nothing but the records is waited for: a monitor that does not answer, a process
+//!   that does not end or a plugin that fails delays its own pod only.
 //! - A sandbox that was being started is undone: nobody was told of it.
 //! - A sandbox that ran is reached through its monitor; exits that happened
 //!   meanwhile are read from the monitor's records, with their true times.
@@ -8,48 +10,60 @@
 //!   and the network is given back for each.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use runtime::client::{
-    ConnectError, ContainerReport, ContainerState, Event, ExitRecord, Monitor, MonitorError,
-};
-use tokio::sync::mpsc;
+use runtime::client::{ExitRecord, Monitor, Reached};
+use tokio::sync::{mpsc, oneshot};
 
 use super::error::PodError;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
-use super::task::{Restored, exit_of, refuse_all, resume};
-use super::teardown;
-use crate::engine::{Engine, now};
+use super::task::{Restored, exit_of, resume};
+use super::unreadable;
+use crate::engine::{Engine, now, on_disk};
 use crate::ids::PodId;
 
-/// How often and how long a monitor is waited for before its pod is given up.
-const REACH_TRIES: u32 = 3;
+/// How long a monitor may take to answer until that is worth a word.
 const REACH_PATIENCE: Duration = Duration::from_secs(4);
-const REACH_PAUSE: Duration = Duration::from_millis(200);
+/// How long a monitor is looked for whose pod has to be undone anyway.
+const UNDO_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the first answers wait for monitors, so that they are as true as can be.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
 
-/// Reads all records and starts a task for every pod that is to live on.
+/// Reads all records and starts a task for every pod. Answers their number once the
+/// monitors have said what they know, or soon.
 pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
     let step = || format!("read {}", engine.config.pods_dir().display());
     let ids = pods(engine).map_err(|error| PodError::runtime(step(), error))?;
-    let mut known = HashSet::new();
     let mut works = tokio::task::JoinSet::new();
-    for id in ids {
-        known.insert(id.to_string());
-        let engine = Arc::clone(engine);
-        works.spawn(async move { one(&engine, &id).await });
+    for id in &ids {
+        let (engine, id) = (Arc::clone(engine), id.clone());
+        works.spawn(async move { on_disk(|| one(&engine, &id)) });
     }
     let mut alive = HashSet::new();
-    let mut count = 0;
+    let mut reached = Vec::new();
     while let Some(work) = works.join_next().await {
-        let containers = work.map_err(|error| PodError::Defect(error.to_string()))?;
-        count += usize::from(containers.is_some());
-        alive.extend(containers.unwrap_or_default());
+        let found = work.map_err(|error| PodError::Defect(error.to_string()))?;
+        alive.extend(found.containers);
+        reached.extend(found.reached);
     }
-    sweep(engine, &known, &alive).await;
+    let count = reached.len();
+    sweep(engine, &ids, &alive);
+    let all = futures::future::join_all(reached);
+    if tokio::time::timeout(FIRST_ANSWER, all).await.is_err() {
+        tracing::warn!("not every monitor answers yet, their pods are shown as recorded");
+    }
     Ok(count)
+}
+
+/// Starts the task of one pod again, from its records.
+pub(crate) async fn again(engine: &Arc<Engine>, id: &PodId) {
+    engine.index.forget(id);
+    let found = on_disk(|| one(engine, id));
+    // Nobody waits: the lists show the records meanwhile.
+    drop(found);
 }
 
 /// Every pod that has a folder, whatever its record says.
@@ -62,27 +76,33 @@ pub(crate) fn pods(engine: &Engine) -> std::io::Result<Vec<PodId>> {
     Ok(ids)
 }
 
-/// Snapshots and state folders that no record speaks of.
-async fn sweep(engine: &Engine, pods: &HashSet<String>, containers: &HashSet<String>) {
-    for owner in engine.images.snapshots() {
-        if !containers.contains(&owner)
-            && let Err(error) = engine.images.remove_snapshot(&owner).await
-        {
-            tracing::warn!(owner, %error, "a snapshot without a container stays");
-        }
-    }
-    let Ok(entries) = std::fs::read_dir(engine.config.pods_state_dir()) else {
-        return;
+/// Removes, in the background, snapshots and state folders that no record speaks of now.
+fn sweep(engine: &Arc<Engine>, pods: &[PodId], containers: &HashSet<String>) {
+    let mut snapshots = engine.images.snapshots();
+    snapshots.retain(|owner| !containers.contains(owner));
+    let known: HashSet<&str> = pods.iter().map(PodId::as_str).collect();
+    let entries = std::fs::read_dir(engine.config.pods_state_dir());
+    let is_known = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| known.contains(name))
     };
-    for entry in entries.filter_map(Result::ok) {
-        if entry
-            .file_name()
-            .to_str()
-            .is_some_and(|name| !pods.contains(name))
-        {
-            remove_state(&entry.path());
+    let folders: Vec<PathBuf> = entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| !is_known(path))
+        .collect();
+    let engine = Arc::clone(engine);
+    tokio::spawn(async move {
+        for owner in snapshots {
+            if let Err(error) = engine.images.remove_snapshot(&owner).await {
+                tracing::warn!(owner, %error, "a snapshot without a container stays");
+            }
         }
-    }
+        for folder in folders {
+            on_disk(|| remove_state(&folder));
+        }
+    });
 }
 
 fn remove_state(path: &Path) {
@@ -95,67 +115,53 @@ fn remove_state(path: &Path) {
     }
 }
 
-/// One pod; answers the ids of the containers whose files must stay.
-async fn one(engine: &Arc<Engine>, id: &PodId) -> Option<Vec<String>> {
+/// What was found of one pod.
+#[derive(Default)]
+struct Found {
+    /// The containers whose files must stay.
+    containers: Vec<String>,
+    /// Answered when the pod's monitor has said what it knows; absent without a task.
+    reached: Option<oneshot::Receiver<()>>,
+}
+
+fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
     let dir = engine.pod_dir(id);
     match dir.read_pod() {
-        Ok(Some(record)) => {
-            pod(engine, &dir, record).await;
-            Some(dir.container_ids())
-        }
+        Ok(Some(record)) => Found {
+            reached: pod(engine, &dir, record),
+            containers: dir.container_ids(),
+        },
         Ok(None) => {
             // The sandbox's record goes first and comes last: the rest is waste.
             if let Err(error) = dir.remove() {
                 tracing::warn!(pod = %id, %error, "a folder without a record stays");
             }
-            None
+            Found::default()
         }
         Err(error) => {
             let reason = crate::network::chain(&error);
-            tracing::error!(pod = %id, reason, "the sandbox cannot be restored and is left alone");
-            hold(engine, id, &dir);
-            Some(dir.container_ids())
+            if engine.first_of_boot {
+                tracing::error!(pod = %id, reason, "the record of a sandbox of an earlier boot cannot be read, the sandbox is given back");
+                unreadable::give_back(engine, id, &dir);
+            } else {
+                tracing::error!(pod = %id, reason, "the record of the sandbox cannot be read, it is left alone until it is removed");
+                unreadable::hold(engine, id, &dir, &reason);
+            }
+            Found {
+                containers: dir.container_ids(),
+                reached: None,
+            }
         }
     }
 }
 
-/// Keeps the identity of a sandbox whose record cannot be read: its containers may
-/// still run, and a second one beside it must not.
-fn hold(engine: &Engine, id: &PodId, dir: &PodDir) {
-    let Some(key) = dir.key_of_broken() else {
-        return;
-    };
-    let (inbox, receiver) = mpsc::unbounded_channel();
-    if engine.index.claim(&key, id, &inbox).is_ok() {
-        tokio::spawn(refuse_all(id.clone(), receiver));
-    }
-}
-
-async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) {
+fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<oneshot::Receiver<()>> {
     let before = record.clone();
     engine.index.continue_after(record.transition);
     let same_boot = record.boot_id == engine.boot_id;
-    let reached = if same_boot && record.phase != Phase::Stopped {
-        reach(&engine.pod_state(&record.id)).await
-    } else {
-        None
-    };
-    if record.phase == Phase::Starting {
-        tracing::info!(pod = %record.id, "undoing a sandbox that was being started");
-        let engine = Arc::clone(engine);
-        // In the background: a plugin may take its time, or need pods of its own.
-        tokio::spawn(async move {
-            let monitor = reached.as_ref().map(|reached| &reached.monitor);
-            teardown::undo(&engine, &record, monitor).await;
-        });
-        return;
-    }
-    let containers = containers(engine, dir, &record, reached.as_ref()).await;
-    if record.phase.is_ready() && reached.is_none() {
-        let reason = "the monitor of the pod died".to_owned();
-        record.phase = Phase::Failed { reason };
-    }
-    if !same_boot && record.phase != Phase::Stopped {
+    let monitored = same_boot && record.phase != Phase::Stopped;
+    let containers = containers(engine, dir, &record.id);
+    if !same_boot && !matches!(record.phase, Phase::Starting | Phase::Stopped) {
         // Nothing runs any more; what plugins keep on disk is given back by the
         // pod's task, which tries again until it is.
         record.phase = Phase::Stopping;
@@ -166,78 +172,43 @@ async fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) {
     {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
     }
-    let monitor = reached.map(|reached| (reached.monitor, reached.events));
-    adopt(
-        engine,
-        Restored {
-            record,
-            containers,
-            monitor,
-        },
-    );
-}
-
-fn adopt(engine: &Arc<Engine>, restored: Restored) {
     let (inbox, receiver) = mpsc::unbounded_channel();
-    let (key, id) = (&restored.record.config.key, &restored.record.id);
+    let (key, id) = (&record.config.key, &record.id);
     if engine.index.claim(key, id, &inbox).is_err() {
-        tracing::error!(pod = %id, "two records of one sandbox; this one is left alone");
-        return;
+        tracing::error!(pod = %id, "two records of one sandbox, this one is left alone until it is removed");
+        unreadable::hold(engine, id, dir, "another record has the same identity");
+        return None;
     }
-    resume(Arc::clone(engine), restored, receiver);
+    let restored = Restored {
+        record,
+        containers,
+        monitored,
+    };
+    Some(resume(Arc::clone(engine), restored, receiver))
 }
 
-/// A monitor that answers, and what it has.
-struct Reached {
-    monitor: Monitor,
-    events: mpsc::UnboundedReceiver<Event>,
-    reports: Vec<ContainerReport>,
-}
-
-/// Reaches a monitor, with patience: only one that is not there is dead at once.
-/// One that does not answer at all is as good as dead in the end.
-async fn reach(state: &Path) -> Option<Reached> {
-    for _ in 0..REACH_TRIES {
-        let reaching = async {
-            let (monitor, events) = Monitor::connect(state).await.map_err(Unreached::Connect)?;
-            let reports = monitor.list().await.map_err(Unreached::List)?;
-            Ok(Reached {
-                monitor,
-                events,
-                reports,
-            })
-        };
-        match tokio::time::timeout(REACH_PATIENCE, reaching).await {
-            Ok(Ok(reached)) => return Some(reached),
-            Ok(Err(Unreached::Connect(error))) if error.is_absent() => return None,
-            Ok(Err(error)) => {
-                tracing::warn!(state = %state.display(), ?error, "a monitor is not reached yet");
-            }
-            Err(_) => {
-                tracing::warn!(state = %state.display(), "a monitor does not answer");
-            }
+/// Reaches a monitor, however long it takes; `None` where it is known to be dead.
+/// A monitor that does not answer may be held up by a disk, and its containers run.
+pub(crate) async fn reach(state: &Path) -> Option<Reached> {
+    let reaching = Monitor::reach(state);
+    tokio::pin!(reaching);
+    match tokio::time::timeout(REACH_PATIENCE, &mut reaching).await {
+        Ok(reached) => reached.ok(),
+        Err(_) => {
+            tracing::warn!(state = %state.display(), "a monitor does not answer, it is waited for");
+            reaching.await.ok()
         }
-        tokio::time::sleep(REACH_PAUSE).await;
     }
-    None
 }
 
-#[derive(Debug)]
-#[expect(dead_code, reason = "read by Debug, in the log")]
-enum Unreached {
-    Connect(ConnectError),
-    List(MonitorError),
+/// The same for a pod that is undone with or without its monitor.
+pub(crate) async fn reach_soon(state: &Path) -> Option<Reached> {
+    let reached = tokio::time::timeout(UNDO_PATIENCE, reach(state)).await;
+    reached.ok().flatten()
 }
 
-/// The containers of a pod as they are now.
-async fn containers(
-    engine: &Arc<Engine>,
-    dir: &PodDir,
-    pod: &PodRecord,
-    reached: Option<&Reached>,
-) -> Vec<(ContainerRecord, Option<i32>)> {
-    let monitor = reached.map(|reached| &reached.monitor);
-    let reports = reached.map_or(&[][..], |reached| &reached.reports);
+/// The containers of a pod as their records and the monitor's exit records say.
+fn containers(engine: &Engine, dir: &PodDir, pod: &PodId) -> Vec<ContainerRecord> {
     let exits = ExitRecord::read_dir(&dir.exits()).unwrap_or_default();
     let mut containers = Vec::new();
     for read in dir.read_containers() {
@@ -245,34 +216,23 @@ async fn containers(
             Ok(record) => record,
             Err(error) => {
                 let reason = crate::network::chain(&error);
-                tracing::error!(pod = %pod.id, reason, "the container cannot be restored");
+                tracing::error!(%pod, reason, "the container cannot be restored");
                 continue;
             }
         };
         engine.index.continue_after(record.transition);
-        if record.state == State::Creating {
-            // Nobody was told its id.
-            if let Err(error) = teardown::container(engine, dir, &record, monitor).await {
-                let reason = crate::network::chain(&error);
-                tracing::warn!(container = %record.id, reason, "an unfinished container stays");
-            }
-            continue;
-        }
         let before = record.clone();
-        let report = reports
-            .iter()
-            .find(|report| report.id == record.id.as_str());
         let exit = exits
             .iter()
             .find(|exit| exit.container == record.id.as_str());
-        let pid = settle(engine, &mut record, report, exit).await;
+        note_exit(engine, &mut record, exit);
         lease(engine, &record);
         if record != before
             && let Err(error) = dir.write_container(&record)
         {
             tracing::error!(container = %record.id, %error, "the container's record is stale");
         }
-        containers.push((record, pid));
+        containers.push(record);
     }
     containers
 }
@@ -286,65 +246,24 @@ fn lease(engine: &Engine, record: &ContainerRecord) {
     }
 }
 
-/// Brings one record up to what its monitor or its exit record says.
-async fn settle(
-    engine: &Arc<Engine>,
-    record: &mut ContainerRecord,
-    report: Option<&ContainerReport>,
-    exit: Option<&ExitRecord>,
-) -> Option<i32> {
-    let before = record.state.clone();
+/// Notes an end that is known without the monitor.
+fn note_exit(engine: &Engine, record: &mut ContainerRecord, exit: Option<&ExitRecord>) {
     let same_boot = super::container::of_this_boot(engine, record);
     record.boot_id.clone_from(&engine.boot_id);
-    if matches!(before, State::Exited(_)) {
-        return None;
+    if matches!(record.state, State::Exited(_) | State::Creating) {
+        return;
     }
-    if let Some(exit) = exit {
-        record.state = State::Exited(exit_of(exit));
-        return None;
-    }
-    match report.map(|report| (&report.state, report.pid)) {
-        Some((ContainerState::Running { started_at }, pid)) => {
-            // A stop whose signal may not have been sent has to be asked for again;
-            // a kill is simply sent again.
-            if !matches!(record.state, State::Killing { .. }) {
-                record.state = State::Running {
-                    started_at: *started_at,
-                };
-            }
-            Some(pid)
+    match exit {
+        Some(exit) => record.state = State::Exited(exit_of(exit)),
+        None if !same_boot => {
+            record.state = State::Exited(Exit {
+                code: 137,
+                reason: "Error".to_owned(),
+                message: "the node restarted while the container ran".to_owned(),
+                started_at: record.state.started_at(),
+                finished_at: now(),
+            });
         }
-        Some((ContainerState::Created, pid)) => {
-            // A start that was ordered and did not arrive: it may be ordered again.
-            record.state = State::Created;
-            Some(pid)
-        }
-        Some((ContainerState::Exited(exit), _)) => {
-            record.state = State::Exited(exit_of(exit));
-            None
-        }
-        None => {
-            let gone = if same_boot {
-                if let Err(error) = teardown::container_processes(engine, record).await {
-                    let reason = crate::network::chain(&error);
-                    tracing::warn!(container = %record.id, reason, "processes without a monitor");
-                }
-                "the monitor of the pod died, the container was killed"
-            } else {
-                "the node restarted while the container ran"
-            };
-            record.state = State::Exited(lost(before.started_at(), gone));
-            None
-        }
-    }
-}
-
-fn lost(started_at: i64, message: &str) -> Exit {
-    Exit {
-        code: 137,
-        reason: "Error".to_owned(),
-        message: message.to_owned(),
-        started_at,
-        finished_at: now(),
+        None => {}
     }
 }

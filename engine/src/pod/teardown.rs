@@ -4,6 +4,7 @@
 //! already is no error. So the same code undoes a failed launch, stops a
 //! sandbox, and cleans up after a crash or a reboot.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use super::files;
 use super::record::{ContainerRecord, PodRecord};
 use crate::engine::{Engine, blocking_with};
 use crate::failpoint;
+use crate::ids::PodId;
 
 /// How long the processes of a killed cgroup may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Between two tries to undo a sandbox.
-const RETRY: Duration = Duration::from_secs(20);
+/// How long a monitor may take to end all that it has; after that the cgroups are
+/// killed without it.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Ends all processes of a sandbox and gives its parts back, but keeps its records.
 pub(crate) async fn pod(
@@ -30,11 +33,7 @@ pub(crate) async fn pod(
 ) -> Result<(), PodError> {
     // A monitor that says so has reaped all that lived in the namespaces.
     let ended = match monitor {
-        Some(monitor) => monitor
-            .shutdown()
-            .await
-            .inspect_err(|error| tracing::debug!(pod = %record.id, %error, "monitor at shutdown"))
-            .is_ok(),
+        Some(monitor) => shut_down(&record.id, monitor).await,
         None => false,
     };
     failpoint::hit("stop-monitor");
@@ -45,8 +44,8 @@ pub(crate) async fn pod(
         Ok::<_, PodError>(())
     };
     let state = async {
-        let own = record.clone();
-        blocking_with(engine, move |engine| remove_state(engine, &own)).await
+        let id = record.id.clone();
+        blocking_with(engine, move |engine| remove_state(engine, &id)).await
     };
     let network = give_network_back(engine, record);
     if ended {
@@ -56,6 +55,21 @@ pub(crate) async fn pod(
         processes.await?;
         network.await?;
         state.await
+    }
+}
+
+/// Asks a monitor to end all that it has; false where it did not say that it has.
+async fn shut_down(pod: &PodId, monitor: &Monitor) -> bool {
+    match tokio::time::timeout(SHUTDOWN_PATIENCE, monitor.shutdown()).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%pod, %error, "monitor at shutdown");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(%pod, "the monitor does not answer, the pod is ended without it");
+            false
+        }
     }
 }
 
@@ -72,44 +86,29 @@ async fn give_network_back(engine: &Arc<Engine>, record: &PodRecord) -> Result<(
     failpoint::hit("stop-network");
     blocking_with(engine, move |_| {
         let _step = mark("network namespace");
-        runtime::netns::NetNs::unpin(&netns).map_err(|error| {
-            let step = format!("unpin network namespace {}", netns.display());
-            PodError::runtime(step, error)
-        })
+        unpin(&netns)
     })
     .await
 }
 
-/// Undoes a sandbox that nobody was told of, its record last. What cannot be given
-/// back now is tried again in the background; the record stays until then, for
-/// this engine or the next.
-pub(crate) async fn undo(engine: &Arc<Engine>, record: &PodRecord, monitor: Option<&Monitor>) {
-    if try_undo(engine, record, monitor).await {
-        return;
-    }
-    let (engine, record) = (Arc::clone(engine), record.clone());
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(RETRY).await;
-            if try_undo(&engine, &record, None).await {
-                return;
-            }
-        }
-    });
+/// Drops a network namespace; one that is not there is fine.
+pub(super) fn unpin(netns: &Path) -> Result<(), PodError> {
+    runtime::netns::NetNs::unpin(netns).map_err(|error| {
+        let step = format!("unpin network namespace {}", netns.display());
+        PodError::runtime(step, error)
+    })
 }
 
-async fn try_undo(engine: &Arc<Engine>, record: &PodRecord, monitor: Option<&Monitor>) -> bool {
+/// Undoes a sandbox that nobody was told of, its records last: on an error they stay,
+/// for this engine or the next to try again.
+pub(crate) async fn undo(
+    engine: &Arc<Engine>,
+    record: &PodRecord,
+    monitor: Option<&Monitor>,
+) -> Result<(), PodError> {
+    pod(engine, record, monitor).await?;
     let dir = engine.pod_dir(&record.id);
-    let undone = match pod(engine, record, monitor).await {
-        Ok(()) => crate::engine::blocking(move || Ok(dir.remove()?)).await,
-        Err(error) => Err(error),
-    };
-    undone
-        .inspect_err(|error| {
-            let reason = crate::network::chain(error);
-            tracing::warn!(pod = %record.id, reason, "an unfinished sandbox is not undone yet");
-        })
-        .is_ok()
+    crate::engine::blocking(move || Ok(dir.remove()?)).await
 }
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
@@ -119,7 +118,8 @@ fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     kill_and_remove(engine, &record.cgroup)
 }
 
-fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
+/// Ends what is in a cgroup and removes it; one that is not there is fine.
+pub(super) fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
     let cgroup = engine.cgroups.open(path);
     if !cgroup.exists() {
         return Ok(());
@@ -130,10 +130,11 @@ fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
     engine.remove_cgroup(&cgroup)
 }
 
-fn remove_state(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
+/// Unmounts and removes what a pod has below `--state`.
+pub(super) fn remove_state(engine: &Engine, id: &PodId) -> Result<(), PodError> {
     let _step = mark("state");
-    files::unmount_shm(&engine.shm(&record.id))?;
-    let state = engine.pod_state(&record.id);
+    files::unmount_shm(&engine.shm(id))?;
+    let state = engine.pod_state(id);
     match std::fs::remove_dir_all(&state) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(PodError::runtime(
             format!("remove {}", state.display()),
@@ -161,10 +162,17 @@ pub(crate) async fn container(
     record: &ContainerRecord,
     monitor: Option<&Monitor>,
 ) -> Result<(), PodError> {
-    if let Some(monitor) = monitor
-        && let Err(error) = monitor.delete(record.id.as_str()).await
-    {
-        tracing::debug!(container = %record.id, %error, "monitor forgets the container");
+    if let Some(monitor) = monitor {
+        let forgotten = monitor.delete(record.id.as_str());
+        match tokio::time::timeout(SHUTDOWN_PATIENCE, forgotten).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(container = %record.id, %error, "monitor forgets the container");
+            }
+            Err(_) => {
+                tracing::warn!(container = %record.id, "the monitor does not answer, the container is removed without it");
+            }
+        }
     }
     failpoint::hit("remove-monitor");
     container_processes(engine, record).await?;

@@ -34,7 +34,10 @@ pub(crate) async fn handle(
         .inbox(pod.id.as_str())
         .found()
         .ok_or_else(|| status::pod(&unknown()))?;
-    let id = ask(&inbox, |reply| Command::Create(Box::new(config), reply)).await?;
+    let id = ask(engine, &inbox, |reply| {
+        Command::Create(Box::new(config), reply)
+    })
+    .await?;
     let id = id.ok_or_else(|| status::pod(&unknown()))?;
     super::about("container_id", id.as_str());
     Ok(v1::CreateContainerResponse {

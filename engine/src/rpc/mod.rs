@@ -119,17 +119,22 @@ fn must_find<T>(
 /// Sends a command to a pod's task and waits for the answer. `None`: the pod was
 /// removed in the meantime, and its task with it.
 async fn ask<T>(
+    engine: &Engine,
     inbox: &Inbox,
     command: impl FnOnce(Reply<T>) -> Command,
 ) -> Result<Option<T>, Status> {
     let (reply, answer) = Reply::channel();
-    if inbox.send(command(reply)).is_err() {
-        return Ok(None);
-    }
-    match answer.await {
-        Ok(Ok(value)) => Ok(Some(value)),
-        Ok(Err(error)) => Err(codes::pod(&error)),
-        Err(_) => Ok(None),
+    let sent = inbox.send(command(reply));
+    let answered = match sent {
+        Ok(()) => answer.await.ok(),
+        Err(_) => None,
+    };
+    match answered {
+        Some(Ok(value)) => Ok(Some(value)),
+        Some(Err(error)) => Err(codes::pod(&error)),
+        // A task that failed is not a pod that was removed.
+        None if engine.index.has(inbox) => Err(codes::pod(&PodError::TaskFailed)),
+        None => Ok(None),
     }
 }
 

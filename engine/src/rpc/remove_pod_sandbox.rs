@@ -19,7 +19,7 @@ pub(crate) async fn handle(
     super::about("pod_sandbox_id", &pod_sandbox_id);
     match engine.index.inbox(&pod_sandbox_id) {
         Lookup::Found(inbox) => {
-            ask(&inbox, Command::RemovePod).await?;
+            ask(engine, &inbox, Command::RemovePod).await?;
         }
         Lookup::Unknown => {}
         Lookup::Ambiguous => return Err(ambiguous("pod_sandbox_id", &pod_sandbox_id)),

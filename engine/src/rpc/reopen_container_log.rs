@@ -20,7 +20,7 @@ pub(crate) async fn handle(
     let unknown = || PodError::NoContainer(container_id.clone());
     let found = container_inbox(engine, &container_id);
     let (inbox, id) = must_find(found, "container_id", &container_id, &unknown())?;
-    let done = ask(&inbox, |reply| Command::ReopenLog(id, reply)).await?;
+    let done = ask(engine, &inbox, |reply| Command::ReopenLog(id, reply)).await?;
     done.map(|()| v1::ReopenContainerLogResponse {})
         .ok_or_else(|| status::pod(&unknown()))
 }

@@ -7,7 +7,9 @@ use tonic::Status;
 
 use crate::convert::{missing, sandbox};
 use crate::engine::Engine;
-use crate::pod::error::PodError;
+use crate::ids::PodId;
+use crate::model::SandboxConfig;
+use crate::pod::error::{PodError, SharedError};
 use crate::pod::task::{Reply, run_or_join};
 use crate::status;
 
@@ -25,16 +27,25 @@ pub(crate) async fn handle(
     if engine.config.handler(&runtime_handler).is_none() {
         return Err(status::pod(&PodError::NoHandler(runtime_handler)));
     }
-    let (reply, answer) = Reply::channel();
-    run_or_join(engine, config, runtime_handler, reply).map_err(|error| status::pod(&error))?;
-    match answer.await {
-        Ok(Ok(id)) => {
-            super::about("pod_sandbox_id", id.as_str());
-            Ok(v1::RunPodSandboxResponse {
-                pod_sandbox_id: id.to_string(),
-            })
-        }
-        Ok(Err(error)) => Err(status::pod(&error)),
-        Err(_) => Err(status::pod(&PodError::ShuttingDown)),
+    let mut answered = run(engine, config.clone(), runtime_handler.clone()).await;
+    if matches!(&answered, Err(error) if matches!(**error, PodError::CutOff)) {
+        // The call had joined a start of an earlier engine that was being undone.
+        answered = run(engine, config, runtime_handler).await;
     }
+    let id = answered.map_err(|error| status::pod(&error))?;
+    super::about("pod_sandbox_id", id.as_str());
+    Ok(v1::RunPodSandboxResponse {
+        pod_sandbox_id: id.to_string(),
+    })
+}
+
+async fn run(
+    engine: &Arc<Engine>,
+    config: SandboxConfig,
+    handler: String,
+) -> Result<PodId, SharedError> {
+    let (reply, answer) = Reply::channel();
+    run_or_join(engine, config, handler, reply)?;
+    let answered = answer.await;
+    answered.unwrap_or_else(|_| Err(Arc::new(PodError::ShuttingDown)))
 }

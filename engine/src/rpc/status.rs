@@ -10,13 +10,20 @@ use tonic::Status;
 use crate::engine::Engine;
 use crate::network::Readiness;
 
+/// Containers that a condition names at most.
+const STALLED_NAMED: usize = 3;
+
 /// What the kubelet asks every few seconds.
 pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::StatusRequest,
 ) -> Result<v1::StatusResponse, Status> {
     let v1::StatusRequest { verbose } = request;
-    let conditions = vec![runtime_ready(engine), network_ready(engine)];
+    let conditions = vec![
+        runtime_ready(engine),
+        network_ready(engine),
+        logs_flow(engine),
+    ];
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus { conditions }),
         info: if verbose {
@@ -59,6 +66,35 @@ fn network_ready(engine: &Engine) -> v1::RuntimeCondition {
     }
 }
 
+/// Slipway's own condition, which the kubelet shows to nobody but does not mind: it
+/// looks at the two above only. The names of a few containers are enough to find the
+/// disk.
+fn logs_flow(engine: &Engine) -> v1::RuntimeCondition {
+    let views = engine.index.list();
+    let containers = views.iter().flat_map(|view| &view.containers);
+    let stalled: Vec<&str> = containers
+        .filter(|container| container.log_stalled)
+        .map(|container| container.id.as_str())
+        .collect();
+    let (reason, message) = match stalled.len() {
+        0 => (String::new(), String::new()),
+        count => {
+            let some: Vec<&str> = stalled.iter().take(STALLED_NAMED).copied().collect();
+            let message = format!(
+                "the disk takes nothing of {count} logs, whose containers' output waits: {}",
+                some.join(", ")
+            );
+            ("LogDiskStalled".to_owned(), message)
+        }
+    };
+    v1::RuntimeCondition {
+        r#type: "ContainerLogsFlow".to_owned(),
+        status: stalled.is_empty(),
+        reason,
+        message,
+    }
+}
+
 /// Every handler by its name, and the default one by the empty name.
 fn handlers(engine: &Engine) -> Vec<v1::RuntimeHandler> {
     let features = v1::RuntimeHandlerFeatures {
@@ -87,5 +123,28 @@ fn info(engine: &Engine) -> HashMap<String, String> {
         "defaultHandler": config.default_handler,
         "handlers": config.handlers,
     });
-    HashMap::from([("config".to_owned(), text.to_string())])
+    HashMap::from([
+        ("config".to_owned(), text.to_string()),
+        ("troubles".to_owned(), troubles(engine).to_string()),
+    ])
+}
+
+/// The pods that are not as they should be, with the reason.
+fn troubles(engine: &Engine) -> serde_json::Value {
+    let pods = engine.index.list();
+    let troubled = pods.iter().filter_map(|pod| {
+        let reason = match pod.reason.as_str() {
+            "" if pod.ready && pod.monitor.is_none() => "its monitor does not answer",
+            "" => return None,
+            reason => reason,
+        };
+        let key = &pod.config.key;
+        Some(json!({
+            "pod": pod.id.as_str(),
+            "namespace": key.namespace,
+            "name": key.name,
+            "reason": reason,
+        }))
+    });
+    troubled.collect()
 }

@@ -25,7 +25,7 @@ pub(crate) async fn handle(
     super::about("container_id", &container_id);
     match container_inbox(engine, &container_id) {
         Lookup::Found((inbox, id)) => {
-            ask(&inbox, |reply| Command::Stop(id, grace, reply)).await?;
+            ask(engine, &inbox, |reply| Command::Stop(id, grace, reply)).await?;
         }
         Lookup::Unknown => {}
         Lookup::Ambiguous => return Err(ambiguous("container_id", &container_id)),

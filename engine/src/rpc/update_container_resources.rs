@@ -29,7 +29,7 @@ pub(crate) async fn handle(
     let (inbox, id) = must_find(found, "container_id", &container_id, &unknown())?;
     let update = resources::from_proto("linux", linux.unwrap_or_default())
         .map_err(|error| status::bad_request(&error))?;
-    let done = ask(&inbox, |reply| Command::Update(id, update, reply)).await?;
+    let done = ask(engine, &inbox, |reply| Command::Update(id, update, reply)).await?;
     done.map(|()| v1::UpdateContainerResourcesResponse {})
         .ok_or_else(|| status::pod(&unknown()))
 }

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::connection::ReplyTo;
+use crate::log::Log;
 use crate::output::Output;
 use crate::reactor::{Key, Reactor, Source, Token};
 
@@ -29,6 +30,9 @@ use crate::reactor::{Key, Reactor, Source, Token};
 const LAUNCH_TIME: u64 = 120_000_000_000;
 /// SIGKILL.
 pub(crate) const KILL: i32 = 9;
+/// Exit code of a process that was killed, and of an init that passes on what
+/// became of its child: a shell, tini.
+const KILLED: i32 = 128 + KILL;
 /// How often a cgroup without a freezer is searched for processes that were born meanwhile.
 const KILL_ROUNDS: usize = 10;
 
@@ -110,8 +114,12 @@ pub(crate) struct Container {
     null: Option<OwnedFd>,
     /// Who wants it gone, once its first process is.
     pub(crate) deletes: Vec<ReplyTo>,
+    /// Its exit waits for its log: until when, monotonic nanoseconds.
+    pub(crate) untold: Option<u64>,
     cgroups: Cgroups,
     helper: Option<Pid>,
+    /// Whether the engine had it killed.
+    killed: bool,
     /// Whether the kernel ends its processes with its first one.
     pub(crate) own_pid_namespace: bool,
 }
@@ -121,7 +129,7 @@ impl Container {
     pub(crate) fn begin(
         key: Key,
         mut create: Create,
-        fds: Fds,
+        mut fds: Fds,
         launcher: &mut dyn Launcher,
         reactor: &mut Reactor,
     ) -> Result<Self, Failure> {
@@ -141,7 +149,7 @@ impl Container {
             kill: create.cgroup_kill.clone(),
             freezer: freezer(&create.cgroup_files),
         };
-        let (mut output, stdio) = Output::open(key, &create, reactor)?;
+        let (mut output, stdio) = Output::open(key, &mut create, &mut fds, reactor)?;
         let launch = match launcher.begin(Order { create, fds, stdio }) {
             Ok(launch) => launch,
             Err(error) => {
@@ -179,6 +187,8 @@ impl Container {
             seccomp_flags,
             null: None,
             deletes: Vec::new(),
+            untold: None,
+            killed: false,
             cgroups,
             helper,
             own_pid_namespace: true,
@@ -249,7 +259,8 @@ impl Container {
     }
 
     /// Kills all of it: those that are gone already are fine.
-    pub(crate) fn kill(&self) {
+    pub(crate) fn kill(&mut self) {
+        self.killed = true;
         if let Some(helper) = self.helper {
             let _gone = send_signal(helper, KILL);
         }
@@ -260,11 +271,10 @@ impl Container {
     }
 
     /// Its line of a list.
-    pub(crate) fn report(&self) -> protocol::Container {
+    pub(crate) fn report(&mut self) -> protocol::Container {
         let (state, started_at) = match &self.state {
-            State::Launching { .. } | State::Created { .. } | State::Starting { .. } => {
-                (protocol::State::Created, 0)
-            }
+            State::Launching { .. } | State::Created { .. } => (protocol::State::Created, 0),
+            State::Starting { .. } => (protocol::State::Starting, 0),
             State::Running { started_at, .. } => (protocol::State::Running, *started_at),
             State::Exited(record) => (protocol::State::Exited, record.started_at),
         };
@@ -272,13 +282,15 @@ impl Container {
             State::Exited(record) => Some(Exited::from(record)),
             _ => None,
         };
+        let lost_log_bytes = self.output.log_mut().map_or(0, Log::lost);
         protocol::Container {
             id: self.id.clone(),
             state: state.into(),
             pid: self.pid().map_or(0, raw),
             started_at,
             exit,
-            lost_log_bytes: self.output.lost(),
+            lost_log_bytes,
+            log_stalled: self.output.log().is_some_and(Log::is_stalled),
         }
     }
 
@@ -330,13 +342,21 @@ impl Container {
         }
     }
 
-    /// Whether the kernel killed its first process for lack of memory, which
-    /// ended by this signal.
-    pub(crate) fn was_oom_killed(&self, signal: Option<i32>) -> bool {
+    /// Signals its first process; one that ended is fine.
+    pub(crate) fn signal(&mut self, signal: i32) -> Result<(), Errno> {
+        self.killed |= signal == KILL;
+        self.pid().map_or(Ok(()), |pid| send_signal(pid, signal))
+    }
+
+    /// Whether it ended, with this code, since the kernel killed for lack of memory.
+    pub(crate) fn was_oom_killed(&self, code: i32) -> bool {
+        if self.killed || code != KILLED {
+            return false;
+        }
         let Some(file) = &self.cgroups.oom else {
             return false;
         };
-        std::fs::read_to_string(path(file)).is_ok_and(|text| ended_for_memory(signal, &text))
+        std::fs::read_to_string(path(file)).is_ok_and(|text| oom_kills(&text) > 0)
     }
 }
 
@@ -358,12 +378,6 @@ pub(crate) fn send_signal(pid: Pid, signal: i32) -> Result<(), Errno> {
         Err(Errno::SRCH) => Ok(()),
         other => other,
     }
-}
-
-/// A kill of another process is that one's matter: the first one went on, and
-/// its own end tells how the container ended.
-fn ended_for_memory(signal: Option<i32>, counters: &str) -> bool {
-    signal == Some(KILL) && oom_kills(counters) > 0
 }
 
 /// The counter of OOM kills in a v1 or v2 file.
@@ -405,13 +419,5 @@ mod tests {
         );
         assert_eq!(oom_kills("oom_kill_disable 1\nunder_oom 0\n"), 0);
         assert_eq!(oom_kills(""), 0);
-    }
-
-    #[test]
-    fn only_the_first_process_that_was_killed_ended_for_memory() {
-        assert!(ended_for_memory(Some(9), "oom_kill 1\n"));
-        assert!(!ended_for_memory(Some(9), "oom_kill 0\n"));
-        assert!(!ended_for_memory(Some(15), "oom_kill 1\n"));
-        assert!(!ended_for_memory(None, "oom_kill 1\n"));
     }
 }

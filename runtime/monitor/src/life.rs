@@ -1,13 +1,13 @@
 //! What happens to containers: launch, start, exit, removal.
 //!
 //! Owns the transitions that `container` draws. The exit is written down before
-//! anybody is told; whoever waits for an answer gets one, whatever happens.
+//! anybody is told, and told when the log has what was written before (`logs`); whoever waits for an answer gets one, whatever happens.
 
 use std::os::fd::AsFd;
 
 use runtime::exit::ExitRecord;
 use runtime::launcher::{Ready, StartOutcome};
-use runtime::protocol::{self, Body, Created, Exited, Failure, FailureKind, Started, wall_now};
+use runtime::protocol::{Body, Created, Failure, FailureKind, StartEnded, Started, wall_now};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
@@ -37,7 +37,7 @@ impl Monitor {
 
     /// Gives up a container in the making.
     pub(crate) fn launch_failed(&mut self, key: Key, failure: Failure) {
-        let Some(container) = self.containers.get(&key) else {
+        let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
         container.kill();
@@ -178,6 +178,7 @@ impl Monitor {
             return;
         };
         self.reactor.unwatch(gate.as_fd(), *token);
+        let id = container.id.clone();
         let result = match outcome {
             StartOutcome::Running => {
                 let started_at = wall_now();
@@ -192,7 +193,24 @@ impl Monitor {
                 ..Failure::new(FailureKind::Launch, "start", message)
             }),
         };
-        self.reply(reply, result);
+        if self.is_connected(reply.connection) {
+            return self.reply(reply, result);
+        }
+        // Another engine has found a container that was being started.
+        let ended = match result {
+            Ok(Body::Started(Started { started_at })) => StartEnded {
+                id,
+                started_at,
+                failure: None,
+            },
+            Err(failure) => StartEnded {
+                id,
+                started_at: 0,
+                failure: Some(Box::new(failure)),
+            },
+            Ok(_) => return,
+        };
+        self.broadcast(&Body::StartEnded(ended));
     }
 
     /// A container's first process was reaped.
@@ -204,7 +222,7 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
-        let oom_killed = container.was_oom_killed(signal);
+        let oom_killed = container.was_oom_killed(code);
         if !container.own_pid_namespace {
             container.kill_group();
         }
@@ -221,18 +239,11 @@ impl Monitor {
             started_at,
             finished_at,
         };
-        let deletes = std::mem::take(&mut container.deletes);
-        let exited = Exited::from(&record);
         container.state = State::Exited(record);
-        if deletes.is_empty() {
+        if container.deletes.is_empty() {
             self.write_record(key);
-            self.broadcast(&Body::Exited(exited));
-            return;
         }
-        self.remove(key);
-        for reply in deletes {
-            self.reply(reply, Ok(Body::Done(protocol::Empty {})));
-        }
+        self.begin_telling(key);
     }
 
     /// Takes a container out of the monitor: watches end, streams close.
@@ -243,8 +254,6 @@ impl Monitor {
             let _gone = send_signal(helper, KILL);
             self.dying.push(helper);
         }
-        container.output.flush(&mut self.scratch);
-        container.output.close(&mut self.reactor);
         match &container.state {
             State::Launching { launch, token, .. } => {
                 self.reactor.unwatch(launch.descriptor(), *token);
@@ -252,6 +261,8 @@ impl Monitor {
             State::Starting { gate, token, .. } => self.reactor.unwatch(gate.as_fd(), *token),
             State::Created { .. } | State::Running { .. } | State::Exited(_) => {}
         }
+        let output = std::mem::take(&mut container.output);
+        self.leave(output);
         Some(container)
     }
 
@@ -261,7 +272,7 @@ impl Monitor {
             exec.kill();
         }
         let mut launching = Vec::new();
-        for (key, container) in &self.containers {
+        for (key, container) in &mut self.containers {
             if container.deadline().is_some() {
                 launching.push(*key);
             } else if !container.is_over() || container.helper().is_some() {

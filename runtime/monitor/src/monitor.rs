@@ -6,14 +6,15 @@
 //! that still wait for their start end too; running ones are the engine's to
 //! kill, by their cgroups.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use runtime::launcher::{Libcontainer, Native};
 use runtime::protocol::{
-    self, Body, Envelope, Failure, FailureKind, Incoming, Received, VERSION, monotonic_now,
+    self, Body, Envelope, Failure, FailureKind, Features, Incoming, Received, VERSION,
+    monotonic_now,
 };
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
@@ -22,7 +23,8 @@ use rustix::process::{Pid, WaitStatus};
 use crate::connection::{Connection, ReplyTo, Sent};
 use crate::container::Container;
 use crate::execs::Exec;
-use crate::output::Scratch;
+use crate::logs;
+use crate::output::{Output, Scratch};
 use crate::reactor::{Key, Reactor, Source};
 use crate::startup::Descriptors;
 
@@ -60,6 +62,8 @@ pub(crate) struct Shutdown {
     pub(crate) replies: Vec<ReplyTo>,
     /// When it is over in any case, monotonic nanoseconds.
     pub(crate) deadline: u64,
+    /// Whether only logs are waited for.
+    pub(crate) only_logs: bool,
 }
 
 /// A monitor.
@@ -78,6 +82,8 @@ pub(crate) struct Monitor {
     pub(crate) setup_tried: bool,
     /// Containers in order of creation.
     pub(crate) containers: BTreeMap<Key, Container>,
+    /// What forgotten containers wrote, as long as their logs have not taken it.
+    pub(crate) leaving: VecDeque<Output>,
     /// Processes that were run in containers.
     pub(crate) execs: BTreeMap<i32, Exec>,
     /// Children that ended while a launcher might still tell who they are.
@@ -110,6 +116,7 @@ impl Monitor {
             pod: None,
             setup_tried: false,
             containers: BTreeMap::new(),
+            leaving: VecDeque::new(),
             execs: BTreeMap::new(),
             unknown_exits: Vec::new(),
             dying: Vec::new(),
@@ -176,18 +183,28 @@ impl Monitor {
         self.send(connection, to.answer(result));
     }
 
+    /// Whether an engine is still there.
+    pub(crate) fn is_connected(&self, connection: u64) -> bool {
+        self.connections.contains_key(&connection)
+    }
+
     /// Tells every engine that is connected.
     pub(crate) fn broadcast(&mut self, body: &Body) {
         let all: Vec<u64> = self.connections.keys().copied().collect();
         for connection in all {
-            let envelope = Envelope {
-                version: VERSION,
-                sent_at: monotonic_now(),
-                body: Some(body.clone()),
-                ..Envelope::default()
-            };
-            self.send(connection, envelope);
+            self.tell(connection, body.clone());
         }
+    }
+
+    /// Tells one engine.
+    pub(crate) fn tell(&mut self, connection: u64, body: Body) {
+        let envelope = Envelope {
+            version: VERSION,
+            sent_at: monotonic_now(),
+            body: Some(body),
+            ..Envelope::default()
+        };
+        self.send(connection, envelope);
     }
 
     fn handle(&mut self, source: Source) {
@@ -198,6 +215,7 @@ impl Monitor {
             Source::Launch(key) => self.launch_progress(key),
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
+            Source::Log(key) => self.log_has_room(key),
             Source::Unread(key) => self.client_gone(key),
         }
     }
@@ -251,6 +269,12 @@ impl Monitor {
                 Err(Failure::new(FailureKind::Protocol, "version", message)),
             );
         }
+        let required = Features::from_bits(envelope.requires);
+        if !Features::known().has(required) {
+            let missing = required.missing_in(Features::known()).join(", ");
+            let failure = Failure::new(FailureKind::Unsupported, &missing, "not in this monitor");
+            return self.reply(reply, Err(failure));
+        }
         match envelope.body {
             Some(body) => self.request(body, fds, reply),
             None => {
@@ -301,16 +325,33 @@ impl Monitor {
         self.shutdown = Some(Shutdown {
             replies: vec![reply],
             deadline,
+            only_logs: false,
         });
         self.kill_everything();
     }
 
-    fn is_done(&self) -> bool {
-        match &self.shutdown {
-            Some(shutdown) => self.is_empty() || monotonic_now() >= shutdown.deadline,
+    fn is_done(&mut self) -> bool {
+        let Some(shutdown) = &self.shutdown else {
             // An idle monitor lives as long as its engine wants it.
-            None => self.pod.is_none() && self.connections.is_empty(),
+            return self.pod.is_none() && self.connections.is_empty();
+        };
+        if monotonic_now() >= shutdown.deadline {
+            return true;
         }
+        if !self.is_empty() {
+            return false;
+        }
+        // Nobody writes any more; what was written may wait for a disk.
+        if self.wind_up_logs() {
+            return true;
+        }
+        let latest = monotonic_now().saturating_add(logs::PATIENCE);
+        if let Some(shutdown) = &mut self.shutdown
+            && !std::mem::replace(&mut shutdown.only_logs, true)
+        {
+            shutdown.deadline = shutdown.deadline.min(latest);
+        }
+        false
     }
 
     fn is_empty(&self) -> bool {

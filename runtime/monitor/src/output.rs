@@ -1,31 +1,39 @@
 //! What containers write, on its way into their logs.
 //!
 //! Owns the monitor's ends of a container's streams. Reads whatever comes, log
-//! or not, so that no container ever waits for a reader; reads in turns, so
-//! that a loud one does not keep the others waiting. What was written before an
-//! exit is in the log before the exit is reported, as far as it is in the pipe
-//! by then; a grandchild that holds a pipe open is read on afterwards.
+//! or not, so that no container waits for a reader; only one whose log is full
+//! does (`log`). Reads in turns, so that a loud one does not keep the others
+//! waiting. A terminal is read for as long as the container's first process
+//! lives, whether somebody has it open or not; a grandchild that holds a stream
+//! open after an exit is read on. What memory output takes is bounded: buffers
+//! that all streams share, and for a container whose log is full one read and its
+//! records ([`MOST_HELD`]).
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 
 use runtime::launcher::ContainerStdio;
-use runtime::log::{LineSplitter, LogError, LogFile, Stamp, Stream};
-use runtime::protocol::{Create, Failure, FailureKind};
+use runtime::log::{LineSplitter, LogError, Stamp, Stream};
+use runtime::protocol::{Create, Failure, FailureKind, Fds, ProtocolError};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use crate::monitor::Monitor;
+use crate::log::Log;
 use crate::reactor::{Key, Reactor, Source, Token};
 
 /// Most bytes of one read.
 const READ: usize = 64 * 1024;
+/// Records that are written at a time.
+const RECORDS: usize = 64 * 1024;
 /// Bytes that become records at a time: bounds what the records grow to when
 /// lines are short.
-const SLICE: usize = 16 * 1024;
-/// Reads of one stream in a row.
-const TURN: usize = 4;
+const SLICE: usize = 1024;
+/// Most that is kept for a container whose log is full: what was read, and
+/// records of empty lines behind one that was nearly due to be written.
+#[cfg(test)]
+const MOST_HELD: usize = READ + RECORDS + SLICE * 48 + 2 * runtime::log::MAX_LINE;
 /// Most bytes that are read before an exit is reported: more than a pipe
 /// holds, so that only a writer that is still alive comes to this.
 const DRAIN: usize = 4 * 1024 * 1024;
@@ -44,49 +52,72 @@ struct Reader {
     fd: OwnedFd,
     token: Token,
     splitter: LineSplitter,
+    watch: Watch,
+    is_terminal: bool,
+}
+
+/// How a stream is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Watch {
+    /// For all there is.
+    Level,
+    /// A terminal that nobody has open: its end would be told without end.
+    News,
+    /// Not at all: its log is full.
+    Paused,
+}
+
+/// What was read when there was no room for its records.
+#[derive(Debug)]
+struct Held {
+    stream: Stream,
+    bytes: Vec<u8>,
+    stamp: Stamp,
+}
+
+/// What was read.
+#[derive(Debug, Clone, Copy)]
+struct Piece<'a> {
+    stream: Stream,
+    bytes: &'a [u8],
+    stamp: Stamp,
 }
 
 /// What a read gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Read {
-    Some(usize),
+pub(crate) enum Read {
+    /// It filled the buffer: there may be more.
+    Full,
+    /// All there was.
+    Some,
+    /// Nothing, or no room for it.
     Nothing,
+    /// Its end.
     End,
 }
 
 /// A container's streams and log.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Output {
-    log: Option<LogFile>,
+    log: Option<Log>,
     readers: Vec<Reader>,
+    held: Option<Held>,
     /// Kept open for clients that attach; with a terminal it is that.
     _stdin: Option<OwnedFd>,
 }
 
 impl Output {
-    /// Opens log and pipes; gives the container's ends.
+    /// Takes the log, opens pipes; gives the container's ends.
     pub(crate) fn open(
         key: Key,
-        create: &Create,
+        create: &mut Create,
+        fds: &mut Fds,
         reactor: &mut Reactor,
     ) -> Result<(Self, ContainerStdio), Failure> {
-        let failed =
-            |step: &str, errno: Errno| Failure::new(FailureKind::Launch, step, errno.to_string());
-        let log = create.log_path.as_deref().map(|path| {
-            let path =
-                Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(path));
-            LogFile::open(path).map_err(|error| {
-                let message = match &error {
-                    LogError::Open { source, .. } => source.to_string(),
-                    LogError::NotRegular { .. } => "not a regular file".to_owned(),
-                };
-                let step = format!("open log {}", path.display());
-                Failure::new(FailureKind::Launch, &step, message)
-            })
-        });
         let mut output = Self {
-            log: log.transpose()?,
+            log: take_log(create, fds)?.map(|(file, path)| Log::new(key, file, path)),
             readers: Vec::new(),
+            held: None,
             _stdin: None,
         };
         let stdio = if create.tty {
@@ -96,7 +127,7 @@ impl Output {
                 .open_pipes(key, create.stdin, reactor)
                 .map_err(|errno| {
                     output.close(reactor);
-                    failed("make pipes", errno)
+                    Failure::new(FailureKind::Launch, "make pipes", errno.to_string())
                 })?
         };
         Ok((output, stdio))
@@ -109,26 +140,110 @@ impl Output {
         console: OwnedFd,
         reactor: &mut Reactor,
     ) -> Result<(), Errno> {
-        self.add_reader(key, Stream::Stdout, console, reactor)
+        self.add_reader(key, Stream::Stdout, console, reactor)?;
+        for reader in &mut self.readers {
+            reader.is_terminal = true;
+        }
+        Ok(())
     }
 
     /// Its log, if it has one.
-    pub(crate) fn log_mut(&mut self) -> Option<&mut LogFile> {
+    pub(crate) fn log(&self) -> Option<&Log> {
+        self.log.as_ref()
+    }
+
+    /// Its log, to be changed.
+    pub(crate) fn log_mut(&mut self) -> Option<&mut Log> {
         self.log.as_mut()
     }
 
-    /// Bytes that its log lost.
-    pub(crate) fn lost(&self) -> u64 {
-        self.log.as_ref().map_or(0, LogFile::lost)
+    /// Whether its streams wait for its log.
+    pub(crate) fn is_full(&self) -> bool {
+        self.log.as_ref().is_some_and(Log::is_full)
     }
 
-    /// Reads all that is there, within reason.
+    /// Whether no stream is open.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.readers.is_empty()
+    }
+
+    /// Whether a stream that hangs up belongs to a terminal.
+    fn is_terminal(&self, index: usize) -> bool {
+        self.readers
+            .get(index)
+            .is_some_and(|reader| reader.is_terminal)
+    }
+
+    /// Reads once what a stream brings. A terminal without users ends only when
+    /// its container did.
+    pub(crate) fn read_once(
+        &mut self,
+        stream: Stream,
+        init_lives: bool,
+        scratch: &mut Scratch,
+        reactor: &mut Reactor,
+    ) -> Read {
+        let position = self
+            .readers
+            .iter()
+            .position(|reader| reader.stream == stream);
+        let Some(index) = position else {
+            return Read::Nothing;
+        };
+        if self.is_full() {
+            self.pause(index, reactor);
+            return Read::Nothing;
+        }
+        match self.read(index, scratch, reactor) {
+            Read::End if init_lives && self.is_terminal(index) => {
+                self.watch(index, Watch::News, reactor);
+                Read::Nothing
+            }
+            Read::End => {
+                self.end(index, scratch, reactor);
+                Read::End
+            }
+            Read::Nothing => Read::Nothing,
+            read => {
+                self.watch(index, Watch::Level, reactor);
+                read
+            }
+        }
+    }
+
+    /// Goes on after the log had no room, as far as it has some now.
+    pub(crate) fn proceed(&mut self, scratch: &mut Scratch, reactor: &mut Reactor) {
+        let Some(log) = &mut self.log else { return };
+        log.flush(reactor);
+        if log.is_full() {
+            return;
+        }
+        if let Some(held) = self.held.take() {
+            let piece = Piece {
+                stream: held.stream,
+                bytes: &held.bytes,
+                stamp: held.stamp,
+            };
+            self.record(piece, &mut scratch.records, reactor);
+        }
+        if self.is_full() {
+            return;
+        }
+        for index in 0..self.readers.len() {
+            if self.readers.get(index).map(|reader| reader.watch) == Some(Watch::Paused) {
+                self.watch(index, Watch::Level, reactor);
+            }
+        }
+    }
+
+    /// Reads all that is there, within reason and as far as the log has room.
     pub(crate) fn drain(&mut self, scratch: &mut Scratch, reactor: &mut Reactor) {
         for index in (0..self.readers.len()).rev() {
-            let mut rest = DRAIN;
-            while rest > 0 {
-                match self.read(index, scratch) {
-                    Read::Some(length) => rest = rest.saturating_sub(length),
+            let mut rest = DRAIN / READ;
+            while rest > 0 && !self.is_full() {
+                rest -= 1;
+                match self.read(index, scratch, reactor) {
+                    Read::Full | Read::Some => {}
                     Read::Nothing => break,
                     Read::End => {
                         self.end(index, scratch, reactor);
@@ -139,17 +254,31 @@ impl Output {
         }
     }
 
-    /// Writes unfinished lines: nothing will follow.
-    pub(crate) fn flush(&mut self, scratch: &mut Scratch) {
-        for index in 0..self.readers.len() {
-            self.finish(index, scratch);
+    /// Brings into the log what is still to come, since the container is to be
+    /// forgotten. Whether that is done.
+    pub(crate) fn wind_up(&mut self, scratch: &mut Scratch, reactor: &mut Reactor) -> bool {
+        self.proceed(scratch, reactor);
+        self.drain(scratch, reactor);
+        if self.is_full() {
+            return false;
         }
+        for index in (0..self.readers.len()).rev() {
+            self.end(index, scratch, reactor);
+        }
+        let Some(log) = &mut self.log else {
+            return true;
+        };
+        log.finish(reactor);
+        log.is_written()
     }
 
     /// Ends all watches and closes all streams.
     pub(crate) fn close(&mut self, reactor: &mut Reactor) {
         for reader in self.readers.drain(..) {
             reactor.unwatch(reader.fd.as_fd(), reader.token);
+        }
+        if let Some(log) = &mut self.log {
+            log.finish(reactor);
         }
     }
 
@@ -191,13 +320,37 @@ impl Output {
             fd,
             token,
             splitter: LineSplitter::new(stream),
+            watch: Watch::Level,
+            is_terminal: false,
         });
         Ok(())
     }
 
-    /// Reads once and logs what came.
-    fn read(&mut self, index: usize, scratch: &mut Scratch) -> Read {
+    fn pause(&mut self, index: usize, reactor: &Reactor) {
+        self.watch(index, Watch::Paused, reactor);
+    }
+
+    /// Watches a stream in another way.
+    fn watch(&mut self, index: usize, wanted: Watch, reactor: &Reactor) {
         let Some(reader) = self.readers.get_mut(index) else {
+            return;
+        };
+        let (fd, token) = (reader.fd.as_fd(), reader.token);
+        let changed = match (reader.watch, wanted) {
+            (former, wanted) if former == wanted => return,
+            (_, Watch::Paused) => reactor.pause(fd),
+            (Watch::Paused, _) => reactor.resume(fd, token),
+            (_, wanted) => reactor.only_news(fd, token, wanted == Watch::News),
+        };
+        // One that cannot be watched otherwise is watched as before.
+        if changed.is_ok() {
+            reader.watch = wanted;
+        }
+    }
+
+    /// Reads once and logs what came.
+    fn read(&mut self, index: usize, scratch: &mut Scratch, reactor: &mut Reactor) -> Read {
+        let Some(reader) = self.readers.get(index) else {
             return Read::Nothing;
         };
         let Scratch { input, records } = scratch;
@@ -212,74 +365,153 @@ impl Output {
             // A terminal whose last user is gone; anything else is as final.
             Err(_) => return Read::End,
         }
-        let Some(log) = &mut self.log else {
-            return Read::Some(input.len());
+        if self.log.is_some() {
+            let piece = Piece {
+                stream: reader.stream,
+                bytes: input,
+                stamp: Stamp::now(),
+            };
+            self.record(piece, records, reactor);
+        }
+        // A short read emptied the pipe; a terminal gives a line or a page at once.
+        if input.len() < READ {
+            Read::Some
+        } else {
+            Read::Full
+        }
+    }
+
+    /// Makes records of what was read, and keeps what finds no room.
+    fn record(&mut self, piece: Piece<'_>, records: &mut Vec<u8>, reactor: &mut Reactor) {
+        let Piece {
+            stream,
+            bytes: mut rest,
+            stamp,
+        } = piece;
+        let reader = self.readers.iter_mut().find(|r| r.stream == stream);
+        let (Some(log), Some(reader)) = (&mut self.log, reader) else {
+            return;
         };
-        let stamp = Stamp::now();
-        for slice in input.chunks(SLICE) {
+        while !rest.is_empty() && !log.is_full() {
+            let (slice, later) = rest.split_at(rest.len().min(SLICE));
             reader.splitter.push(slice, &stamp, records);
-            if records.len() >= READ {
-                log.append(records);
+            rest = later;
+            if records.len() >= RECORDS || rest.is_empty() {
+                log.append(records, reactor);
                 records.clear();
             }
         }
-        log.append(records);
-        records.clear();
-        Read::Some(input.len())
+        if !rest.is_empty() {
+            let bytes = rest.to_vec();
+            self.held = Some(Held {
+                stream,
+                bytes,
+                stamp,
+            });
+        }
     }
 
-    /// Writes a stream's unfinished line.
-    fn finish(&mut self, index: usize, scratch: &mut Scratch) {
-        let (Some(reader), Some(log)) = (self.readers.get_mut(index), &mut self.log) else {
-            return;
-        };
-        reader.splitter.finish(&Stamp::now(), &mut scratch.records);
-        log.append(&scratch.records);
-        scratch.records.clear();
-    }
-
+    /// Takes a stream out; writes its unfinished line.
     fn end(&mut self, index: usize, scratch: &mut Scratch, reactor: &mut Reactor) {
-        self.finish(index, scratch);
-        let reader = self.readers.remove(index);
+        let mut reader = self.readers.remove(index);
         reactor.unwatch(reader.fd.as_fd(), reader.token);
+        if let Some(log) = &mut self.log {
+            let records = &mut scratch.records;
+            reader.splitter.finish(&Stamp::now(), records);
+            log.append(records, reactor);
+            records.clear();
+        }
     }
 }
 
-impl Monitor {
-    /// Reads what a container wrote.
-    pub(crate) fn read_output(&mut self, key: Key, stream: Stream) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
+/// The log as the engine opened it, and its path.
+fn take_log(create: &mut Create, fds: &mut Fds) -> Result<Option<(OwnedFd, PathBuf)>, Failure> {
+    let Some(path) = create.log_path.take() else {
+        return Ok(None);
+    };
+    let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+    let Some(slot) = create.log_fd.take() else {
+        return Ok(Some((open_log(&path)?, path)));
+    };
+    let failed = |error: ProtocolError| {
+        Failure::new(FailureKind::Protocol, "take the log", error.to_string())
+    };
+    let file = fds.pop(slot, "the log").map_err(failed)?;
+    Ok(Some((file, path)))
+}
+
+/// Opens the log for an engine of an earlier build, which only names it.
+pub(crate) fn open_log(path: &Path) -> Result<OwnedFd, Failure> {
+    runtime::log::open(path).map_err(|error| {
+        let message = match &error {
+            LogError::Open { source, .. } => source.to_string(),
+            LogError::NotRegular { .. } => "not a regular file".to_owned(),
         };
-        let output = &mut container.output;
-        let position = output
-            .readers
-            .iter()
-            .position(|reader| reader.stream == stream);
-        let Some(index) = position else { return };
-        for _ in 0..TURN {
-            match output.read(index, &mut self.scratch) {
-                // A short read emptied the pipe.
-                Read::Some(length) if length < READ => break,
-                Read::Some(_) => {}
-                Read::Nothing => break,
-                Read::End => {
-                    output.end(index, &mut self.scratch, &mut self.reactor);
-                    self.shrink_scratch();
-                    break;
+        let step = format!("open log {}", path.display());
+        Failure::new(FailureKind::Launch, &step, message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// An output whose log takes nothing: tests have threads, and without a process
+    /// for the writer to be there is no room.
+    fn full(reactor: &mut Reactor) -> (tempfile::TempDir, Output, [std::fs::File; 2]) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut create = Create {
+            log_path: Some(path.into_os_string().into_encoded_bytes()),
+            ..Create::default()
+        };
+        let fds = &mut Fds::default();
+        let (output, stdio) = Output::open(1, &mut create, fds, reactor).unwrap();
+        let ends = [stdio.stdout.unwrap().into(), stdio.stderr.unwrap().into()];
+        (dir, output, ends)
+    }
+
+    fn held(output: &Output) -> usize {
+        let held = output.held.as_ref().map_or(0, |held| held.bytes.capacity());
+        let unfinished = output.readers.iter().map(|r| r.splitter.held());
+        let pending = output.log.as_ref().map_or(0, Log::held);
+        held + pending + unfinished.sum::<usize>()
+    }
+
+    #[test]
+    fn whatever_a_container_writes_a_stalled_log_holds_little() {
+        let line = [b'x'; READ];
+        for input in [[b'\n'; READ], line] {
+            let mut reactor = Reactor::new().unwrap();
+            let mut scratch = Scratch::default();
+            let (_dir, mut output, mut ends) = full(&mut reactor);
+            for (stream, end) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&mut ends) {
+                for _ in 0..4 {
+                    rustix::io::ioctl_fionbio(&*end, true).unwrap();
+                    let _as_much_as_fits = end.write(&input);
+                    output.read_once(stream, true, &mut scratch, &mut reactor);
                 }
             }
+            assert!(output.is_full());
+            // A vector may have grown to twice of what it needs.
+            assert!(held(&output) <= 2 * MOST_HELD, "{}", held(&output));
+            let shared = scratch.input.capacity() + scratch.records.capacity();
+            assert!(shared <= READ + 2 * MOST_HELD, "{shared}");
         }
     }
 
-    /// Gives memory back when nobody writes any more.
-    fn shrink_scratch(&mut self) {
-        if self
-            .containers
-            .values()
-            .all(|container| container.output.readers.is_empty())
-        {
-            self.scratch = Scratch::default();
+    #[test]
+    fn a_line_without_end_is_cut() {
+        let mut reactor = Reactor::new().unwrap();
+        let mut scratch = Scratch::default();
+        let (_dir, mut output, mut ends) = full(&mut reactor);
+        output.log.as_mut().unwrap().throw_away();
+        for _ in 0..64 {
+            ends[0].write_all(&[b'x'; READ]).unwrap();
+            output.read_once(Stream::Stdout, true, &mut scratch, &mut reactor);
         }
+        assert!(held(&output) <= 2 * MOST_HELD, "{}", held(&output));
     }
 }

@@ -34,6 +34,8 @@ pub(crate) enum Source {
     Start(Key),
     /// A container wrote something.
     Output(Key, Stream),
+    /// There is room for records of a container again.
+    Log(Key),
     /// Nobody reads what a process that was run writes.
     Unread(Key),
 }
@@ -63,11 +65,55 @@ impl Reactor {
 
     /// Watches a descriptor until [`unwatch`](Self::unwatch): for reading.
     pub(crate) fn watch(&mut self, fd: BorrowedFd<'_>, source: Source) -> Result<Token, Errno> {
+        self.add(fd, source, EventFlags::IN)
+    }
+
+    /// Watches a descriptor that is full: told each time that it has room again.
+    pub(crate) fn watch_room(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        source: Source,
+    ) -> Result<Token, Errno> {
+        self.add(fd, source, EventFlags::OUT | EventFlags::ET)
+    }
+
+    fn add(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        source: Source,
+        flags: EventFlags,
+    ) -> Result<Token, Errno> {
         let token = Token(self.next);
-        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), EventFlags::IN)?;
+        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), flags)?;
         self.next += 1;
         self.sources.insert(token, source);
         Ok(token)
+    }
+
+    /// Says nothing of a watched descriptor until [`resume`](Self::resume); its end
+    /// would be told again and again otherwise.
+    pub(crate) fn pause(&self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        epoll::delete(&self.epoll, fd)
+    }
+
+    /// Goes on watching for reading.
+    pub(crate) fn resume(&self, fd: BorrowedFd<'_>, token: Token) -> Result<(), Errno> {
+        epoll::add(&self.epoll, fd, EventData::new_u64(token.0), EventFlags::IN)
+    }
+
+    /// Watches for what is new only, or for all there is.
+    pub(crate) fn only_news(
+        &self,
+        fd: BorrowedFd<'_>,
+        token: Token,
+        wanted: bool,
+    ) -> Result<(), Errno> {
+        let flags = if wanted {
+            EventFlags::IN | EventFlags::ET
+        } else {
+            EventFlags::IN
+        };
+        epoll::modify(&self.epoll, fd, EventData::new_u64(token.0), flags)
     }
 
     /// Watches for room to write as well, or no longer.

@@ -47,6 +47,9 @@ impl Monitor {
         {
             return;
         }
+        if self.writer_ended(pid) {
+            return;
+        }
         if let Some(index) = self.dying.iter().position(|known| *known == pid) {
             self.dying.swap_remove(index);
             return;
@@ -63,7 +66,9 @@ impl Monitor {
         let execs = self.execs.values().filter_map(crate::execs::Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
         let all = launches.chain(execs).chain(shutdown);
-        all.chain(self.trim_at).min()
+        all.chain(self.trim_at)
+            .chain(self.next_log_deadline())
+            .min()
     }
 
     /// Ends what is overdue.
@@ -73,6 +78,7 @@ impl Monitor {
             heap::trim();
         }
         self.end_overdue_execs(now);
+        self.look_after_logs(now);
         let overdue: Vec<_> = self
             .containers
             .iter()

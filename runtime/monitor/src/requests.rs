@@ -6,8 +6,8 @@ use std::os::fd::AsFd;
 
 use runtime::launcher::Launcher;
 use runtime::protocol::{
-    Body, Containers, Create, Empty, Failure, FailureKind, Fds, LauncherKind, Setup, Signal,
-    Welcome, monotonic_now,
+    Body, Containers, Create, Empty, Failure, FailureKind, Fds, Features, LauncherKind, ReopenLog,
+    Setup, Signal, Welcome, monotonic_now,
 };
 use runtime::sys::fork::{self, NewNamespaces};
 use runtime::ways::Ways;
@@ -15,6 +15,7 @@ use runtime::ways::Ways;
 use crate::connection::ReplyTo;
 use crate::container::{Container, State};
 use crate::monitor::Monitor;
+use crate::output;
 use crate::setup;
 
 const DONE: Body = Body::Done(Empty {});
@@ -26,10 +27,10 @@ impl Monitor {
     /// Does what was asked for, or begins it.
     pub(crate) fn request(&mut self, body: Body, fds: Fds, reply: ReplyTo) {
         let result = match body {
-            Body::Hello(_) => Ok(Body::Welcome(self.welcome())),
+            Body::Hello(_) => return self.greet(reply),
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
-            Body::ReopenLog(name) => self.reopen_log(&name.id).map(|()| DONE),
+            Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
             Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
@@ -45,6 +46,13 @@ impl Monitor {
         self.reply(reply, result);
     }
 
+    /// Who comes late is told of the logs that stall behind the answer.
+    fn greet(&mut self, reply: ReplyTo) {
+        let connection = reply.connection;
+        self.reply(reply, Ok(Body::Welcome(self.welcome())));
+        self.tell_stalled_logs(connection);
+    }
+
     fn welcome(&self) -> Welcome {
         Welcome {
             monitor: env!("CARGO_PKG_VERSION").to_owned(),
@@ -54,12 +62,15 @@ impl Monitor {
                 .as_ref()
                 .map(|pod| pod.id.clone())
                 .unwrap_or_default(),
+            features: Features::known().bits(),
+            build: String::new(),
         }
     }
 
-    fn list(&self) -> Containers {
+    fn list(&mut self) -> Containers {
+        let all = self.containers.values_mut();
         Containers {
-            containers: self.containers.values().map(Container::report).collect(),
+            containers: all.map(Container::report).collect(),
         }
     }
 
@@ -135,24 +146,29 @@ impl Monitor {
 
     fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {
         let key = self.find(&signal.id)?;
-        match self.containers.get(&key).and_then(Container::pid) {
-            Some(pid) => crate::container::send_signal(pid, signal.signal).map_err(|errno| {
-                let message = format!("signal {}: {errno}", signal.signal);
-                Failure::new(FailureKind::WrongState, &signal.id, message)
-            }),
-            None => Ok(()),
-        }
+        let Some(container) = self.containers.get_mut(&key) else {
+            return Ok(());
+        };
+        container.signal(signal.signal).map_err(|errno| {
+            let message = format!("signal {}: {errno}", signal.signal);
+            Failure::new(FailureKind::WrongState, &signal.id, message)
+        })
     }
 
-    fn reopen_log(&mut self, id: &str) -> Result<(), Failure> {
-        let key = self.find(id)?;
-        let wrong = |message: String| Failure::new(FailureKind::WrongState, id, message);
-        let log = self
-            .containers
-            .get_mut(&key)
-            .and_then(|container| container.output.log_mut());
+    fn reopen_log(&mut self, order: &ReopenLog, mut fds: Fds) -> Result<(), Failure> {
+        let key = self.find(&order.id)?;
+        let wrong = |message: String| Failure::new(FailureKind::WrongState, &order.id, message);
+        let container = self.containers.get_mut(&key);
+        let log = container.and_then(|container| container.output.log_mut());
         let log = log.ok_or_else(|| wrong("it has no log".to_owned()))?;
-        log.reopen().map_err(|error| wrong(error.to_string()))
+        let file = match order.log_fd {
+            Some(slot) => fds
+                .take(Some(slot), "the log")
+                .map_err(|error| wrong(error.to_string()))?,
+            None => output::open_log(log.path())?,
+        };
+        log.reopen(file, &mut self.reactor);
+        Ok(())
     }
 
     fn create(&mut self, create: Create, fds: Fds, mut reply: ReplyTo) {
@@ -227,6 +243,7 @@ impl Monitor {
                 self.reply(reply, Err(failure));
             }
             State::Exited(_) => {
+                self.tell_exit(key);
                 self.remove(key);
                 self.reply(reply, Ok(DONE));
             }

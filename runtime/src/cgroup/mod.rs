@@ -19,6 +19,7 @@
 mod detect;
 mod error;
 mod file;
+mod find;
 mod limits;
 mod plan;
 mod stats;

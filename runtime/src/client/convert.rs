@@ -118,7 +118,14 @@ pub(super) fn create<'a>(
     c: &'a CreateContainer,
     fds: &mut Vec<BorrowedFd<'a>>,
     form: &'a SpecForm,
+    log: Option<BorrowedFd<'a>>,
 ) -> Result<Create, MonitorError> {
+    if c.environment.is_some() && c.launcher != LauncherKind::Native {
+        return Err(invalid(
+            "environment",
+            "this launcher takes a runtime specification, in which other bytes than UTF-8 cannot be said",
+        ));
+    }
     let CreateContainer {
         id,
         launcher,
@@ -134,12 +141,17 @@ pub(super) fn create<'a>(
         stdin,
         stdin_once,
         tty,
+        environment,
     } = c;
     let (spec_slot, plan, filter) = match form {
         SpecForm::Json(memfd) => (Some(push(fds, memfd.as_fd())), None, None),
         SpecForm::Plan(planned) => {
             let Planned { plan, filter } = &**planned;
-            (None, Some(Box::new(plan.clone())), filter.clone())
+            let mut plan = Box::new(plan.clone());
+            if let (Some(process), Some(environment)) = (&mut plan.process, environment) {
+                process.env.clone_from(environment);
+            }
+            (None, Some(plan), filter.clone())
         }
     };
     let profile = spec
@@ -159,6 +171,7 @@ pub(super) fn create<'a>(
             })
         })
         .collect::<Result<_, MonitorError>>()?;
+    // The last one: the monitor takes it out of those that it hands on.
     Ok(Create {
         id: id.clone(),
         launcher: (*launcher).into(),
@@ -170,6 +183,7 @@ pub(super) fn create<'a>(
         cgroup_kill: cgroup_kill.clone().map(bytes),
         seccomp_bpf: seccomp_bpf.clone().or(filter),
         log_path: log_path.clone().map(bytes),
+        log_fd: log.map(|log| push(fds, log)),
         stdin: *stdin,
         stdin_once: *stdin_once,
         tty: *tty,
@@ -193,6 +207,7 @@ pub(super) fn exec<'a>(
     let ExecProcess {
         container,
         process,
+        environment,
         stdin,
         stdout,
         stderr,
@@ -205,9 +220,13 @@ pub(super) fn exec<'a>(
         stderr: Some(push(fds, stderr.as_fd())),
         tty: None,
     };
+    let mut process = convert_exec(process)?;
+    if let Some(environment) = environment {
+        process.env.clone_from(environment);
+    }
     Ok(Exec {
         id: container.clone(),
-        process: Some(convert_exec(process)?),
+        process: Some(process),
         streams: Some(streams),
         timeout: timeout.map_or(0, nanoseconds),
         cgroup_files: all_bytes(cgroup_files.clone()),
@@ -223,10 +242,12 @@ pub(super) fn report(container: Container) -> ContainerReport {
         started_at,
         exit,
         lost_log_bytes,
+        log_stalled,
     } = container;
     let state = match (state, exit) {
         (State::Exited, Some(exit)) => ContainerState::Exited(ExitRecord::from(exit)),
         (State::Running, _) => ContainerState::Running { started_at },
+        (State::Starting, _) => ContainerState::Starting,
         _ => ContainerState::Created,
     };
     ContainerReport {
@@ -234,6 +255,7 @@ pub(super) fn report(container: Container) -> ContainerReport {
         state,
         pid,
         lost_log_bytes,
+        log_stalled,
     }
 }
 

@@ -65,7 +65,8 @@ pub enum SpawnError {
 /// Reaching a running monitor failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// There is no socket, or nobody listens: no monitor lives there.
+    /// There is no socket, nobody listens, or who did has ended: no monitor lives
+    /// there.
     #[error("no monitor at {}", path.display())]
     Absent {
         /// The pod's state directory.
@@ -92,8 +93,9 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether no monitor lives there: no socket, or nobody who listens. After
-    /// any other failure one may still live, with its containers.
+    /// Whether no monitor lives there: no socket, nobody who listens, or a process
+    /// that has ended. After any other failure one may still live, with its
+    /// containers: see [`Monitor::reach`](super::Monitor::reach).
     #[must_use]
     pub fn is_absent(&self) -> bool {
         matches!(self, Self::Absent { .. })
@@ -103,9 +105,13 @@ impl ConnectError {
 /// A monitor could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum MonitorError {
-    /// The monitor died or was shut down.
+    /// The monitor's process has ended.
     #[error("the monitor is gone")]
     Gone,
+    /// The connection broke and the monitor lives: it is being reached again.
+    /// Whether it did what was asked for is not known.
+    #[error("the connection to the monitor broke")]
+    Lost,
     /// It keeps no such container.
     #[error("the monitor has no container {0}")]
     UnknownContainer(String),

@@ -9,8 +9,10 @@ mod binaries;
 mod connection;
 mod convert;
 mod error;
+mod log;
 mod monitor;
 mod mount_plan;
+mod peer;
 mod plan;
 mod pool;
 mod reap;
@@ -21,7 +23,7 @@ pub use crate::exit::ExitRecord;
 pub use crate::protocol::LauncherKind;
 pub use binaries::MonitorBinaries;
 pub use error::{BinariesError, ConnectError, MonitorError, SpawnError};
-pub use monitor::Monitor;
+pub use monitor::{Gone, Monitor, Reached};
 pub use pool::MonitorPool;
 pub use types::{
     ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,

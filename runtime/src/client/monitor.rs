@@ -15,25 +15,55 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::mpsc;
 
 use super::binaries::MonitorBinaries;
-use super::connection::Connection;
+use super::connection::{Connection, FIRST_PAUSE, Home, LONGEST_PAUSE};
 use super::convert;
 use super::error::{ConnectError, MonitorError};
+use super::log::open_log;
+use super::peer::Peer;
 use super::reap::reap_copy;
 use super::types::{
-    ContainerReport, CreateContainer, Created, Event, ExecExit, ExecProcess, PodReady, PodSetup,
-    Started,
+    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
+    PodReady, PodSetup, Started,
 };
 use crate::launcher::socket_path;
-use crate::protocol::{Body, ContainerName, Empty, Hello, Incoming, ProtocolError, Signal};
+use crate::protocol::{
+    Body, ContainerName, Empty, Features, Hello, Incoming, ProtocolError, ReopenLog, Signal,
+};
 
 /// How long a monitor that lives may take to say hello.
-const HELLO: Duration = Duration::from_secs(3);
+pub(super) const HELLO: Duration = Duration::from_secs(3);
 
 /// How long one may take to tell of its containers.
 const LIST: Duration = Duration::from_secs(5);
 
 /// How long one may take to kill what is left.
 const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// For whoever waits without end.
+const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
+
+/// A monitor that was reached, and what it keeps.
+#[derive(Debug)]
+pub struct Reached {
+    /// The monitor.
+    pub monitor: Monitor,
+    /// What it tells.
+    pub events: mpsc::UnboundedReceiver<Event>,
+    /// Its containers, in order of creation.
+    pub containers: Vec<ContainerReport>,
+}
+
+/// A monitor is dead: its process has ended, or its socket is gone or refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the monitor is gone")]
+pub struct Gone;
+
+/// Why a monitor was not reached in one try.
+#[derive(Debug)]
+enum Unreached {
+    Connect(ConnectError),
+    List(MonitorError),
+}
 
 /// A monitor: one pod's, or an idle one.
 #[derive(Debug, Clone)]
@@ -45,6 +75,7 @@ pub struct Monitor {
 struct Inner {
     connection: Connection,
     pid: AtomicI32,
+    features: Features,
     binaries: Option<Arc<MonitorBinaries>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
@@ -58,42 +89,91 @@ impl Monitor {
     pub async fn connect(
         pod_state_dir: &Path,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ConnectError> {
+        Self::connect_within(pod_state_dir, HELLO).await
+    }
+
+    async fn connect_within(
+        pod_state_dir: &Path,
+        patience: Duration,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Event>), ConnectError> {
         let path = || pod_state_dir.to_owned();
-        let socket = connect_socket(pod_state_dir).map_err(|errno| match errno {
-            Errno::NOENT | Errno::CONNREFUSED => ConnectError::Absent {
-                path: path(),
-                source: errno.into(),
-            },
-            _ => ConnectError::Connect {
-                path: path(),
-                source: errno.into(),
-            },
-        })?;
-        let monitor = Self::greet(socket, None)
-            .await
-            .map_err(|source| ConnectError::Hello {
-                path: path(),
-                source,
-            })?;
-        let events = monitor.take_events().ok_or(MonitorError::Gone);
-        let events = events.map_err(|source| ConnectError::Hello {
+        let absent = |source: std::io::Error| ConnectError::Absent {
             path: path(),
             source,
+        };
+        let connect = |source: std::io::Error| ConnectError::Connect {
+            path: path(),
+            source,
+        };
+        let hello = |source| ConnectError::Hello {
+            path: path(),
+            source,
+        };
+        let socket = connect_socket(pod_state_dir).map_err(|errno| match errno {
+            Errno::NOENT | Errno::CONNREFUSED => absent(errno.into()),
+            _ => connect(errno.into()),
         })?;
-        Ok((monitor, events))
+        let peer = Peer::of_socket(socket.as_fd()).map_err(connect)?;
+        let peer = peer.ok_or_else(|| absent(Errno::SRCH.into()))?;
+        let home = Home {
+            state_dir: path(),
+            peer,
+        };
+        let greeting = Self::greet(socket, None, Some(home));
+        match within(patience, "hello", greeting).await {
+            Ok(monitor) => {
+                let events = monitor.take_events().ok_or(MonitorError::Gone);
+                Ok((monitor, events.map_err(hello)?))
+            }
+            Err(MonitorError::Gone) => Err(absent(Errno::SRCH.into())),
+            Err(error) => Err(hello(error)),
+        }
+    }
+
+    /// Reaches such a monitor, for as long as it takes: one that does not answer is
+    /// asked again with growing pauses, whatever it is that keeps it.
+    ///
+    /// # Errors
+    /// It is dead, see [`ConnectError::is_absent`]; nothing else ends the wait.
+    pub async fn reach(pod_state_dir: &Path) -> Result<Reached, Gone> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match Self::reach_once(pod_state_dir).await {
+                Ok(reached) => return Ok(reached),
+                Err(Unreached::Connect(error)) if error.is_absent() => return Err(Gone),
+                Err(Unreached::List(MonitorError::Gone)) => return Err(Gone),
+                Err(error) => {
+                    tracing::debug!(state = %pod_state_dir.display(), ?error, "a monitor is not reached yet");
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn reach_once(pod_state_dir: &Path) -> Result<Reached, Unreached> {
+        let connecting = Self::connect_within(pod_state_dir, FOR_EVER);
+        let (monitor, events) = connecting.await.map_err(Unreached::Connect)?;
+        let containers = monitor.list().await.map_err(Unreached::List)?;
+        Ok(Reached {
+            monitor,
+            events,
+            containers,
+        })
     }
 
     /// Says hello on a connected socket.
     pub(super) async fn greet(
         socket: OwnedFd,
         binaries: Option<Arc<MonitorBinaries>>,
+        home: Option<Home>,
     ) -> Result<Self, MonitorError> {
-        let (connection, events) = Connection::open(socket)
+        let (connection, events) = Connection::open(socket, home)
             .map_err(|error| MonitorError::Internal(format!("watch a socket: {error}")))?;
         let hello = Hello {
             engine: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        let answer = within(HELLO, "hello", connection.ask(Body::Hello(hello), &[])).await?;
+        let answer = connection.ask(Body::Hello(hello), &[]).await?;
         let Some(Body::Welcome(welcome)) = answer.envelope.body else {
             return Err(unexpected("hello"));
         };
@@ -109,6 +189,7 @@ impl Monitor {
         let inner = Inner {
             connection,
             pid: AtomicI32::new(welcome.pid),
+            features: Features::from_bits(welcome.features),
             binaries,
             events,
         };
@@ -138,10 +219,10 @@ impl Monitor {
         Ok(within(HELLO, "hello", answer).await?.envelope.body)
     }
 
-    /// Whether its side of the connection is closed.
+    /// Whether its process has ended. One that says nothing is not gone.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.inner.connection.is_closed()
+        self.inner.connection.is_gone()
     }
 
     /// Turns an idle monitor into a pod's.
@@ -160,6 +241,7 @@ impl Monitor {
             .as_ref()
             .map(|binaries| binaries.libcontainer());
         let slot = helper.map(|fd| convert::push(&mut fds, fd));
+        let state_dir = setup.state_dir.clone();
         let request = convert::setup(setup, slot)?;
         let answer = self
             .inner
@@ -180,6 +262,11 @@ impl Monitor {
             return Err(unexpected("setup"));
         };
         self.is_now(ready.pid);
+        // Before anything can go wrong with its connection.
+        match Peer::of_child(ready.pid) {
+            Ok(peer) => self.inner.connection.settle(Home { state_dir, peer }),
+            Err(error) => tracing::warn!(%error, "a monitor's end cannot be told from silence"),
+        }
         let events = self
             .take_events()
             .ok_or_else(|| MonitorError::Exists("the receiver of this monitor's events".into()))?;
@@ -191,12 +278,22 @@ impl Monitor {
     /// # Errors
     /// `Launch`, `Unsupported`, `Timeout`, `Exists`: nothing of it is left.
     pub async fn create(&self, c: CreateContainer) -> Result<Created, MonitorError> {
+        let log = match &c.log_path {
+            Some(path) => Some(open_log(path.clone()).await?),
+            None => None,
+        };
         let spec = convert::spec(&c)?;
         let mut fds = Vec::new();
-        let request = Body::Create(Box::new(convert::create(&c, &mut fds, &spec)?));
-        let pending = self.inner.connection.begin(request, &fds).await?;
+        let log_fd = log.as_ref().map(AsFd::as_fd);
+        let log_fd = log_fd.filter(|_| self.can(Features::LOG_DESCRIPTOR));
+        let request = convert::create(&c, &mut fds, &spec, log_fd)?;
+        let pending = self
+            .inner
+            .connection
+            .begin(Body::Create(Box::new(request)), &fds)
+            .await?;
         drop(fds);
-        drop((c, spec));
+        drop((c, spec, log));
         let answer = pending.answer().await?;
         let Some(Body::Created(created)) = answer.envelope.body else {
             return Err(unexpected("create"));
@@ -213,13 +310,48 @@ impl Monitor {
     /// `Launch` when the program cannot be executed; the container has exited
     /// then and is reported so.
     pub async fn start(&self, container: &str) -> Result<Started, MonitorError> {
-        let answer = self.ask(Body::Start(name(container))).await?;
+        let answer = match self.ask(Body::Start(name(container))).await {
+            Err(MonitorError::Lost) => return self.started_meanwhile(container).await,
+            other => other?,
+        };
         let Some(Body::Started(started)) = answer.envelope.body else {
             return Err(unexpected("start"));
         };
         Ok(Started {
             started_at: started.started_at,
         })
+    }
+
+    /// What became of a start whose answer was lost: an error would make a running
+    /// container a failed one.
+    async fn started_meanwhile(&self, container: &str) -> Result<Started, MonitorError> {
+        let mut pause = FIRST_PAUSE;
+        while self.inner.connection.is_there_again().await {
+            let state = match self.list().await {
+                Ok(list) => {
+                    let found = list.into_iter().find(|one| one.id == container);
+                    let unknown = || MonitorError::UnknownContainer(container.to_owned());
+                    Some(found.ok_or_else(unknown)?.state)
+                }
+                Err(_) => None,
+            };
+            match state {
+                Some(ContainerState::Running { started_at }) => {
+                    return Ok(Started { started_at });
+                }
+                Some(ContainerState::Exited(record)) if record.started_at > 0 => {
+                    let started_at = record.started_at;
+                    return Ok(Started { started_at });
+                }
+                Some(ContainerState::Exited(_) | ContainerState::Created) => {
+                    return Err(MonitorError::Lost);
+                }
+                // It is being started, or the list was not to be had.
+                Some(ContainerState::Starting) | None => tokio::time::sleep(pause).await,
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Err(MonitorError::Gone)
     }
 
     /// Signals a container's first process. One that ended already is fine.
@@ -237,7 +369,8 @@ impl Monitor {
         .await
     }
 
-    /// Runs a process in a container: answers when it has ended.
+    /// Runs a process in a container: answers when it has ended. Nobody who reads its
+    /// output ends it before.
     ///
     /// # Errors
     /// `NotRunning`, or `Launch` when it could not be made.
@@ -264,14 +397,28 @@ impl Monitor {
         self.order(Body::Delete(name(container)), "delete").await
     }
 
-    /// Opens a container's log again: its file was renamed.
+    /// Opens a container's log again: its file was renamed. Its folder is made if
+    /// it is gone.
     ///
     /// # Errors
     /// The container is unknown, has no log, or it cannot be opened; then the
     /// old file is written on.
-    pub async fn reopen_log(&self, container: &str) -> Result<(), MonitorError> {
-        self.order(Body::ReopenLog(name(container)), "reopen the log")
-            .await
+    pub async fn reopen_log(&self, container: &str, path: &Path) -> Result<(), MonitorError> {
+        let log = open_log(path.to_owned()).await?;
+        let fds = [log.as_fd()];
+        let given = self.can(Features::LOG_DESCRIPTOR);
+        let order = Body::ReopenLog(ReopenLog {
+            id: container.to_owned(),
+            log_fd: given.then_some(0),
+        });
+        let fds = if given { &fds[..] } else { &[] };
+        let answer = self.inner.connection.ask(order, fds).await?;
+        done(answer.envelope.body.as_ref(), "reopen the log")
+    }
+
+    /// Whether the monitor can do something that its first version could not.
+    fn can(&self, feature: Features) -> bool {
+        self.inner.features.has(feature)
     }
 
     /// All containers of the pod, in order of creation.
@@ -294,7 +441,7 @@ impl Monitor {
         self.inner.connection.expect_close();
         let order = self.order(Body::Shutdown(Empty {}), "shut down");
         match within(SHUTDOWN, "shut down", order).await {
-            Err(MonitorError::Gone) => Ok(()),
+            Err(MonitorError::Gone | MonitorError::Lost) if self.is_gone() => Ok(()),
             other => other,
         }
     }
@@ -305,10 +452,7 @@ impl Monitor {
     }
 
     async fn order(&self, body: Body, what: &str) -> Result<(), MonitorError> {
-        match self.ask(body).await?.envelope.body {
-            Some(Body::Done(_)) => Ok(()),
-            _ => Err(unexpected(what)),
-        }
+        done(self.ask(body).await?.envelope.body.as_ref(), what)
     }
 
     fn take_events(&self) -> Option<mpsc::UnboundedReceiver<Event>> {
@@ -321,7 +465,7 @@ impl Monitor {
 }
 
 /// A monitor that is frozen keeps its socket open and says nothing.
-async fn within<T>(
+pub(super) async fn within<T>(
     limit: Duration,
     what: &str,
     answer: impl Future<Output = Result<T, MonitorError>>,
@@ -329,6 +473,13 @@ async fn within<T>(
     tokio::time::timeout(limit, answer)
         .await
         .unwrap_or_else(|_elapsed| Err(MonitorError::Timeout(what.to_owned())))
+}
+
+fn done(answer: Option<&Body>, what: &str) -> Result<(), MonitorError> {
+    match answer {
+        Some(Body::Done(_)) => Ok(()),
+        _ => Err(unexpected(what)),
+    }
 }
 
 fn name(container: &str) -> ContainerName {
@@ -343,7 +494,7 @@ fn unexpected(request: &str) -> MonitorError {
 
 /// Connecting to a unix socket does not wait for its owner to accept; only a
 /// full backlog would, and then `EAGAIN` says so.
-fn connect_socket(state_dir: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn connect_socket(state_dir: &Path) -> Result<OwnedFd, Errno> {
     let directory = crate::launcher::open_directory(state_dir)?;
     let socket = rustix::net::socket_with(
         AddressFamily::UNIX,

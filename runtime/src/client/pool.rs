@@ -79,7 +79,8 @@ async fn spawn(binaries: &Arc<MonitorBinaries>) -> Result<Monitor, SpawnError> {
     .map_err(|errno| SpawnError::Socket(errno.into()))?;
     let child = spawn_process(binaries, theirs).map_err(SpawnError::Spawn)?;
     tokio::spawn(reap::reap(child));
-    Monitor::greet(ours, Some(Arc::clone(binaries)))
+    let greeting = Monitor::greet(ours, Some(Arc::clone(binaries)), None);
+    super::monitor::within(super::monitor::HELLO, "hello", greeting)
         .await
         .map_err(SpawnError::Hello)
 }

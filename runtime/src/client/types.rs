@@ -14,7 +14,22 @@ use crate::protocol::LauncherKind;
 pub enum Event {
     /// A container's first process ended. Its record is on disk already.
     Exited(ExitRecord),
-    /// The connection closed without a shutdown: the monitor died.
+    /// A start ended that another engine had asked for.
+    StartEnded {
+        /// The container.
+        container: String,
+        /// When it began, nanoseconds since 1970, or why it did not: its exit
+        /// follows then.
+        outcome: Result<i64, String>,
+    },
+    /// A container's log stopped taking records, or takes them again.
+    Log {
+        /// The container.
+        container: String,
+        /// Whether its output waits.
+        stalled: bool,
+    },
+    /// The monitor's process has ended.
     Gone,
 }
 
@@ -87,6 +102,9 @@ pub struct CreateContainer {
     pub stdin_once: bool,
     /// Whether stdio is a terminal.
     pub tty: bool,
+    /// The environment in bytes, in the place of the spec's, where that cannot say
+    /// them all. For launchers that take no JSON.
+    pub environment: Option<Vec<Vec<u8>>>,
 }
 
 /// An OCI command line runtime.
@@ -121,6 +139,9 @@ pub struct ExecProcess {
     pub container: String,
     /// The process.
     pub process: oci_spec::runtime::Process,
+    /// Its environment in bytes, in the place of the process's, where that cannot say
+    /// them all.
+    pub environment: Option<Vec<Vec<u8>>>,
     /// Its stdin. `None`: /dev/null.
     pub stdin: Option<OwnedFd>,
     /// Its stdout.
@@ -156,6 +177,8 @@ pub struct ContainerReport {
     pub pid: i32,
     /// Output that was lost because the log could not be written.
     pub lost_log_bytes: u64,
+    /// Whether its log takes nothing for the time being: its output waits.
+    pub log_stalled: bool,
 }
 
 /// Where a container is in its life.
@@ -163,6 +186,8 @@ pub struct ContainerReport {
 pub enum ContainerState {
     /// Being made or waiting for its start.
     Created,
+    /// Let go; whether its program runs is told by [`Event::StartEnded`].
+    Starting,
     /// Running.
     Running {
         /// Nanoseconds since 1970.

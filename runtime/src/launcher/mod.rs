@@ -37,6 +37,9 @@ pub use start::{StartGate, StartOutcome, StartSocket, start_pair};
 /// Name of a monitor's socket in its pod's state directory.
 pub const SOCKET_NAME: &str = "monitor.sock";
 
+/// What a monitor calls itself.
+pub const MONITOR_NAME: &str = "slipway-monitor";
+
 /// What `NAME --version` prints: crate and protocol version.
 #[must_use]
 pub fn version_line(name: &str) -> String {

@@ -53,6 +53,12 @@ impl LineSplitter {
         }
     }
 
+    /// Bytes of memory that the unfinished line takes.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.unfinished.capacity()
+    }
+
     /// Appends the records of a chunk to `out`.
     pub fn push(&mut self, chunk: &[u8], stamp: &Stamp, out: &mut Vec<u8>) {
         let mut rest = chunk;

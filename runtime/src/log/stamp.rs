@@ -43,6 +43,16 @@ impl Stamp {
     }
 }
 
+/// Whether a text begins as a record does.
+pub(super) fn begins(text: &[u8]) -> bool {
+    let template = b"0000-00-00T00:00:00.000000000Z std";
+    let alike = |(wanted, found): (&u8, &u8)| match wanted {
+        b'0' => found.is_ascii_digit(),
+        other => other == found,
+    };
+    text.len() >= template.len() && template.iter().zip(text).all(alike)
+}
+
 /// Writes a number with leading zeros.
 fn digits(text: &mut [u8], mut number: i64) {
     for digit in text.iter_mut().rev() {

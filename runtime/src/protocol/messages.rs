@@ -10,8 +10,8 @@ mod pod;
 mod process;
 
 pub use container::{
-    Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, MountSource,
-    Signal, Started, State, StreamSlots,
+    Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, LogState,
+    MountSource, ReopenLog, Signal, StartEnded, Started, State, StreamSlots,
 };
 pub use plan::{
     Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,
@@ -41,10 +41,14 @@ pub struct Envelope {
     /// Not 0: the real envelope is in the last descriptor, this many bytes.
     #[prost(uint64, tag = "6")]
     pub spilled: u64,
+    /// In a request: what its receiver must be able to do, see
+    /// [`Features`](super::Features). One that cannot refuses.
+    #[prost(uint64, tag = "7")]
+    pub requires: u64,
     /// What is said.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
     )]
     pub body: Option<Body>,
 }
@@ -97,7 +101,7 @@ pub enum Body {
     Delete(ContainerName),
     /// Opens a container's log again, after its rotation.
     #[prost(message, tag = "17")]
-    ReopenLog(ContainerName),
+    ReopenLog(ReopenLog),
     /// Asks for all containers.
     #[prost(message, tag = "18")]
     List(Empty),
@@ -107,6 +111,9 @@ pub enum Body {
     /// Monitor to launcher helper: make this container.
     #[prost(message, boxed, tag = "20")]
     Launch(Box<Launch>),
+    /// Goes on as another build of the monitor, in place.
+    #[prost(message, tag = "21")]
+    Upgrade(Upgrade),
 
     /// Answers `Hello`.
     #[prost(message, tag = "30")]
@@ -139,6 +146,12 @@ pub enum Body {
     /// A container's first process ended.
     #[prost(message, tag = "50")]
     Exited(Exited),
+    /// A start ended whose asker is gone.
+    #[prost(message, tag = "51")]
+    StartEnded(StartEnded),
+    /// A log stopped taking records, or takes them again.
+    #[prost(message, tag = "52")]
+    LogState(LogState),
 }
 
 /// Nothing to say.
@@ -173,6 +186,23 @@ pub struct Welcome {
     /// The pod it keeps; empty while idle.
     #[prost(string, tag = "3")]
     pub pod: String,
+    /// What it can do, see [`Features`](super::Features).
+    #[prost(uint64, tag = "4")]
+    pub features: u64,
+    /// Which build it is, see [`build`](super::build).
+    #[prost(string, tag = "5")]
+    pub build: String,
+}
+
+/// Another build to go on as.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Upgrade {
+    /// Slot of the executable, a sealed memfd.
+    #[prost(uint32, optional, tag = "1")]
+    pub executable: Option<u32>,
+    /// Which build it is.
+    #[prost(string, tag = "2")]
+    pub build: String,
 }
 
 /// Why something failed.

@@ -8,9 +8,11 @@
 //! descriptors. An envelope that is too large for a packet travels in a memfd
 //! (the last descriptor) behind an envelope that only says so.
 
+mod features;
 mod messages;
 mod socket;
 
+pub use features::Features;
 pub use messages::*;
 pub use socket::{
     Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, receive,
@@ -21,7 +23,8 @@ pub use socket::{
 pub const VERSION: u32 = 1;
 
 /// Whether this build understands messages of a peer's version: the one
-/// before, its own and the one after. Fields that are unknown are skipped.
+/// before, its own and the one after. Fields that are unknown are skipped: what
+/// must not be is a feature, see [`Features`].
 #[must_use]
 pub fn understands(version: u32) -> bool {
     version.abs_diff(VERSION) <= 1 && version != 0

@@ -20,6 +20,10 @@ use super::Envelope;
 
 /// Most descriptors of one packet: the kernel's limit.
 pub const MAX_FDS: usize = 253;
+/// How often, and how far apart, a memfd is sealed of which the kernel has a page.
+const SEAL_TRIES: u32 = 50;
+const SEAL_PAUSE: std::time::Duration = std::time::Duration::from_millis(4);
+
 /// Largest envelope that travels in the packet itself.
 pub const MAX_INLINE: usize = 32 * 1024;
 /// Largest envelope that travels in a memfd.
@@ -102,6 +106,23 @@ impl Fds {
             Some(fd) => Ok(Some(fd)),
             None => Err(ProtocolError::NoDescriptor(what)),
         }
+    }
+
+    /// Takes the descriptor of the last slot: those before it keep their numbers,
+    /// and can still be forwarded.
+    ///
+    /// # Errors
+    /// The slot is not the last one, or taken.
+    pub fn pop(&mut self, slot: u32, what: &'static str) -> Result<OwnedFd, ProtocolError> {
+        if usize::try_from(slot)
+            .ok()
+            .and_then(|slot| slot.checked_add(1))
+            != Some(self.0.len())
+        {
+            return Err(ProtocolError::NoDescriptor(what));
+        }
+        let last = self.0.pop().flatten();
+        last.ok_or(ProtocolError::NoDescriptor(what))
     }
 
     /// How many came, taken or not.
@@ -219,11 +240,24 @@ fn seal(memfd: OwnedFd, bytes: &[u8]) -> Result<OwnedFd, Errno> {
         let written = rustix::io::retry_on_intr(|| rustix::io::write(&memfd, rest))?;
         rest = rest.get(written..).unwrap_or_default();
     }
-    rustix::fs::fcntl_add_seals(
-        &memfd,
-        SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE,
-    )?;
+    add_seals(&memfd)?;
     Ok(memfd)
+}
+
+fn add_seals(memfd: &OwnedFd) -> Result<(), Errno> {
+    let seals = SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE;
+    let mut tries = 0;
+    loop {
+        match rustix::fs::fcntl_add_seals(memfd, seals) {
+            // The kernel itself may hold a page for a moment, as when it compacts memory,
+            // and cannot tell that from a write that is under way.
+            Err(Errno::BUSY) if tries < SEAL_TRIES => {
+                tries += 1;
+                std::thread::sleep(SEAL_PAUSE);
+            }
+            sealed => return sealed,
+        }
+    }
 }
 
 /// Receives one packet, if there is one.

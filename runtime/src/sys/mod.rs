@@ -16,6 +16,8 @@ pub mod fork;
 pub mod heap;
 pub mod keyring;
 pub(crate) mod mount_attr;
+#[cfg(feature = "engine")]
+pub(crate) mod peer;
 pub mod propagation;
 pub mod seccomp_load;
 pub mod signals;

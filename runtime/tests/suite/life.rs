@@ -169,6 +169,52 @@ pub(crate) async fn engine_that_returns_finds_everything(launcher: Kind) {
     pod.end().await;
 }
 
+/// A start that is under way when its engine dies is reported as such to the next
+/// one, which is told its end.
+pub(crate) async fn start_whose_engine_died_is_told(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let good = pod.create(&patient()).await;
+    let bad = pod.create(&TestSpec::new(&["/nothing"])).await;
+    let pid =
+        |container: &crate::support::TestContainer| Pid::from_raw(container.created.pid).unwrap();
+    for container in [&good, &bad] {
+        rustix::process::kill_process(pid(container), Signal::STOP).unwrap();
+        let (engine, _) = Monitor::connect(&pod.state_dir()).await.unwrap();
+        let start = engine.start(&container.id);
+        let soon = Duration::from_millis(200);
+        assert!(tokio::time::timeout(soon, start).await.is_err());
+    }
+    let (next, events) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    for report in next.list().await.unwrap() {
+        assert_eq!(report.state, ContainerState::Starting);
+        assert!(report.pid > 0);
+    }
+    pod.events = events;
+    for container in [&good, &bad] {
+        rustix::process::kill_process(pid(container), Signal::CONT).unwrap();
+    }
+    let mut told = [false; 3];
+    while told != [true; 3] {
+        match pod.event().await {
+            Event::StartEnded {
+                container,
+                outcome: Ok(at),
+            } => told[0] |= container == good.id && at > 0,
+            Event::StartEnded {
+                container,
+                outcome: Err(message),
+            } => told[1] |= container == bad.id && message.contains("/nothing"),
+            Event::Exited(record) => told[2] |= record.container == bad.id,
+            other => panic!("{other:?}"),
+        }
+    }
+    let state = &next.list().await.unwrap()[0].state;
+    assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    pod.monitor.signal(&good.id, 15).await.unwrap();
+    pod.exit(&good).await;
+    pod.end().await;
+}
+
 /// A monitor that is frozen keeps nobody waiting, and is not taken for dead.
 pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: Kind) {
     let pod = Pod::new(launcher).await;
@@ -199,6 +245,87 @@ pub(crate) async fn frozen_monitor_keeps_nobody_waiting(launcher: Kind) {
     pod.end().await;
 }
 
+/// A monitor that is silent is asked again until it answers; only one whose process
+/// has ended is gone.
+pub(crate) async fn silent_monitor_is_not_gone(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.run(&patient()).await;
+    let process = Pid::from_raw(pod.monitor.pid()).unwrap();
+    rustix::process::kill_process(process, Signal::STOP).unwrap();
+    let state_dir = pod.state_dir();
+    let reaching = Monitor::reach(&state_dir);
+    tokio::pin!(reaching);
+    let long = Duration::from_secs(6);
+    assert!(tokio::time::timeout(long, &mut reaching).await.is_err());
+    assert!(!pod.monitor.is_gone());
+    rustix::process::kill_process(process, Signal::CONT).unwrap();
+    let reached = reaching.await.unwrap();
+    assert_eq!(reached.containers[0].id, container.id);
+    // A frozen one that dies is gone at once, although it never closed its socket.
+    rustix::process::kill_process(process, Signal::STOP).unwrap();
+    let reaching = Monitor::reach(&state_dir);
+    tokio::pin!(reaching);
+    let moment = Duration::from_millis(300);
+    assert!(tokio::time::timeout(moment, &mut reaching).await.is_err());
+    rustix::process::kill_process(process, Signal::KILL).unwrap();
+    let gone = tokio::time::timeout(long, reaching).await.unwrap();
+    assert_eq!(gone.unwrap_err(), runtime::client::Gone);
+    assert_eq!(pod.event().await, Event::Gone);
+    assert!(pod.monitor.is_gone());
+}
+
+/// Somebody else may hold a dead monitor's socket open: that proves no life.
+pub(crate) async fn a_socket_that_accepts_proves_no_life(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let process = Pid::from_raw(pod.monitor.pid()).unwrap();
+    let pidfd = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+    let held: Vec<_> = (3..32)
+        .filter_map(|number| {
+            let flags = rustix::process::PidfdGetfdFlags::empty();
+            rustix::process::pidfd_getfd(&pidfd, number, flags).ok()
+        })
+        .collect();
+    rustix::process::kill_process(process, Signal::KILL).unwrap();
+    assert_eq!(pod.event().await, Event::Gone);
+    let state_dir = pod.state_dir();
+    let gone = tokio::time::timeout(Duration::from_secs(5), Monitor::reach(&state_dir));
+    assert_eq!(gone.await.unwrap().unwrap_err(), runtime::client::Gone);
+    assert!(!held.is_empty());
+}
+
+/// A connection that breaks while the monitor lives comes back by itself, and an
+/// exit that happened meanwhile is told.
+pub(crate) async fn broken_connection_comes_back(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.run(&patient()).await;
+    container.logged("ready");
+    let (second, events) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    assert_eq!(shut_connections(second.pid()), 1);
+    let first = std::mem::replace(&mut pod.monitor, second);
+    pod.events = events;
+    first.signal(&container.id, 15).await.unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 7);
+    assert!(!pod.monitor.is_gone());
+    assert_eq!(pod.monitor.list().await.unwrap().len(), 1);
+    pod.end().await;
+}
+
+/// Shuts this process's sockets that are connected to a process.
+fn shut_connections(peer: i32) -> usize {
+    let own = rustix::process::getpid();
+    let own = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
+    let shut = |number: &i32| {
+        let flags = rustix::process::PidfdGetfdFlags::empty();
+        let Ok(fd) = rustix::process::pidfd_getfd(&own, *number, flags) else {
+            return false;
+        };
+        let is_it = rustix::net::sockopt::socket_peercred(&fd)
+            .is_ok_and(|credentials| credentials.pid.as_raw_nonzero().get() == peer);
+        is_it && rustix::net::shutdown(&fd, rustix::net::Shutdown::Both).is_ok()
+    };
+    (3..4096).filter(shut).count()
+}
+
 /// A monitor that dies is reported, and who waits for it learns that.
 pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
@@ -208,6 +335,7 @@ pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
         let monitor = pod.monitor.clone();
         let (stdout, _) = rustix::pipe::pipe().unwrap();
         let request = runtime::client::ExecProcess {
+            environment: None,
             container: running.id.clone(),
             process: TestSpec::new(&["sleep", "1000"]).process(),
             stdin: None,

@@ -7,6 +7,7 @@ mod monitor;
 pub(crate) mod mounts;
 pub(crate) mod pods;
 pub(crate) mod programs;
+mod stalls;
 pub(crate) mod streams;
 pub(crate) mod timing;
 

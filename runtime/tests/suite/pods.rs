@@ -270,6 +270,36 @@ pub(crate) async fn lack_of_memory_is_told(launcher: Kind) {
     pod.end().await;
 }
 
+/// A shell or tini as first process passes on what became of its child.
+pub(crate) async fn lack_of_memory_behind_a_shell_is_told(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let hog = "(x=a; while :; do x=$x$x; done); exit $?";
+    let container = pod.create(&TestSpec::shell(hog)).await;
+    limit_memory(&container);
+    pod.start(&container).await;
+    let record = pod.exit(&container).await;
+    assert_eq!(
+        (record.exit_code, record.signal, record.oom_killed),
+        (137, None, true)
+    );
+    pod.end().await;
+}
+
+/// Who was killed by the engine did not end for lack of memory, whatever the
+/// kernel did to a child of it before.
+pub(crate) async fn a_kill_after_lack_of_memory_is_told_as_a_kill(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let hog = "(x=a; while :; do x=$x$x; done); echo child $?; sleep 1000";
+    let container = pod.create(&TestSpec::shell(hog)).await;
+    limit_memory(&container);
+    pod.start(&container).await;
+    container.logged("child 137");
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    let record = pod.exit(&container).await;
+    assert_eq!((record.exit_code, record.oom_killed), (137, false));
+    pod.end().await;
+}
+
 /// A first process that goes on after another was killed for lack of memory
 /// ends as it says.
 pub(crate) async fn lack_of_memory_in_a_child_keeps_the_exit_code(launcher: Kind) {

@@ -45,7 +45,10 @@ pub(crate) async fn reopened_log_loses_nothing(launcher: Kind) {
     for number in 0..5 {
         let old = container.log.with_extension(number.to_string());
         std::fs::rename(&container.log, &old).unwrap();
-        pod.monitor.reopen_log(&container.id).await.unwrap();
+        pod.monitor
+            .reopen_log(&container.id, &container.log)
+            .await
+            .unwrap();
         rotated.push(old);
     }
     pod.exit(&container).await;
@@ -65,7 +68,7 @@ pub(crate) async fn reopened_log_loses_nothing(launcher: Kind) {
             .collect::<Vec<_>>()
     );
     assert!(matches!(
-        pod.monitor.reopen_log("nobody").await,
+        pod.monitor.reopen_log("nobody", &container.log).await,
         Err(MonitorError::UnknownContainer(_))
     ));
     pod.end().await;
@@ -103,7 +106,12 @@ pub(crate) async fn output_without_a_log_is_dropped(launcher: Kind) {
         .unwrap();
     pod.start(&container).await;
     assert_eq!(pod.exit(&container).await.exit_code, 0);
-    assert!(pod.monitor.reopen_log(&container.id).await.is_err());
+    assert!(
+        pod.monitor
+            .reopen_log(&container.id, &container.log)
+            .await
+            .is_err()
+    );
     pod.end().await;
 }
 
@@ -112,13 +120,13 @@ pub(crate) async fn log_that_cannot_be_opened_is_named(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let result = pod
         .create_with(&TestSpec::shell("true"), |request| {
-            request.log_path = Some("/nothing/0.log".into());
+            request.log_path = Some("/dev/null/0.log".into());
         })
         .await;
     let (step, _, not_found) = super::launch_error(result);
     assert_eq!(
         (step.as_str(), not_found),
-        ("open log /nothing/0.log", false)
+        ("open log /dev/null/0.log", false)
     );
     pod.end().await;
 }
@@ -180,6 +188,36 @@ pub(crate) async fn terminal_is_logged(launcher: Kind) {
     let log: Vec<_> = container.log();
     assert_eq!(log, expected.map(|line| format!("stdout {line}")));
     pod.end().await;
+}
+
+/// A terminal lives on when nobody has it open, as long as the first process lives.
+pub(crate) async fn terminal_outlives_its_users(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let script = "exec <&- >&- 2>&-; sleep 1; echo one >/dev/pts/0; sleep 1; \
+                  echo two >/dev/pts/0; seq 1 1000 >/dev/pts/0; sleep 1; exit 6";
+    let container = pod
+        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    container.logged("one");
+    let before = cpu_ticks(pod.monitor.pid());
+    assert_eq!(pod.exit(&container).await.exit_code, 6);
+    let log = container.log();
+    assert_eq!(log[..2], ["stdout F one\r", "stdout F two\r"]);
+    assert_eq!(log.len(), 1002);
+    // Nor is the monitor busy with a terminal that is at its end.
+    let spent = cpu_ticks(pod.monitor.pid()) - before;
+    assert!(spent < 50, "{spent} ticks");
+    pod.end().await;
+}
+
+/// Ticks of 10 ms that a process ran.
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(") ").unwrap().1.split(' ');
+    let ticks = fields.skip(11).take(2);
+    ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
 /// What a process of the container holds open keeps no exit waiting, and what

@@ -11,12 +11,14 @@
 
 mod binaries;
 mod cgroup;
+mod disk;
 mod pod;
 mod rootfs;
 mod spec;
 
 pub(crate) use binaries::{monitor_binaries, monitor_dir};
 pub(crate) use cgroup::TestCgroup;
+pub(crate) use disk::StallingDisk;
 pub(crate) use pod::{Kind, Pod, PodOptions, TestContainer, wait_until};
 pub(crate) use rootfs::{bind_clone, detached_tmpfs};
 pub(crate) use spec::TestSpec;

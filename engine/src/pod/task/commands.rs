@@ -4,14 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::client::steps::Steps;
+use tokio::sync::oneshot;
 
-use super::super::container::{self, Host};
+use super::super::container::{self, Host, NotMade};
 use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
 use super::{Command, Done, Reply, Slot, Task, respond};
 use crate::convert::resources;
+use crate::engine::on_disk;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PidMode, Resources};
+
+/// How long a monitor may take to answer that it has sent a signal.
+const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Command {
     /// The steps of the call that waits for the answer.
@@ -78,6 +83,7 @@ impl Task {
         }
         let monitor = match (&self.record.phase, &self.monitor) {
             (Phase::Ready, Some(monitor)) => monitor.clone(),
+            (Phase::Ready, None) => return respond(reply, Err(PodError::MonitorSilent)),
             (phase, _) => {
                 let (what, state) = (self.what(), phase.word().to_owned());
                 return respond(reply, Err(PodError::State { what, state }));
@@ -96,13 +102,15 @@ impl Task {
             Ok(record) => record,
             Err(error) => return respond(reply, Err(error)),
         };
-        if let Err(error) = self.dir.write_container(&record) {
+        if let Err(error) = on_disk(|| self.dir.write_container(&record)) {
             return respond(reply, Err(error.into()));
         }
         drop(intent);
         crate::failpoint::hit("create-intent");
         self.keys.insert(record.config.key.clone(), id.clone());
         let mut slot = Box::new(Slot::new(record.clone(), None));
+        let (creation, stop) = oneshot::channel();
+        slot.creation = Some(creation);
         slot.creating.push(reply);
         self.slots.insert(id.clone(), slot);
         let host = Host {
@@ -110,11 +118,11 @@ impl Task {
             monitor,
             target_pid,
         };
-        let work = container::create(Arc::clone(&self.engine), host, record);
-        self.job(
-            async move { Box::pin(work).await.map(Box::new) },
-            move |made| Done::Created(id, made),
-        );
+        let work = container::create(Arc::clone(&self.engine), host, record, stop);
+        self.job(async move { Ok(Box::pin(work).await) }, move |made| {
+            let made = made.unwrap_or_else(|panic| Err(NotMade::panicked(panic)));
+            Done::Created(id, made)
+        });
     }
 
     /// The process whose PID namespace another container is to enter.
@@ -173,17 +181,12 @@ impl Task {
             }
             _ => {}
         }
-        let refused = if self.record.phase.is_ready() {
-            None
-        } else {
-            let state = self.record.phase.word().to_owned();
-            Some(PodError::State {
-                what: self.what(),
-                state,
-            })
-        };
-        if let Some(error) = refused {
-            return respond(reply, Err(error));
+        if !self.record.phase.is_ready() {
+            let (what, state) = (self.what(), self.record.phase.word().to_owned());
+            return respond(reply, Err(PodError::State { what, state }));
+        }
+        if self.monitor.is_none() {
+            return respond(reply, Err(PodError::MonitorSilent));
         }
         match self.step(id, Input::StartAsked) {
             Ok(_) => {
@@ -201,6 +204,8 @@ impl Task {
             return Err(PodError::NoContainer(id.to_string()));
         };
         let before = slot.record.state.clone();
+        // A restart finds out what a container has become, but not that it was promised.
+        let must_be_kept = matches!(input, Input::Made | Input::StartAsked);
         let (after, works) = before
             .clone()
             .step(input)
@@ -211,12 +216,33 @@ impl Task {
         if after != before {
             tracing::debug!(container = %id, from = before.word(), to = after.word(), "transition");
             slot.record.state = after;
-            self.keep(id);
+            if must_be_kept {
+                let kept = self.keep(id);
+                self.take_back_unless(kept, id, before)?;
+            } else {
+                self.keep_if_possible(id);
+            }
         }
         for work in works {
             self.order(id, work);
         }
         Ok(())
+    }
+
+    /// A transition that is not on disk has not happened.
+    fn take_back_unless(
+        &mut self,
+        kept: Result<(), PodError>,
+        id: &ContainerId,
+        before: State,
+    ) -> Result<(), PodError> {
+        if kept.is_err() {
+            if let Some(slot) = self.slots.get_mut(id) {
+                slot.record.state = before;
+            }
+            self.refresh(id);
+        }
+        kept
     }
 
     fn order(&mut self, id: &ContainerId, work: Work) {
@@ -259,17 +285,17 @@ impl Task {
         };
         let id = id.clone();
         let work = async move {
-            if let Err(error) = monitor.signal(id.as_str(), signal).await {
-                tracing::warn!(container = %id, signal, %error, "signal");
+            let sent = monitor.signal(id.as_str(), signal);
+            match tokio::time::timeout(SIGNAL_PATIENCE, sent).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(container = %id, signal, %error, "signal"),
+                Err(_) => {
+                    tracing::warn!(container = %id, signal, "the monitor does not answer a signal");
+                }
             }
             Ok(())
         };
         self.job(work, |_: Result<(), PodError>| Done::Quiet);
-    }
-
-    fn order_kill(&mut self, id: &ContainerId) {
-        self.send(id, libc::SIGKILL);
-        crate::failpoint::hit("stop-killed");
     }
 
     fn stop_container(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
@@ -285,12 +311,11 @@ impl Task {
             tracing::debug!(container = %id, %error, "stop");
         }
         if has_grace {
-            let own = id.clone();
-            let wait = async move {
-                tokio::time::sleep(grace).await;
-                Ok(())
-            };
-            self.job(wait, move |_: Result<(), PodError>| Done::GraceOver(own));
+            let timer = self.timer(grace, Done::GraceOver(id.clone()));
+            match self.slots.get_mut(id) {
+                Some(slot) if !slot.has_ended() => slot.graces.push(timer),
+                _ => timer.abort(),
+            }
         }
     }
 
@@ -335,6 +360,9 @@ impl Task {
         let Some(slot) = self.slots.get(id) else {
             return respond(reply, Err(PodError::NoContainer(id.to_string())));
         };
+        if self.monitor.is_none() && self.reaching.is_some() {
+            return respond(reply, Err(PodError::MonitorSilent));
+        }
         let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
             let (what, state) = (
                 format!("container {id}"),
@@ -343,8 +371,13 @@ impl Task {
             return respond(reply, Err(PodError::State { what, state }));
         };
         let id = id.clone();
+        let Some(path) = slot.record.log_path.clone() else {
+            let what = format!("container {id}");
+            let state = "without a log".to_owned();
+            return respond(reply, Err(PodError::State { what, state }));
+        };
         let work = async move {
-            let result = monitor.reopen_log(id.as_str()).await;
+            let result = monitor.reopen_log(id.as_str(), &path).await;
             let named = |error| PodError::runtime(format!("reopen log of container {id}"), error);
             respond(reply, result.map_err(named));
             Ok(())

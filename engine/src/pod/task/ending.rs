@@ -1,7 +1,6 @@
 //! How containers are removed and how a sandbox is stopped and removed.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, State};
@@ -9,9 +8,6 @@ use super::super::teardown;
 use super::{Done, Reply, Task, answer, respond};
 use crate::engine::now;
 use crate::ids::ContainerId;
-
-/// Between two tries to give a sandbox's parts back.
-pub(super) const RETRY: Duration = Duration::from_secs(20);
 
 impl Task {
     /// Removes a container that has no running process, unless that runs already.
@@ -47,7 +43,17 @@ impl Task {
                     slot.removal_runs = false;
                     answer(&mut slot.removing, &Err(Arc::new(error)));
                 }
+                self.retry_removal(id);
             }
+        }
+    }
+
+    /// Tries later again to give a container back that could not be made.
+    pub(super) fn retry_removal(&mut self, id: &ContainerId) {
+        let slot = self.slots.get_mut(id);
+        if let Some(backoff) = slot.and_then(|slot| slot.unmade.as_mut()) {
+            let pause = backoff.pause();
+            self.timer(pause, Done::RetryRemoval(id.clone()));
         }
     }
 
@@ -78,7 +84,7 @@ impl Task {
             .map(|(id, _)| id.clone())
             .collect();
         for id in ids {
-            self.send(&id, libc::SIGKILL);
+            self.order_kill(&id);
         }
     }
 
@@ -86,10 +92,14 @@ impl Task {
     pub(super) fn end_all(&mut self) {
         let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
         for id in ids {
-            let created = self
-                .slots
-                .get(&id)
-                .is_some_and(|slot| slot.record.state == State::Created);
+            let Some(slot) = self.slots.get_mut(&id) else {
+                continue;
+            };
+            if slot.record.state == State::Creating {
+                // Whatever its creation waits for on the host, it need not go on.
+                slot.creation = None;
+            }
+            let created = slot.record.state == State::Created;
             let input = if created {
                 Input::Exited(never_started())
             } else {
@@ -111,6 +121,7 @@ impl Task {
             return;
         }
         self.teardown_runs = true;
+        self.retry.disarm();
         self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
         let monitor = self.monitor.clone();
@@ -128,6 +139,8 @@ impl Task {
                 self.record.phase = Phase::Stopped;
                 self.record.attachment = None;
                 self.record.ips.clear();
+                self.record.trouble = None;
+                self.retry = super::Retry::default();
                 self.keep_pod();
                 crate::failpoint::hit("stop-done");
                 tracing::info!(pod = %self.record.id, "sandbox stopped");
@@ -138,16 +151,23 @@ impl Task {
             Err(error) => {
                 let reason = crate::network::chain(&error);
                 tracing::warn!(pod = %self.record.id, reason, "sandbox is not stopped yet");
+                self.record.trouble = Some(format!("it is not stopped yet: {reason}"));
+                self.keep_pod();
+                self.publish();
                 let error = Arc::new(error);
                 answer(&mut self.stopping, &Err(Arc::clone(&error)));
                 answer(&mut self.removing, &Err(error));
-                let wait = async {
-                    tokio::time::sleep(RETRY).await;
-                    Ok(())
-                };
-                self.job(wait, |_: Result<(), PodError>| Done::Retry);
+                self.retry_later();
             }
         }
+    }
+
+    /// Tries later again to give the sandbox's parts back; a caller who asks for it
+    /// meanwhile has it tried at once, in the place of this.
+    pub(super) fn retry_later(&mut self) {
+        self.retry.disarm();
+        let pause = self.retry.backoff.pause();
+        self.retry.timer = Some(self.timer(pause, Done::Retry));
     }
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {

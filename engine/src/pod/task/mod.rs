@@ -2,17 +2,21 @@
 //! its own jobs one by one, steps the state machines, writes the records and
 //! publishes the view.
 //!
-//! It never waits: everything that takes time is a job whose result comes back
-//! as a message. A caller that goes away takes nothing with it: only its reply
-//! channel is lost. A crash leaves the records as of the last transition.
+//! It waits for nothing but its own records: everything else that takes time is a
+//! job whose result comes back as a message. A caller that goes away takes nothing
+//! with it: only its reply channel is lost. A crash leaves the records as of the last
+//! transition; a task that panics is started again from them.
 
 mod commands;
 mod ending;
+mod orphans;
 mod reply;
 mod results;
+mod resume;
 
 pub(crate) use reply::Reply;
 pub(crate) use results::exit_of;
+pub(crate) use resume::{Restored, resume};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -21,21 +25,26 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use runtime::client::steps::{self, Mark, Steps};
-use runtime::client::{Event, Monitor};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use runtime::client::{Event, Monitor, Reached};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
 
-use super::container::Made;
+use super::backoff::Backoff;
+use super::container::{Made, NotMade};
 use super::error::PodError;
 use super::index::Inbox;
-use super::launch::Launched;
+use super::launch::{Launched, NotLaunched};
 use super::machine::{Phase, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
+use super::restore;
 use super::view::{ContainerView, PodView};
-use crate::engine::{Engine, now};
+use crate::engine::{Engine, now, on_disk};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
 use reply::{answer, respond, steps_of};
+
+/// A task that panics at once whenever it is started must not keep a core busy.
+const AFTER_PANIC: Duration = Duration::from_secs(1);
 
 /// What a pod's task can be asked.
 pub(crate) enum Command {
@@ -53,22 +62,31 @@ pub(crate) enum Command {
 
 /// What a job came to.
 enum Done {
-    Launched(Result<Box<Launched>, PodError>),
-    Created(ContainerId, Result<Box<Made>, PodError>),
+    Launched(Result<Box<Launched>, Box<NotLaunched>>),
+    /// A start of the sandbox that an earlier engine had begun was undone.
+    Undone(Result<(), PodError>),
+    /// The monitor of an earlier engine answers; `None`: it is dead.
+    Reached(Option<Box<Reached>>),
+    Created(ContainerId, Result<Box<Made>, Box<NotMade>>),
     Started(ContainerId, Result<i64, PodError>),
     GraceOver(ContainerId),
+    /// SIGKILL was sent some time ago.
+    KillOverdue(ContainerId),
+    /// The engine killed the cgroup itself.
+    CgroupKilled(ContainerId, Result<(), PodError>),
     /// A signal was sent, or a cgroup given back; nothing follows from it.
     Quiet,
     Updated(ContainerId, Resources, Result<(), PodError>, Reply<()>),
     ContainerRemoved(ContainerId, Result<(), PodError>),
-    /// What a dead monitor left was killed.
-    /// Names the containers whose processes are still there.
-    Orphaned(Result<Vec<ContainerId>, PodError>),
+    /// Time to try again to give a container back that could not be made.
+    RetryRemoval(ContainerId),
+    /// What these containers left without a monitor was killed, as far as it was.
+    Orphaned(Vec<(ContainerId, Result<(), PodError>)>),
+    RetryOrphans(Vec<ContainerId>),
     Down(Result<(), PodError>),
     Removed(Result<(), PodError>),
-    /// Time to try again what failed.
+    /// Time to try again to give the sandbox's parts back.
     Retry,
-    RetryOrphans,
 }
 
 /// A container of this pod.
@@ -85,6 +103,17 @@ struct Slot {
     /// Updates wait for each other: each starts from what the last one left.
     updates: VecDeque<(Resources, Reply<()>)>,
     update_runs: bool,
+    /// Whether its log takes nothing for the time being.
+    log_stalled: bool,
+    /// Dropped when the creation is to end early.
+    creation: Option<oneshot::Sender<()>>,
+    /// Of a container that could not be made and not be given back: it is removed
+    /// as soon as that works.
+    unmade: Option<Backoff>,
+    /// The grace periods that run.
+    graces: Vec<AbortHandle>,
+    /// Waits for what SIGKILL leads to.
+    kill_watch: Option<AbortHandle>,
 }
 
 impl Slot {
@@ -100,6 +129,18 @@ impl Slot {
             removal_runs: false,
             updates: VecDeque::new(),
             update_runs: false,
+            log_stalled: false,
+            creation: None,
+            unmade: None,
+            graces: Vec::new(),
+            kill_watch: None,
+        }
+    }
+
+    /// Ends the timers of a container that has ended.
+    fn end_timers(&mut self) {
+        for timer in self.graces.drain(..).chain(self.kill_watch.take()) {
+            timer.abort();
         }
     }
 
@@ -127,17 +168,33 @@ pub(crate) struct Task {
     removing: Vec<Reply<()>>,
     teardown_runs: bool,
     removal_runs: bool,
+    /// The next try to give the sandbox's parts back, and how many failed.
+    retry: Retry,
+    /// How often what containers left without a monitor could not be killed.
+    orphans: Backoff,
+    /// An earlier engine's monitor is being looked for. Dropped when it was found or
+    /// is known to be dead.
+    reaching: Option<oneshot::Sender<()>>,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
-    /// Of the call that the work of this moment is for.
+    /// Steps of the RPC whose command or job is being handled.
     steps: Option<Steps>,
 }
 
-/// What a restart found of a pod.
-pub(crate) struct Restored {
-    pub(crate) record: PodRecord,
-    pub(crate) containers: Vec<(ContainerRecord, Option<i32>)>,
-    pub(crate) monitor: Option<(Monitor, mpsc::UnboundedReceiver<Event>)>,
+/// When the sandbox's parts are tried to be given back again.
+#[derive(Default)]
+struct Retry {
+    backoff: Backoff,
+    timer: Option<AbortHandle>,
+}
+
+impl Retry {
+    /// The try is made now, or is not needed any more.
+    fn disarm(&mut self) {
+        if let Some(timer) = self.timer.take() {
+            timer.abort();
+        }
+    }
 }
 
 /// Starts the task of a new pod, which launches the sandbox first.
@@ -149,59 +206,38 @@ pub(crate) fn start(
     let mut task = Task::new(engine, record, inbox);
     task.steps = Steps::current();
     let launch = super::launch::launch(Arc::clone(&task.engine), task.record.clone());
-    task.job(async move { launch.await.map(Box::new) }, Done::Launched);
-    tokio::spawn(Box::new(task).run());
+    task.job(async move { Ok(launch.await) }, |launched| {
+        Done::Launched(launched.unwrap_or_else(|panic| Err(NotLaunched::panicked(panic))))
+    });
+    supervise(Box::new(task));
 }
 
-/// Starts the task of a pod that an earlier engine left.
-pub(crate) fn resume(
-    engine: Arc<Engine>,
-    restored: Restored,
-    inbox: mpsc::UnboundedReceiver<Command>,
-) {
-    let Restored {
-        record,
-        containers,
-        monitor,
-    } = restored;
-    let mut task = Task::new(engine, record, inbox);
-    if let Some((monitor, events)) = monitor {
-        task.monitor = Some(monitor);
-        task.events = Some(events);
-    }
-    for (record, pid) in containers {
-        task.keys
-            .insert(record.config.key.clone(), record.id.clone());
-        let slot = Box::new(Slot::new(record, pid));
-        task.slots.insert(slot.record.id.clone(), slot);
-    }
-    let ids: Vec<ContainerId> = task.slots.keys().cloned().collect();
-    for id in ids {
-        task.refresh(&id);
-    }
-    task.publish();
-    task.carry_on();
-    tokio::spawn(Box::new(task).run());
-}
-
-/// Answers everything that is asked of a sandbox whose record cannot be read.
-pub(crate) async fn refuse_all(id: PodId, mut inbox: mpsc::UnboundedReceiver<Command>) {
-    while let Some(command) = inbox.recv().await {
-        let refusal = || PodError::State {
-            what: format!("pod sandbox {id}"),
-            state: "left alone, since its record cannot be read".to_owned(),
+/// Runs a task; one that panics is started again from the records.
+fn supervise(task: Box<Task>) {
+    let (engine, id) = (Arc::clone(&task.engine), task.record.id.clone());
+    tokio::spawn(async move {
+        let Err(panic) = AssertUnwindSafe(task.run()).catch_unwind().await else {
+            return;
         };
-        match command {
-            Command::Join(reply) => respond(reply, Err(refusal())),
-            Command::Create(_, reply) => respond(reply, Err(refusal())),
-            Command::Start(_, reply)
-            | Command::Stop(_, _, reply)
-            | Command::RemoveContainer(_, reply)
-            | Command::Update(_, _, reply)
-            | Command::ReopenLog(_, reply)
-            | Command::StopPod(reply)
-            | Command::RemovePod(reply) => respond(reply, Err(refusal())),
-        }
+        let panic = panic_text(&*panic);
+        tracing::error!(pod = %id, panic, "the task of the pod failed, it starts again from its records");
+        tokio::time::sleep(AFTER_PANIC).await;
+        restore::again(&engine, &id).await;
+    });
+}
+
+/// Answers a command with an error.
+pub(crate) fn refuse(command: Command, error: impl FnOnce() -> PodError) {
+    match command {
+        Command::Join(reply) => respond(reply, Err(error())),
+        Command::Create(_, reply) => respond(reply, Err(error())),
+        Command::Start(_, reply)
+        | Command::Stop(_, _, reply)
+        | Command::RemoveContainer(_, reply)
+        | Command::Update(_, _, reply)
+        | Command::ReopenLog(_, reply)
+        | Command::StopPod(reply)
+        | Command::RemovePod(reply) => respond(reply, Err(error())),
     }
 }
 
@@ -227,6 +263,9 @@ impl Task {
             removing: Vec::new(),
             teardown_runs: false,
             removal_runs: false,
+            retry: Retry::default(),
+            orphans: Backoff::default(),
+            reaching: None,
             finished: false,
             steps: None,
         }
@@ -257,16 +296,24 @@ impl Task {
         &mut self,
         work: impl Future<Output = Result<T, PodError>> + Send + 'static,
         wrap: impl FnOnce(Result<T, PodError>) -> Done + Send + 'static,
-    ) {
+    ) -> AbortHandle {
         let steps = self.steps.clone();
         self.jobs.spawn(async move {
             let work = AssertUnwindSafe(Steps::follow(steps, work));
             let result = work.catch_unwind().await;
             wrap(result.unwrap_or_else(|panic| Err(PodError::Defect(panic_text(&*panic)))))
-        });
+        })
     }
 
-    /// A step of the call that the work of this moment is for.
+    /// Has a message arrive later.
+    fn timer(&mut self, pause: Duration, done: Done) -> AbortHandle {
+        self.jobs.spawn(async move {
+            tokio::time::sleep(pause).await;
+            done
+        })
+    }
+
+    /// Begins a step of the RPC whose command or job is being handled.
     fn mark(&self, name: &'static str) -> Option<Mark> {
         self.steps.as_ref().map(|steps| steps.mark(name))
     }
@@ -275,10 +322,11 @@ impl Task {
     fn write_pod(&mut self) -> Result<(), PodError> {
         let _step = self.mark("record");
         self.record.transition = self.engine.index.next_transition();
-        Ok(self.dir.write_pod(&self.record)?)
+        Ok(on_disk(|| self.dir.write_pod(&self.record))?)
     }
 
-    /// The same where a failure cannot be answered to anyone.
+    /// The same where no answer depends on it: a restart finds out what the sandbox has
+    /// become without it.
     fn keep_pod(&mut self) {
         if let Err(error) = self.write_pod() {
             tracing::error!(pod = %self.record.id, %error, "the sandbox's record is stale");
@@ -286,16 +334,26 @@ impl Task {
     }
 
     /// Writes a container's record and renews its view.
-    fn keep(&mut self, id: &ContainerId) {
+    fn keep(&mut self, id: &ContainerId) -> Result<(), PodError> {
         let _step = self.mark("record");
         let transition = self.engine.index.next_transition();
-        if let Some(slot) = self.slots.get_mut(id) {
-            slot.record.transition = transition;
-            if let Err(error) = self.dir.write_container(&slot.record) {
-                tracing::error!(container = %id, %error, "the container's record is stale");
+        let written = match self.slots.get_mut(id) {
+            Some(slot) => {
+                slot.record.transition = transition;
+                on_disk(|| self.dir.write_container(&slot.record))
             }
-        }
+            None => Ok(()),
+        };
         self.refresh(id);
+        Ok(written?)
+    }
+
+    /// The same where no answer depends on it, as with the sandbox's.
+    fn keep_if_possible(&mut self, id: &ContainerId) {
+        if let Err(error) = self.keep(id) {
+            let reason = crate::network::chain(&error);
+            tracing::error!(container = %id, reason, "the container's record is stale");
+        }
     }
 
     /// The steps of the call that waits for what a job came to.
@@ -308,8 +366,9 @@ impl Task {
             Done::ContainerRemoved(id, _) => steps_of(&slot(id)?.removing),
             Done::Updated(_, _, _, reply) => reply.steps.clone(),
             Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
-            Done::GraceOver(_) | Done::Quiet | Done::Orphaned(_) => None,
-            Done::Retry | Done::RetryOrphans => None,
+            Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
+            Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
+            Done::Retry | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
         }
     }
 
@@ -337,10 +396,12 @@ impl Task {
                 created_at: record.created_at,
                 cgroup: record.cgroup.clone(),
                 log_path: record.log_path.clone(),
+                log_stalled: slot.log_stalled,
                 stop_signal: record.stop_signal,
                 user: record.user.clone(),
                 pid: slot.pid,
                 process: record.process.clone(),
+                raw_environment: record.raw_environment.clone(),
             })
         });
     }
@@ -351,14 +412,14 @@ impl Task {
             return;
         }
         let reason = match &self.record.phase {
-            Phase::Failed { reason } => reason.clone(),
-            _ => String::new(),
+            Phase::Failed { reason } => Some(reason),
+            _ => self.record.trouble.as_ref(),
         };
         self.engine.index.publish(&Arc::new(PodView {
             id: self.record.id.clone(),
             transition: self.engine.index.next_transition(),
             ready: self.record.phase.is_ready(),
-            reason,
+            reason: reason.cloned().unwrap_or_default(),
             config: Arc::clone(&self.record.config),
             handler: self.record.handler.clone(),
             created_at: self.record.created_at,
@@ -411,7 +472,7 @@ pub(crate) fn run_or_join(
     if let Err(owner) = engine.index.claim(&config.key, &id, &inbox) {
         return join(&owner, reply);
     }
-    match intend(engine, &id, config, handler) {
+    match on_disk(|| intend(engine, &id, config, handler)) {
         Ok(record) => {
             start(Arc::clone(engine), record, receiver);
             join(&inbox, reply)
@@ -450,6 +511,7 @@ fn intend(
         attachment,
         ips: Vec::new(),
         init_pid: None,
+        trouble: None,
         config: Arc::new(config),
     };
     let dir = engine.pod_dir(id);

@@ -25,6 +25,11 @@ impl<T> Reply<T> {
         (Self { sender, steps }, answer)
     }
 
+    /// Answers.
+    pub(crate) fn answer(self, result: Result<T, PodError>) {
+        self.send(result.map_err(Arc::new));
+    }
+
     pub(super) fn send(self, result: Result<T, SharedError>) {
         // Who does not listen any more has gone away.
         drop(self.sender.send(result));
@@ -45,5 +50,5 @@ pub(super) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, S
 
 /// Answers one.
 pub(super) fn respond<T>(reply: Reply<T>, result: Result<T, PodError>) {
-    reply.send(result.map_err(Arc::new));
+    reply.answer(result);
 }

@@ -40,6 +40,13 @@ impl Task {
                 }
                 Err(error) => tracing::warn!(%error, "exit record"),
             },
+            Event::StartEnded { container, outcome } => {
+                if let Ok(id) = ContainerId::try_from(container.as_str()) {
+                    let result = outcome.map_err(PodError::Start);
+                    self.started(&id, result);
+                }
+            }
+            Event::Log { container, stalled } => self.log_state(&container, stalled),
             Event::Gone => self.monitor_gone(),
         }
         self.publish();
@@ -55,16 +62,21 @@ impl Task {
                     tracing::debug!(container = %id, %error, "grace period of a removed container");
                 }
             }
+            Done::KillOverdue(id) => self.kill_overdue(&id),
+            Done::CgroupKilled(id, result) => self.cgroup_killed(&id, result),
+            Done::Undone(result) => self.undone(result),
+            Done::Reached(reached) => self.reached(reached),
+            Done::RetryRemoval(id) => self.remove_when_ended(&id),
             Done::Quiet => return,
             Done::Updated(id, resources, result, reply) => {
                 self.updated(&id, resources, result, reply);
             }
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
-            Done::Orphaned(result) => self.orphaned(result),
+            Done::Orphaned(all) => self.orphaned(all),
             Done::Down(result) => self.down(result),
             Done::Removed(result) => self.removed(result),
             Done::Retry => self.tear_down_when_ended(),
-            Done::RetryOrphans => self.kill_orphans(),
+            Done::RetryOrphans(ids) => self.kill_orphans(ids),
         }
         self.publish();
     }
@@ -73,14 +85,14 @@ impl Task {
         &mut self,
         id: &ContainerId,
         resources: Resources,
-        result: Result<(), PodError>,
+        mut result: Result<(), PodError>,
         reply: super::Reply<()>,
     ) {
         if result.is_ok()
             && let Some(slot) = self.slots.get_mut(id)
         {
             Arc::make_mut(&mut slot.record.config).resources = resources;
-            self.keep(id);
+            result = self.keep(id);
         }
         self.publish();
         respond(reply, result);
@@ -93,10 +105,10 @@ impl Task {
         }
     }
 
-    fn launched(&mut self, result: Result<Box<super::Launched>, PodError>) {
+    fn launched(&mut self, result: Result<Box<super::Launched>, Box<super::NotLaunched>>) {
         let launched = match result {
             Ok(launched) => *launched,
-            Err(error) => return self.launch_failed(error),
+            Err(failed) => return self.launch_failed(*failed),
         };
         self.monitor = Some(launched.monitor);
         self.events = Some(launched.events);
@@ -119,17 +131,56 @@ impl Task {
         self.replay();
     }
 
-    fn launch_failed(&mut self, error: PodError) {
+    fn launch_failed(&mut self, failed: super::NotLaunched) {
+        let error = Arc::new(failed.error);
+        match failed.undone {
+            Ok(()) => self.forget(&error),
+            Err(left) => {
+                answer(&mut self.joining, &Err(Arc::clone(&error)));
+                let trouble = format!(
+                    "it could not be started: {}; not given back yet: {}",
+                    crate::network::chain(&*error),
+                    crate::network::chain(&left)
+                );
+                self.stay(trouble);
+            }
+        }
+    }
+
+    /// The start that an earlier engine had begun is undone, or not yet.
+    fn undone(&mut self, undone: Result<(), PodError>) {
+        match undone {
+            Ok(()) => self.forget(&Arc::new(PodError::CutOff)),
+            Err(left) => {
+                answer(&mut self.joining, &Err(Arc::new(PodError::CutOff)));
+                let left = crate::network::chain(&left);
+                self.stay(format!("its start was cut off; not given back yet: {left}"));
+            }
+        }
+    }
+
+    /// A sandbox that nobody was told of, and that cannot be given back, is listed:
+    /// so it can be asked for, stopped and removed like any other.
+    fn stay(&mut self, trouble: String) {
+        tracing::warn!(pod = %self.record.id, trouble, "the sandbox stays until it is given back");
+        self.record.phase = Phase::Stopping;
+        self.record.trouble = Some(trouble);
+        self.keep_pod();
+        self.publish();
+        self.retry_later();
+        self.replay();
+    }
+
+    /// Nothing is left to stop, remove or use.
+    fn forget(&mut self, error: &Arc<PodError>) {
         self.engine.index.forget(&self.record.id);
-        let error = Arc::new(error);
-        answer(&mut self.joining, &Err(Arc::clone(&error)));
+        answer(&mut self.joining, &Err(Arc::clone(error)));
         self.finished = true;
         self.record.phase = Phase::Stopped;
-        // Nothing is left to stop, remove or use.
         self.replay();
         while let Ok(command) = self.inbox.try_recv() {
             match command {
-                super::Command::Join(reply) => reply.send(Err(Arc::clone(&error))),
+                super::Command::Join(reply) => reply.send(Err(Arc::clone(error))),
                 other => self.command(other),
             }
         }
@@ -141,40 +192,65 @@ impl Task {
         }
     }
 
-    fn created(&mut self, id: &ContainerId, result: Result<Box<super::Made>, PodError>) {
+    fn created(&mut self, id: &ContainerId, result: Result<Box<super::Made>, Box<super::NotMade>>) {
+        match result {
+            Ok(made) => self.made(id, *made),
+            Err(failed) => self.not_made(id, *failed),
+        }
+    }
+
+    fn made(&mut self, id: &ContainerId, made: super::Made) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        match result {
-            Ok(made) => {
-                let transition = slot.record.transition;
-                slot.record = made.record;
-                slot.record.transition = transition;
-                slot.pid = Some(made.pid);
-                if let Err(error) = self.step(id, Input::Made) {
-                    tracing::error!(container = %id, %error, "created");
-                }
-                self.publish();
-                if let Some(slot) = self.slots.get_mut(id) {
-                    answer(&mut slot.creating, &Ok(id.clone()));
-                    if !slot.removing.is_empty() {
-                        self.remove_when_ended(id);
-                    }
-                }
-                if self.record.phase != Phase::Ready {
-                    self.end_all();
-                }
-            }
-            Err(error) => {
-                let error = Arc::new(error);
-                if let Some(mut slot) = self.slots.remove(id) {
-                    self.keys.remove(&slot.record.config.key);
-                    answer(&mut slot.creating, &Err(error));
-                    answer(&mut slot.removing, &Ok(()));
-                }
-                self.tear_down_when_ended();
+        let transition = slot.record.transition;
+        slot.record = made.record;
+        slot.record.transition = transition;
+        slot.pid = Some(made.pid);
+        if let Err(error) = self.step(id, Input::Made) {
+            // A container that a restart would undo must not be answered.
+            return self.undo_creation(id, error);
+        }
+        self.publish();
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.creation = None;
+            answer(&mut slot.creating, &Ok(id.clone()));
+            if !slot.removing.is_empty() {
+                self.remove_when_ended(id);
             }
         }
+        if self.record.phase != Phase::Ready {
+            self.end_all();
+        }
+    }
+
+    fn not_made(&mut self, id: &ContainerId, failed: super::NotMade) {
+        let error = Arc::new(failed.error);
+        let Err(left) = failed.undone else {
+            if let Some(mut slot) = self.slots.remove(id) {
+                self.keys.remove(&slot.record.config.key);
+                answer(&mut slot.creating, &Err(error));
+                answer(&mut slot.removing, &Ok(()));
+            }
+            return self.tear_down_when_ended();
+        };
+        // It stays, and is listed, until all of it is given back.
+        let message = format!(
+            "{}; not given back yet: {}",
+            crate::network::chain(&*error),
+            crate::network::chain(&left)
+        );
+        tracing::warn!(container = %id, message, "a container could not be made");
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.creation = None;
+            slot.unmade = Some(super::Backoff::default());
+            answer(&mut slot.creating, &Err(error));
+        }
+        let at = now();
+        if let Err(error) = self.step(id, Input::CreateFailed { at, message }) {
+            tracing::debug!(container = %id, %error, "creation of a removed container");
+        }
+        self.retry_removal(id);
     }
 
     fn started(&mut self, id: &ContainerId, result: Result<i64, PodError>) {
@@ -204,6 +280,7 @@ impl Task {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
+        slot.end_timers();
         if let State::Exited(exit) = &slot.record.state {
             tracing::info!(container = %id, exit_code = exit.code, reason = exit.reason, "container exited");
         }
@@ -228,94 +305,22 @@ impl Task {
         self.tear_down_when_ended();
     }
 
-    fn monitor_gone(&mut self) {
-        self.events = None;
-        self.monitor = None;
-        match self.record.phase {
-            Phase::Stopped => return,
-            // The teardown tells the monitor to end, and needs it no more.
-            Phase::Stopping if self.teardown_runs => return,
-            // Nobody will report the end of what is being killed.
-            Phase::Stopping => {}
-            Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
-                let reason = "the monitor of the pod died".to_owned();
-                self.record.phase = Phase::Failed { reason };
-                self.keep_pod();
-            }
-        }
-        tracing::error!(pod = %self.record.id, "the monitor died");
-        self.kill_orphans();
-    }
-
-    /// Kills what a dead monitor left, before anything is said about it.
-    fn kill_orphans(&mut self) {
-        let engine = Arc::clone(&self.engine);
-        let records: Vec<_> = self
-            .slots
-            .values()
-            .filter(|slot| !slot.has_ended())
-            .map(|slot| slot.record.clone())
-            .collect();
-        let work = async move {
-            let mut alive = Vec::new();
-            for record in &records {
-                if let Err(error) = teardown::container_processes(&engine, record).await {
-                    let reason = crate::network::chain(&error);
-                    tracing::error!(container = %record.id, reason, "processes of a dead monitor");
-                    alive.push(record.id.clone());
-                }
-            }
-            Ok(alive)
+    /// A container's log stopped taking records, or takes them again.
+    fn log_state(&mut self, container: &str, stalled: bool) {
+        let Ok(id) = ContainerId::try_from(container) else {
+            return;
         };
-        self.job(work, Done::Orphaned);
-    }
-
-    fn orphaned(&mut self, result: Result<Vec<ContainerId>, PodError>) {
-        // Only a container whose processes are gone may be said to have ended.
-        let alive = match result {
-            Ok(alive) => alive,
-            Err(error) => {
-                tracing::error!(pod = %self.record.id, %error, "processes of a dead monitor");
-                self.slots.keys().cloned().collect()
-            }
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
         };
-        if !alive.is_empty() {
-            let wait = async {
-                tokio::time::sleep(super::ending::RETRY).await;
-                Ok(())
-            };
-            self.job(wait, |_: Result<(), PodError>| Done::RetryOrphans);
+        let log = slot.record.log_path.as_ref().map(|path| path.display());
+        let log = log.map(|path| path.to_string()).unwrap_or_default();
+        if stalled {
+            tracing::warn!(container = %id, log, "the log takes nothing: the container's output waits");
+        } else {
+            tracing::info!(container = %id, log, "the log takes output again");
         }
-        // What the monitor could still write down is truer than what we know.
-        let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
-        let ids: Vec<ContainerId> = self.slots.keys().cloned().collect();
-        for id in ids.into_iter().filter(|id| !alive.contains(id)) {
-            let known = written
-                .iter()
-                .find(|record| record.container == id.as_str());
-            let exit = known.map_or_else(|| self.orphan_exit(&id), exit_of);
-            if self
-                .slots
-                .get(&id)
-                .is_some_and(|slot| slot.record.state != State::Creating)
-                && let Err(error) = self.step(&id, Input::Exited(exit))
-            {
-                tracing::debug!(container = %id, %error, "orphan");
-            }
-        }
-    }
-
-    fn orphan_exit(&self, id: &ContainerId) -> Exit {
-        let started_at = self
-            .slots
-            .get(id)
-            .map_or(0, |slot| slot.record.state.started_at());
-        Exit {
-            code: 137,
-            reason: "Error".to_owned(),
-            message: "the monitor of the pod died, the container was killed".to_owned(),
-            started_at,
-            finished_at: now(),
-        }
+        slot.log_stalled = stalled;
+        self.refresh(&id);
     }
 }

@@ -1,6 +1,6 @@
 //! Messages about containers, between engine, monitor and launcher helper.
 
-use super::Plan;
+use super::{Failure, Plan};
 
 /// Which launcher makes a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, prost::Enumeration)]
@@ -48,7 +48,7 @@ pub struct Create {
     /// are run, and with the native launcher for the first one.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub seccomp_bpf: Option<Vec<u8>>,
-    /// CRI log; missing: output is dropped.
+    /// CRI log; missing: output is dropped. Read where `log_fd` is missing.
     #[prost(bytes = "vec", optional, tag = "10")]
     pub log_path: Option<Vec<u8>>,
     /// Whether stdin is a pipe instead of /dev/null.
@@ -75,6 +75,9 @@ pub struct Create {
     /// Its arguments before those that say what to do.
     #[prost(bytes = "vec", repeated, tag = "18")]
     pub runtime_args: Vec<Vec<u8>>,
+    /// Slot of a descriptor that names the log, the packet's last one.
+    #[prost(uint32, optional, tag = "19")]
+    pub log_fd: Option<u32>,
     /// The kernel's flags for the filter of processes that are run.
     #[prost(uint32, tag = "30")]
     pub seccomp_flags: u32,
@@ -161,6 +164,8 @@ pub enum State {
     Running = 2,
     /// Ended.
     Exited = 3,
+    /// Let go; whether its program runs is not known yet.
+    Starting = 4,
 }
 
 /// One container of a list.
@@ -184,6 +189,46 @@ pub struct Container {
     /// Output that was lost because the log could not be written.
     #[prost(uint64, tag = "6")]
     pub lost_log_bytes: u64,
+    /// Whether its log takes nothing: its output waits.
+    #[prost(bool, tag = "7")]
+    pub log_stalled: bool,
+}
+
+/// A log to open again, since its file was renamed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ReopenLog {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Slot of a descriptor that names the new file; missing: the monitor opens
+    /// the path that it was given with the container.
+    #[prost(uint32, optional, tag = "2")]
+    pub log_fd: Option<u32>,
+}
+
+/// What became of a start whose asker is gone.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct StartEnded {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// When it began, wall clock nanoseconds.
+    #[prost(int64, tag = "2")]
+    pub started_at: i64,
+    /// Why its program could not be executed.
+    #[prost(message, optional, boxed, tag = "3")]
+    pub failure: Option<Box<Failure>>,
+}
+
+/// A log stopped taking records, or takes them again.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct LogState {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// Whether it takes nothing.
+    #[prost(bool, tag = "2")]
+    pub stalled: bool,
 }
 
 /// How a container ended.

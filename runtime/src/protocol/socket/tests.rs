@@ -209,6 +209,7 @@ proptest! {
         let mut steps: Vec<_> = names.iter().map(|name| Step::now(name)).collect();
         steps.push(Step { name: "p".repeat(padding), at: 1 });
         let sent = Envelope {
+            requires: 0,
             version: VERSION, request, sent_at, steps, received_at: 3, spilled: 0,
             body: Some(Body::Exited(exited)),
         };

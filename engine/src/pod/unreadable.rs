@@ -1,0 +1,162 @@
+//! Sandboxes whose record cannot be read: cut short by a power loss, damaged, or written
+//! by a newer engine.
+//!
+//! They are listed as NOTREADY and keep their identity, so that no second sandbox
+//! starts beside what may still run. Whoever stops or removes one ends all that bears
+//! its id: the monitor, cgroups, network, mounts and writable layers are all named by it. After
+//! another boot nothing of it runs, and that is done at once. Until then a crash, or a
+//! return to the newer engine, leaves it as it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::backoff::Backoff;
+use super::error::PodError;
+use super::record::PodDir;
+use super::task::{Command, refuse};
+use super::view::PodView;
+use super::{restore, teardown};
+use crate::engine::{Engine, blocking, blocking_with, on_disk};
+use crate::ids::PodId;
+use crate::model::{IpcMode, NetworkMode, Pairs, PidMode, SandboxConfig, SandboxKey};
+
+/// How long a monitor may take to end what it has.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Keeps the identity of such a sandbox and lists it.
+pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str) {
+    let config = dir.config_of_broken().unwrap_or_else(|| unknown(id));
+    let (inbox, receiver) = mpsc::unbounded_channel();
+    if engine.index.claim(&config.key, id, &inbox).is_err() {
+        // Another has the identity; the id is unique.
+        let alone = unknown(id);
+        if engine.index.claim(&alone.key, id, &inbox).is_err() {
+            return;
+        }
+    }
+    publish(engine, id, config, reason);
+    let (engine, id, dir) = (Arc::clone(engine), id.clone(), dir.clone());
+    tokio::spawn(async move { run(&engine, &id, &dir, receiver).await });
+}
+
+/// Gives such a sandbox back of which nothing can run any more.
+pub(super) fn give_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) {
+    let (engine, id, dir) = (Arc::clone(engine), id.clone(), dir.clone());
+    tokio::spawn(async move {
+        let mut backoff = Backoff::default();
+        while let Err(error) = remove(&engine, &id, &dir).await {
+            let reason = crate::network::chain(&error);
+            tracing::warn!(pod = %id, reason, "a sandbox without a readable record is not given back yet");
+            tokio::time::sleep(backoff.pause()).await;
+        }
+        tracing::info!(pod = %id, "a sandbox without a readable record was given back");
+    });
+}
+
+fn unknown(id: &PodId) -> SandboxConfig {
+    SandboxConfig {
+        key: SandboxKey {
+            namespace: "unreadable".to_owned(),
+            name: id.to_string(),
+            uid: id.to_string(),
+            attempt: 0,
+        },
+        hostname: String::new(),
+        log_directory: None,
+        dns: None,
+        port_mappings: Vec::new(),
+        labels: Pairs::new(),
+        annotations: Pairs::new(),
+        cgroup_parent: String::new(),
+        network: NetworkMode::Pod,
+        pid: PidMode::Container,
+        ipc: IpcMode::Pod,
+        sysctls: Pairs::new(),
+        privileged: false,
+    }
+}
+
+fn publish(engine: &Engine, id: &PodId, config: SandboxConfig, reason: &str) {
+    engine.index.publish(&Arc::new(PodView {
+        id: id.clone(),
+        transition: engine.index.next_transition(),
+        ready: false,
+        reason: format!("its record cannot be read: {reason}"),
+        config: Arc::new(config),
+        handler: String::new(),
+        created_at: on_disk(|| engine.pod_dir(id).age()),
+        cgroup: String::new(),
+        netns: None,
+        ips: Vec::new(),
+        monitor: None,
+        containers: Vec::new(),
+    }));
+}
+
+async fn run(
+    engine: &Arc<Engine>,
+    id: &PodId,
+    dir: &PodDir,
+    mut inbox: mpsc::UnboundedReceiver<Command>,
+) {
+    while let Some(command) = inbox.recv().await {
+        match command {
+            Command::StopPod(reply) => reply.answer(end(engine, id, dir).await),
+            Command::RemovePod(reply) => {
+                let removed = remove(engine, id, dir).await;
+                let done = removed.is_ok();
+                if done {
+                    engine.index.forget(id);
+                }
+                reply.answer(removed);
+                if done {
+                    return;
+                }
+            }
+            other => refuse(other, || PodError::State {
+                what: format!("pod sandbox {id}"),
+                state: "left alone until it is removed, since its record cannot be read".to_owned(),
+            }),
+        }
+    }
+}
+
+async fn remove(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
+    end(engine, id, dir).await?;
+    let dir = dir.clone();
+    blocking(move || Ok(dir.remove()?)).await
+}
+
+/// Ends all that bears the sandbox's id or that of one of its containers.
+async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
+    let state = engine.pod_state(id);
+    if let Some(reached) = restore::reach_soon(&state).await {
+        let ended = tokio::time::timeout(PATIENCE, reached.monitor.shutdown()).await;
+        tracing::debug!(pod = %id, ?ended, "monitor of an unreadable sandbox");
+    }
+    let containers = dir.container_ids();
+    let mut names = containers.clone();
+    names.push(id.to_string());
+    blocking_with(engine, move |engine| {
+        let found = names.iter().flat_map(|name| engine.cgroups.find(name));
+        found
+            .map(|cgroup| teardown::kill_and_remove(engine, cgroup.path()))
+            .collect::<Result<Vec<()>, _>>()
+    })
+    .await?;
+    let netns = engine.netns(id);
+    engine.network.detach_unrecorded(id, &netns).await?;
+    let own = id.clone();
+    blocking_with(engine, move |engine| {
+        teardown::unpin(&netns)?;
+        teardown::remove_state(engine, &own)
+    })
+    .await?;
+    for container in &containers {
+        engine.images.remove_snapshot(container).await?;
+        engine.images.release(container);
+    }
+    Ok(())
+}
