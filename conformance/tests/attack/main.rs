@@ -4,20 +4,8 @@
 //! command line. Images are made byte by byte; what a container runs beside BusyBox is
 //! `attacker.c`, built for the run. Needs an engine of its own.
 
-#[expect(
-    clippy::expect_used,
-    reason = "a test ends at the first thing that is wrong"
-)]
 mod keys;
-#[expect(
-    clippy::expect_used,
-    reason = "a test ends at the first thing that is wrong"
-)]
 mod links;
-#[expect(
-    clippy::expect_used,
-    reason = "a test ends at the first thing that is wrong"
-)]
 mod nodes;
 #[expect(
     clippy::expect_used,
@@ -36,8 +24,4 @@ mod rig;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod stage;
-#[expect(
-    clippy::expect_used,
-    reason = "a test ends at the first thing that is wrong"
-)]
 mod users;

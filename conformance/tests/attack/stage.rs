@@ -18,7 +18,7 @@ pub(crate) const ATTACKER: &str = "/bin/attacker";
 /// Tries an attack with every launcher, on one engine.
 pub(crate) fn with_every_launcher(extras: &Extras, attack: impl AsyncFn(&mut Rig, &str)) {
     let handlers = LAUNCHERS.map(handler).concat();
-    with_image_and_settings(extras, &handlers, async |rig| {
+    with_image_and_settings(extras, &handlers, async move |rig| {
         for launcher in LAUNCHERS {
             println!("by {launcher}");
             attack(rig, launcher).await;

@@ -65,6 +65,70 @@ fn a_pod_in_the_v2_tree_alone_lives_and_leaves_nothing_anywhere() {
     });
 }
 
+/// What systemd, k3s and docker in docker do in a privileged container: they find their
+/// cgroup by /proc, move into one below it, and hand controllers down, where there are
+/// any; processes can be run beside them all the same.
+#[test]
+fn a_privileged_container_manages_its_cgroup_in_the_v2_tree() {
+    if !is_there() {
+        println!("SKIPPED: no cgroup v2 tree is mounted");
+        return;
+    }
+    with_settings(UNIFIED, async |rig| {
+        let mut sandbox = rig.sandbox("manager");
+        let linux = sandbox.linux.as_mut().expect("linux");
+        linux.security_context.get_or_insert_default().privileged = true;
+        let script = "own=/sys/fs/cgroup$(grep ^0: /proc/self/cgroup | cut -d: -f3); \
+                      mkdir $own/init.scope && echo $$ >$own/init.scope/cgroup.procs && \
+                      for one in $(cat $own/cgroup.controllers); do \
+                        echo +$one >$own/cgroup.subtree_control; done; \
+                      grep -q init.scope /proc/self/cgroup && echo moved; sleep 1000";
+        let mut config = rig.container("main", &["/bin/sh", "-c", script]);
+        let linux = config.linux.as_mut().expect("linux");
+        linux.resources = None;
+        linux.security_context.get_or_insert_default().privileged = true;
+        let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+        let id = rig.started(&pod, &config, &sandbox).await;
+        rig.log_with("manager", "moved").await;
+        let ran = rig
+            .client
+            .exec(&id, &["/bin/grep", "^0:", "/proc/self/cgroup"], 30)
+            .await;
+        let ran = ran.expect("ExecSync");
+        assert!(ran.stdout.contains(&id), "{ran:?}");
+        joins_its_processes(rig, &pod, &sandbox, &id).await;
+        rig.client.stop(&id, 0).await.expect("StopContainer");
+        rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+    });
+}
+
+/// Another container enters the PID namespace of one that moved.
+async fn joins_its_processes(
+    rig: &mut Rig,
+    pod: &str,
+    sandbox: &v1::PodSandboxConfig,
+    target: &str,
+) {
+    let mut config = rig.container(
+        "debugger",
+        &["/bin/sh", "-c", "ps | grep -c 'slee[p] 1000'; sleep 1000"],
+    );
+    let linux = config.linux.as_mut().expect("linux");
+    let context = linux.security_context.get_or_insert_default();
+    context.namespace_options = Some(v1::NamespaceOption {
+        pid: v1::NamespaceMode::Target as i32,
+        target_id: target.to_owned(),
+        ..Default::default()
+    });
+    let id = rig.started(pod, &config, sandbox).await;
+    let ran = rig
+        .client
+        .exec(&id, &["/bin/ps"], 30)
+        .await
+        .expect("ExecSync");
+    assert!(ran.stdout.contains("sleep 1000"), "{ran:?}");
+}
+
 /// What runs beside the first process is in the same cgroup, and sees that.
 async fn looks_like_v2(rig: &mut Rig, id: &str) {
     let script = "grep ^0: /proc/self/cgroup; cat /sys/fs/cgroup/cgroup.procs | head -n 1";

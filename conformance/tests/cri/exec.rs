@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::rig::{with_engine, with_own_engine};
+use crate::rig::{with_engine, with_own_engine, with_settings};
 
 #[test]
 fn output_exit_code_and_streams_are_kept_apart() {
@@ -55,6 +55,23 @@ fn more_output_than_a_message_holds_is_cut_and_drained() {
         let output = rig.client.exec(&id, &command, 60).await.expect("exec");
         assert_eq!((output.stderr.as_str(), output.code), ("done\n", 0));
         assert!((1_000_000..16 * 1024 * 1024).contains(&output.stdout.len()));
+    });
+}
+
+#[test]
+fn files_are_open_and_signals_reach_as_configured_whatever_the_engine_has() {
+    with_settings("[runtime]\nopen_files = 4000\n", async |rig| {
+        let show = "ulimit -Sn; ulimit -Hn; grep -E '^Sig(Ign|Blk)' /proc/self/status; true";
+        let script = format!("{show}; echo end; sleep 1000");
+        let (_, id) = rig.running("limits", &["/bin/sh", "-c", &script]).await;
+        let first = rig.log_with("limits", "end").await;
+        let run = rig.client.exec(&id, &["/bin/sh", "-c", show], 10).await;
+        let run = run.expect("ExecSync").stdout;
+        for text in [&first, &run] {
+            let lines = |end: &str| text.lines().filter(|line| line.ends_with(end)).count();
+            assert_eq!(lines("4000"), 2, "{text}");
+            assert_eq!(lines("\t0000000000000000"), 2, "{text}");
+        }
     });
 }
 

@@ -50,12 +50,12 @@ pub(crate) fn with_own_engine(test: impl AsyncFnOnce(&mut Rig)) {
 
 /// The same with other settings than the suite's.
 pub(crate) fn with_settings(settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
-    with_both(&Extras::default(), settings, test);
+    with_image_and_settings(&Extras::default(), settings, test);
 }
 
 /// The same with another image.
 pub(crate) fn with_image(extras: &Extras, test: impl AsyncFnOnce(&mut Rig)) {
-    with_both(extras, "", test);
+    with_image_and_settings(extras, "", test);
 }
 
 /// The same with both.
@@ -64,10 +64,6 @@ pub(crate) fn with_image_and_settings(
     settings: &str,
     test: impl AsyncFnOnce(&mut Rig),
 ) {
-    with_both(extras, settings, test);
-}
-
-fn with_both(extras: &Extras, settings: &str, test: impl AsyncFnOnce(&mut Rig)) {
     if std::env::var_os("SLIPWAY_CRI_SOCKET").is_some() {
         println!("SKIPPED: needs an engine of its own, SLIPWAY_CRI_SOCKET names another");
         return;

@@ -93,6 +93,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         Some(path) => here("--listen", path)?,
         None => state.join("slipway.sock"),
     };
+    let open_files = check_open_files(runtime.open_files)?;
     let (default_handler, handlers) = check_runtime(runtime)?;
     let raw::Registry {
         config_path,
@@ -112,8 +113,23 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         state,
         listen,
         default_handler,
+        open_files,
         handlers,
     })
+}
+
+/// As many as containers have elsewhere, unless it is said.
+fn check_open_files(wanted: Option<u64>) -> Result<u64, ConfigError> {
+    const USUAL: u64 = 1_048_576;
+    // Below that hardly any program starts.
+    const LEAST: u64 = 64;
+    match wanted.unwrap_or(USUAL) {
+        few if few < LEAST => Err(wrong(
+            "runtime.open_files",
+            format!("{few} is less than {LEAST}"),
+        )),
+        enough => Ok(enough),
+    }
 }
 
 fn check_registry(
@@ -247,6 +263,7 @@ fn check_runtime(
 ) -> Result<(String, BTreeMap<String, Handler>), ConfigError> {
     let raw::Runtime {
         default_handler,
+        open_files: _,
         handlers,
     } = runtime;
     let mut checked = BTreeMap::new();
@@ -360,6 +377,7 @@ mod tests {
         assert_eq!(printed.cni.conf_dir, bare.cni.conf_dir);
         assert_eq!(printed.cni.netns_dir, bare.cni.netns_dir);
         assert_eq!(printed.default_handler, bare.default_handler);
+        assert_eq!(printed.open_files, bare.open_files);
         assert_eq!(printed.handlers.len(), bare.handlers.len());
         let timeout = bare.registry.first_byte_timeout;
         assert_eq!(printed.registry.first_byte_timeout, timeout);
@@ -491,6 +509,7 @@ mod tests {
                 "[runtime]\ndefault_handler = \"none\"\n",
                 "runtime.default_handler",
             ),
+            ("[runtime]\nopen_files = 3\n", "runtime.open_files"),
             ("[runtime.handlers.x]\n", "runtime.handlers.x.launcher"),
             ("[streaming]\naddress = \"nowhere\"\n", "streaming.address"),
         ] {

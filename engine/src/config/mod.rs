@@ -161,6 +161,8 @@ pub(crate) struct Config {
     pub(crate) registry: Registry,
     /// The handler behind the empty name.
     pub(crate) default_handler: String,
+    /// How many files a process of a container may have open.
+    pub(crate) open_files: u64,
     /// All handlers by name.
     pub(crate) handlers: BTreeMap<String, Handler>,
 }

@@ -58,6 +58,7 @@ pub(crate) struct Streaming {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Runtime {
     pub(crate) default_handler: Option<String>,
+    pub(crate) open_files: Option<u64>,
     pub(crate) handlers: BTreeMap<String, Handler>,
 }
 

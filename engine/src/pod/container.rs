@@ -361,6 +361,7 @@ fn inputs<'a>(
         monitor_pid: host.monitor.pid(),
         pid_of_namespace,
         unified_cgroups: engine.unified(),
+        open_files: engine.config.open_files,
         seccomp: &engine.seccomp,
         host_paths: &engine.host_paths,
     }

@@ -7,6 +7,7 @@
 mod caps;
 mod devices;
 mod host_paths;
+mod limits;
 mod mounts;
 mod process;
 mod seen;
@@ -142,6 +143,8 @@ pub(crate) struct Inputs<'a> {
     /// PID 1 of the shared PID namespace, or of the target container's.
     pub(crate) pid_of_namespace: Option<i32>,
     pub(crate) unified_cgroups: bool,
+    /// How many files its processes may have open.
+    pub(crate) open_files: u64,
     pub(crate) seccomp: &'a runtime::seccomp::Cache,
     pub(crate) host_paths: &'a HostPaths,
     /// The directories for the volumes that the image asks for.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use oci_spec::runtime::{Process, User};
 
 use super::user::Account;
-use super::{Inputs, SpecError, apparmor, caps};
+use super::{Inputs, SpecError, apparmor, caps, limits};
 use crate::model::Bytes;
 
 /// What every image may count on.
@@ -34,7 +34,7 @@ pub(super) fn build(
         .set_env(Some(written(environment)))
         .set_cwd(working_dir(inputs)?)
         .set_capabilities(Some(caps::sets(security)?))
-        .set_rlimits(None)
+        .set_rlimits(Some(limits::open_files(inputs.open_files)))
         // Absent and not false: libcontainer takes Some(false) for a wish.
         .set_no_new_privileges(security.no_new_privs.then_some(true))
         .set_apparmor_profile(apparmor(config))

@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use libcontainer::oci_spec::runtime::{Mount, Spec};
+use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 use runtime::launcher::LaunchError;
 use runtime::ways::is_v2;
 use rustix::fs::{Mode, OFlags};
@@ -76,9 +76,15 @@ impl Cgroups {
     /// Replaces mounts of type `cgroup` by binds of the container's own
     /// cgroups, which show the same whatever its cgroup namespace is.
     pub(crate) fn provide_view(&self, spec: &mut Spec, bundle: &Bundle) -> Result<(), LaunchError> {
+        let namespaces = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.namespaces().as_ref());
+        let is_own = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Cgroup;
+        let own = namespaces.into_iter().flatten().any(is_own);
         let mounts = spec.mounts_mut().iter_mut().flatten().enumerate();
         for (index, mount) in mounts.filter(|(_, mount)| is_cgroup(mount)) {
-            let source = self.make_view(bundle, &format!("cgroup-{index}"))?;
+            let source = self.make_view(bundle, &format!("cgroup-{index}"), own)?;
             mount.set_typ(Some("bind".to_owned()));
             mount.set_source(Some(source));
             mount.set_options(Some(recursive(
@@ -88,8 +94,9 @@ impl Cgroups {
         Ok(())
     }
 
-    /// One cgroup of the v2 tree alone, or a directory with all hierarchies.
-    fn make_view(&self, bundle: &Bundle, name: &str) -> Result<PathBuf, LaunchError> {
+    /// One cgroup of the v2 tree alone, or a directory with all hierarchies. Without a
+    /// cgroup namespace of its own a container sees the whole v2 tree.
+    fn make_view(&self, bundle: &Bundle, name: &str, own: bool) -> Result<PathBuf, LaunchError> {
         let view = bundle.make_source_dir(name)?;
         for dir in &self.dirs {
             let Ok(below) = dir.strip_prefix(ROOT) else {
@@ -99,8 +106,13 @@ impl Cgroups {
                 let message = format!("{}: {errno}", dir.display());
                 LaunchError::failed("show cgroups to the container", message)
             };
-            let clone = clone_tree(dir).map_err(failed)?;
-            if self.unified().is_some() || is_hierarchy(Path::new(ROOT)) {
+            let unified = self.unified().is_some() || is_hierarchy(Path::new(ROOT));
+            let shown = match dir.ancestors().take_while(|dir| is_hierarchy(dir)).last() {
+                Some(root) if unified && !own => root,
+                _ => dir,
+            };
+            let clone = clone_tree(shown).map_err(failed)?;
+            if unified {
                 attach(clone.as_fd(), &view).map_err(failed)?;
                 return Ok(view);
             }

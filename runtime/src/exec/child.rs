@@ -28,6 +28,13 @@ pub struct Stdio {
     pub stderr: OwnedFd,
 }
 
+impl Stdio {
+    /// Each of them, by its number in the process.
+    pub(crate) fn each(&self) -> [BorrowedFd<'_>; 3] {
+        [self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()]
+    }
+}
+
 /// A process in the making.
 #[derive(Debug)]
 pub struct Begun {
@@ -65,9 +72,12 @@ fn become_process(
     stdio: &Stdio,
     report: BorrowedFd<'_>,
 ) -> u8 {
-    let moved = match join(plan, container)
-        .and_then(|()| steps::at(Step::Streams, steps::connect_streams(plan, stdio, report)))
-    {
+    let moved = match join(plan, container).and_then(|()| {
+        steps::at(
+            Step::Streams,
+            steps::connect_streams(plan, stdio.each(), report),
+        )
+    }) {
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
     };

@@ -12,7 +12,6 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets as ThreadCapabilities};
 
-use super::child::Stdio;
 use super::plan::{Label, Plan};
 use super::report::{Problem, Step};
 use crate::sys::fds::{Close, close_from, copy_to};
@@ -132,14 +131,14 @@ fn write_label(label: &Label) -> Result<(), Errno> {
 /// Puts streams and report channel to 0-3 and closes everything else.
 pub(crate) fn connect_streams(
     plan: &Plan,
-    stdio: &Stdio,
+    [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
     report: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Errno> {
     // Copies above 3 first: a source may be at one of the numbers to fill.
     let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, REPORT_FD + 1);
-    let stdin = copy(stdio.stdin.as_fd())?;
-    let stdout = copy(stdio.stdout.as_fd())?;
-    let stderr = copy(stdio.stderr.as_fd())?;
+    let stdin = copy(stdin)?;
+    let stdout = copy(stdout)?;
+    let stderr = copy(stderr)?;
     let report = copy(report)?;
     for stream in [&stdin, &stdout, &stderr] {
         own_pipe(plan, stream)?;

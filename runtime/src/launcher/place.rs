@@ -36,20 +36,24 @@ pub(crate) enum Links {
 
 /// The root of a container, or of one mount in it.
 #[derive(Debug)]
-pub(crate) struct Root(OwnedFd);
+pub(crate) struct Root<F>(F);
 
-impl Root {
+impl Root<OwnedFd> {
     /// The root of this process.
     pub(crate) fn own() -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         rustix::fs::open(c"/", flags, Mode::empty()).map(Self)
     }
+}
 
+impl<'a> Root<BorrowedFd<'a>> {
     /// The root of a mount, whatever lies above or over its place.
-    pub(crate) fn of(mount: BorrowedFd<'_>) -> Result<Self, Errno> {
-        rustix::io::fcntl_dupfd_cloexec(mount, 3).map(Self)
+    pub(crate) fn of(mount: BorrowedFd<'a>) -> Self {
+        Self(mount)
     }
+}
 
+impl<F: AsFd> Root<F> {
     /// Finds what is there.
     pub(crate) fn find(&self, path: &CStr, links: Links) -> Result<OwnedFd, Errno> {
         self.open(path, OFlags::PATH, links)
@@ -212,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    fn root(dir: &Path) -> Root {
+    fn root(dir: &Path) -> Root<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Root(rustix::fs::open(dir, flags, Mode::empty()).unwrap())
     }

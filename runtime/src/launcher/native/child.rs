@@ -15,7 +15,7 @@ use super::super::{ContainerStdio, StartSocket, null};
 use super::mounts::{Mask, Taken};
 use super::prepare::Prepared;
 use super::report::{self, Moments, Own, Problem};
-use super::tree::Tree;
+use super::tree::{Held, Tree};
 use super::{dev, mounts};
 use crate::exec::steps::{Filtered, Honoured};
 use crate::exec::{self, Step, birth, steps};
@@ -67,11 +67,11 @@ fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
 }
 
 /// Everything but the process itself; gives its streams.
-fn set_up(
-    prepared: &Prepared,
+fn set_up<'a>(
+    prepared: &'a Prepared,
     socket: BorrowedFd<'_>,
     moments: &mut Moments,
-) -> Result<(Honoured, exec::Stdio), Problem> {
+) -> Result<(Honoured, Streams<'a>), Problem> {
     let honoured = steps::leave_monitor(&prepared.process)?;
     moments.mark();
     // Modes are given as they are meant.
@@ -134,18 +134,21 @@ fn restrict(prepared: &Prepared, tree: &Tree<'_>) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The streams of the process by their numbers.
+type Streams<'a> = [Held<'a>; 3];
+
 /// Streams with a null device of the container's own for each that is missing.
-fn complete(given: &ContainerStdio, tree: &Tree<'_>) -> Result<exec::Stdio, Errno> {
-    let stream = |stream: &Option<OwnedFd>| match (stream, tree.own_dev()) {
-        (Some(stream), _) => rustix::io::fcntl_dupfd_cloexec(stream, 3),
-        (None, Some(dev)) => null::open_in(dev),
-        (None, None) => null::open(),
+fn complete<'a>(given: &'a ContainerStdio, tree: &Tree<'_>) -> Result<Streams<'a>, Errno> {
+    let stream = |stream: &'a Option<OwnedFd>| match (stream, tree.own_dev()) {
+        (Some(stream), _) => Ok(Held::Given(stream.as_fd())),
+        (None, Some(dev)) => null::open_in(dev).map(Held::Own),
+        (None, None) => null::open().map(Held::Own),
     };
-    Ok(exec::Stdio {
-        stdin: stream(&given.stdin)?,
-        stdout: stream(&given.stdout)?,
-        stderr: stream(&given.stderr)?,
-    })
+    Ok([
+        stream(&given.stdin)?,
+        stream(&given.stdout)?,
+        stream(&given.stderr)?,
+    ])
 }
 
 fn enter_namespaces(prepared: &Prepared) -> Result<(), Errno> {
@@ -167,25 +170,22 @@ fn open_terminal(
     prepared: &Prepared,
     tree: &Tree<'_>,
     socket: BorrowedFd<'_>,
-) -> Result<exec::Stdio, Errno> {
+) -> Result<Streams<'static>, Errno> {
     let process = &prepared.process;
     let terminal = dev::open_terminal(tree, (process.uid, process.gid), prepared.own_dev)?;
     report::send_console(socket, terminal.master.as_fd())?;
-    let copy = || rustix::io::fcntl_dupfd_cloexec(&terminal.slave, 3);
-    Ok(exec::Stdio {
-        stdin: copy()?,
-        stdout: copy()?,
-        stderr: copy()?,
-    })
+    let copy = || rustix::io::fcntl_dupfd_cloexec(&terminal.slave, 3).map(Held::Own);
+    Ok([copy()?, copy()?, copy()?])
 }
 
 /// Streams and socket to 0-3, nothing else stays open.
 fn connect(
     prepared: &Prepared,
-    stdio: exec::Stdio,
+    stdio: Streams<'_>,
     socket: BorrowedFd<'_>,
 ) -> Result<OwnedFd, Problem> {
-    let connected = steps::connect_streams(&prepared.process, &stdio, socket);
+    let fds = stdio.each_ref().map(AsFd::as_fd);
+    let connected = steps::connect_streams(&prepared.process, fds, socket);
     // Its numbers mean nothing any more.
     std::mem::forget(stdio);
     Ok(steps::at(Step::Streams, connected)?)

@@ -114,11 +114,14 @@ pub(super) fn open_terminal(
     owner: (Uid, Gid),
     console: bool,
 ) -> Result<Terminal, Errno> {
-    let terminals = match tree.mount_at(c"/dev/pts") {
-        Some(own) => Root::of(own)?,
-        // A volume on /dev has the terminals of whoever filled it.
-        None => Root::of(tree.directory(c"/dev/pts")?.as_fd())?,
+    // A volume on /dev has the terminals of whoever filled it.
+    let volumes = match tree.mount_at(c"/dev/pts") {
+        Some(_) => None,
+        None => Some(tree.directory(c"/dev/pts")?),
     };
+    let terminals = volumes.as_ref().map(AsFd::as_fd);
+    let terminals = terminals.or(tree.mount_at(c"/dev/pts"));
+    let terminals = Root::of(terminals.ok_or(Errno::NOENT)?);
     let flags = OFlags::RDWR | OFlags::NOCTTY;
     let master = terminals.open(c"/ptmx", flags, Links::Refused)?;
     rustix::pty::unlockpt(&master)?;
@@ -127,7 +130,7 @@ pub(super) fn open_terminal(
     // The group is the devpts' own.
     rustix::fs::fchown(&slave, Some(owner.0), None)?;
     if let Some(dev) = tree.own_dev().filter(|_| console) {
-        let place = Root::of(dev)?.place(c"/console", Kind::File, Links::Refused)?;
+        let place = Root::of(dev).place(c"/console", Kind::File, Links::Refused)?;
         let name = rustix::pty::ptsname(&master, Vec::new())?;
         let number = name.to_bytes().rsplit(|byte| *byte == b'/').next();
         let number = std::ffi::CString::new(number.unwrap_or_default());

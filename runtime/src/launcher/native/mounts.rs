@@ -17,7 +17,7 @@ use super::super::null;
 use super::super::place::{Kind, is_directory};
 use super::prepare::{Attributes, CgroupView, Foreign, Mount, What};
 use super::procfs;
-use super::tree::{self, Tree};
+use super::tree::{Held, Tree};
 use crate::sys::mount_attr::{MountAttr, mount_setattr};
 use crate::sys::propagation::{Propagation, set_propagation};
 
@@ -90,10 +90,10 @@ pub(super) fn make<'a>(
     taken: &mut Taken,
 ) -> Result<(), Errno> {
     let made = match &mount.what {
-        What::Filesystem { .. } => tree::Mount::Own(make_filesystem(tree, mount, taken)?),
+        What::Filesystem { .. } => Held::Own(make_filesystem(tree, mount, taken)?),
         What::Bind { tree: source, .. } => {
             bind(tree, mount)?;
-            tree::Mount::Given(source.as_fd())
+            Held::Given(source.as_fd())
         }
         What::Cgroup => {
             let place = tree.place(&mount.destination, Kind::Directory, mount.links)?;
@@ -104,7 +104,7 @@ pub(super) fn make<'a>(
             // Flags for the top alone would leave the hierarchies writable.
             change(top.as_fd(), mount.top, true)?;
             change(top.as_fd(), mount.tree, true)?;
-            tree::Mount::Own(top)
+            Held::Own(top)
         }
     };
     tree.attached(&mount.destination, made, mount.kernels);

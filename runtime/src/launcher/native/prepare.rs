@@ -215,7 +215,7 @@ impl Prepared {
             new_cgroup,
             joined,
             pid_namespace,
-            view: CgroupView::new(&create.cgroup_files)?,
+            view: CgroupView::new(&create.cgroup_files, new_cgroup)?,
             rootfs,
             mounts: mounts.collect::<Result<_, _>>()?,
             own_dev: plan.own_dev,
@@ -448,11 +448,20 @@ impl Device {
 }
 
 impl CgroupView {
-    fn new(files: &[Vec<u8>]) -> Result<Self, LaunchError> {
+    /// Without a cgroup namespace of its own, which only a container has not that manages
+    /// the node's cgroups, it sees the whole v2 tree: what its entry in /proc names is there.
+    fn new(files: &[Vec<u8>], own_namespace: bool) -> Result<Self, LaunchError> {
         // The same where the tree is mounted beside others that are not used.
         let unified = files.len() == 1 && files.iter().all(|file| is_v2(file));
         let unified = unified || Path::new(CGROUPS).join("cgroup.procs").exists();
-        let dirs = files.iter().filter_map(|file| parent(file));
+        let shown = |dir| match dir {
+            dir if unified && !own_namespace => hierarchy_of(dir),
+            dir => Some(dir),
+        };
+        let dirs = files
+            .iter()
+            .filter_map(|file| parent(file))
+            .filter_map(shown);
         let hierarchies = dirs
             .filter_map(|dir| Hierarchy::new(dir).transpose())
             .collect::<Result<_, _>>()?;
@@ -463,14 +472,23 @@ impl CgroupView {
     }
 }
 
+/// Where the hierarchy is mounted that a cgroup is in.
+fn hierarchy_of(dir: &Path) -> Option<&Path> {
+    let mut above = dir.ancestors();
+    let is_mounted = |dir: &&Path| dir.join("cgroup.procs").exists();
+    let root = above.by_ref().take_while(is_mounted).last()?;
+    root.starts_with(CGROUPS).then_some(root)
+}
+
 impl Hierarchy {
     /// `None`: it is not where cgroups are.
     fn new(dir: &Path) -> Result<Option<Self>, LaunchError> {
-        let below = dir.strip_prefix(CGROUPS).ok();
-        let Some(name) = below.and_then(|below| below.components().next()) else {
+        let Ok(below) = dir.strip_prefix(CGROUPS) else {
             return Ok(None);
         };
-        let name = name.as_os_str().as_bytes();
+        // The v2 tree alone has no name.
+        let name = below.components().next();
+        let name = name.map_or(&b"cgroup"[..], |name| name.as_os_str().as_bytes());
         let links = name.split(|byte| *byte == b',');
         let links = links.filter(|_| name.contains(&b','));
         Ok(Some(Self {

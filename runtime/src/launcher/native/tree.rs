@@ -17,25 +17,25 @@ use super::super::place::{Kind, Links, Root, below};
 #[derive(Debug)]
 struct Attached<'a> {
     destination: &'a CStr,
-    mount: Mount<'a>,
+    mount: Held<'a>,
     /// Whether it shows the kernel itself: no volume gets there by a link.
     kernels: bool,
 }
 
-/// A mount's descriptor.
+/// A descriptor.
 #[derive(Debug)]
-pub(super) enum Mount<'a> {
+pub(super) enum Held<'a> {
     /// Made here.
     Own(OwnedFd),
-    /// Given by the engine.
+    /// Given by the monitor.
     Given(BorrowedFd<'a>),
 }
 
-impl AsFd for Mount<'_> {
+impl AsFd for Held<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Own(mount) => mount.as_fd(),
-            Self::Given(mount) => mount.as_fd(),
+            Self::Own(own) => own.as_fd(),
+            Self::Given(given) => given.as_fd(),
         }
     }
 }
@@ -43,7 +43,7 @@ impl AsFd for Mount<'_> {
 /// A container's root and what is mounted in it.
 #[derive(Debug)]
 pub(super) struct Tree<'a> {
-    root: Root,
+    root: Root<OwnedFd>,
     dev: Option<OwnedFd>,
     attached: Vec<Attached<'a>>,
 }
@@ -59,7 +59,7 @@ impl<'a> Tree<'a> {
     }
 
     /// Takes note of a mount.
-    pub(super) fn attached(&mut self, destination: &'a CStr, mount: Mount<'a>, kernels: bool) {
+    pub(super) fn attached(&mut self, destination: &'a CStr, mount: Held<'a>, kernels: bool) {
         self.attached.push(Attached {
             destination,
             mount,
@@ -94,7 +94,7 @@ impl<'a> Tree<'a> {
     pub(super) fn find(&self, path: &CStr) -> Result<Option<OwnedFd>, Errno> {
         let found = match self.owner(path) {
             Some((mount, rest)) if rest.is_empty() => rustix::io::fcntl_dupfd_cloexec(mount, 3),
-            Some((mount, rest)) => Root::of(mount)?.find(rest, Links::Followed),
+            Some((mount, rest)) => Root::of(mount).find(rest, Links::Followed),
             None => self.root.find(path, Links::Followed),
         };
         match found {
@@ -108,7 +108,7 @@ impl<'a> Tree<'a> {
     pub(super) fn directory(&self, path: &CStr) -> Result<OwnedFd, Errno> {
         match self.owner(path) {
             Some((mount, rest)) if rest.is_empty() => rustix::io::fcntl_dupfd_cloexec(mount, 3),
-            Some((mount, rest)) => Root::of(mount)?.place(rest, Kind::Directory, Links::Refused),
+            Some((mount, rest)) => Root::of(mount).place(rest, Kind::Directory, Links::Refused),
             None => self.root.place(path, Kind::Directory, Links::Refused),
         }
     }
