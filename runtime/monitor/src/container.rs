@@ -8,6 +8,8 @@
 //! Owns the first process and everything that is known of the container. What
 //! leads from one state to the next is in `life`.
 
+mod handover;
+
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
