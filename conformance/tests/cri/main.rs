@@ -43,6 +43,11 @@ mod pods;
 )]
 mod rig;
 mod server;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod stalls;
 mod stats;
 mod truth;
 mod walk;

@@ -118,6 +118,8 @@ pub(crate) struct Container {
     pub(crate) deletes: Vec<ReplyTo>,
     /// Its exit waits for its log: until when, monotonic nanoseconds.
     pub(crate) untold: Option<u64>,
+    /// Writes its exit record.
+    pub(crate) recorder: Option<Pid>,
     cgroups: Cgroups,
     helper: Option<Pid>,
     /// Whether the engine had it killed.
@@ -190,6 +192,7 @@ impl Container {
             null: None,
             deletes: Vec::new(),
             untold: None,
+            recorder: None,
             killed: false,
             cgroups,
             helper,

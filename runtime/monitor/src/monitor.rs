@@ -383,6 +383,7 @@ impl Monitor {
     }
 
     fn say_goodbye(&mut self) {
+        self.tell_all_exits();
         if let Some(pod) = &self.pod {
             crate::setup::remove_files(pod);
         }

@@ -109,6 +109,7 @@ impl Container {
             null: None,
             deletes: deletes.into_iter().map(ReplyTo::resume).collect(),
             untold,
+            recorder: None,
             cgroups: Cgroups {
                 procs: cgroup_procs.map(path),
                 oom: cgroup_oom,

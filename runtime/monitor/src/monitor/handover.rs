@@ -35,6 +35,8 @@ impl Monitor {
             Some("it is being shut down")
         } else if !self.containers.values().all(settled) || !self.unknown_exits.is_empty() {
             Some("a container is being made or started")
+        } else if self.containers.values().any(|one| one.recorder.is_some()) {
+            Some("an exit is being written down")
         } else if !self.execs.values().all(Exec::runs) {
             Some("a process is being run")
         } else {
