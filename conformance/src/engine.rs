@@ -214,6 +214,16 @@ impl Engine {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// What `slipway status` says of the running engine.
+    ///
+    /// # Errors
+    /// It cannot be run.
+    pub fn status(&self) -> anyhow::Result<String> {
+        let mut command = self.command("status");
+        let output = command.arg("--socket").arg(self.socket()).output()?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     fn command(&self, word: &str) -> Command {
         let mut command = Command::new(&self.slipway);
         command.arg(word);

@@ -13,10 +13,10 @@ use tar::{Builder, EntryType, Header};
 /// The name that the tiny image gets.
 pub const NAME: &str = "localhost/slipway/tiny:latest";
 
-const APPLETS: [&str; 32] = [
+const APPLETS: [&str; 33] = [
     "sh", "ls", "cat", "echo", "sleep", "id", "true", "false", "grep", "touch", "mkdir", "mount",
     "umount", "ps", "env", "hostname", "head", "tail", "seq", "yes", "dd", "kill", "wc", "stat",
-    "test", "ip", "wget", "nc", "chmod", "rm", "sync", "printf",
+    "test", "ip", "od", "wget", "nc", "chmod", "rm", "sync", "printf",
 ];
 
 /// What goes into an image beside BusyBox.

@@ -20,6 +20,7 @@ use crate::network::Network;
 use crate::pod::error::PodError;
 use crate::pod::index::Index;
 use crate::pod::record::PodDir;
+use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
@@ -36,6 +37,7 @@ pub(crate) struct Engine {
     pub(crate) network: Network,
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
+    pub(crate) host_paths: HostPaths,
     pub(crate) samples: Samples,
     pub(crate) said: Said,
     pub(crate) traces: Traces,

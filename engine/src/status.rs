@@ -35,7 +35,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::NoHandler(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } => Code::FailedPrecondition,
-        PodError::Timeout(_) | PodError::HostPaths(_) => Code::DeadlineExceeded,
+        PodError::Timeout(_) | PodError::HostPaths { .. } => Code::DeadlineExceeded,
         PodError::Spec(spec) => spec_code(spec),
         PodError::Limits(limits) => limits_code(limits),
         PodError::Network(network) => network_code(network),
@@ -59,12 +59,14 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::NoId { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::RelativeWorkingDir(_)
+        | SpecError::ImageVolume { .. }
         | SpecError::NoCommand
         | SpecError::NoRecursiveReadOnly { .. }
         | SpecError::Mount { .. }
         | SpecError::Device { .. }
         | SpecError::Seccomp { .. }
         | SpecError::PidMode(_) => Code::InvalidArgument,
+        SpecError::Stuck { .. } => Code::DeadlineExceeded,
         SpecError::UserDatabase { .. } => Code::Internal,
     }
 }
@@ -130,6 +132,7 @@ pub(crate) fn pull(error: &PullError) -> Status {
         PullError::UnsupportedMediaType { .. } => Code::Unimplemented,
         PullError::Hosts { .. }
         | PullError::BadManifest { .. }
+        | PullError::ForeignLayer { .. }
         | PullError::TooLarge { .. }
         | PullError::HostileEntry { .. } => Code::FailedPrecondition,
         PullError::DigestMismatch { .. }

@@ -32,6 +32,9 @@ pub(crate) struct ImageRecord {
     /// Removed by its users, but still under a snapshot.
     #[serde(default)]
     pub hidden: bool,
+    /// It has a patch (see `patch`).
+    #[serde(default)]
+    pub patched: bool,
 }
 
 /// All that the database holds.
@@ -276,11 +279,13 @@ mod tests {
             layers: vec![layer],
             size: 3,
             hidden: false,
+            patched: true,
         };
         let occupied = Occupied {
             bytes: 1,
             inodes: 2,
             opaque: true,
+            root: true,
         };
         let db = Db::open(&path).unwrap();
         db.apply(&Change {

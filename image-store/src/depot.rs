@@ -8,7 +8,6 @@
 //! throws away. Everything here blocks; the facade calls it on threads made
 //! for that.
 
-use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,9 +18,10 @@ use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{OpenError, PullError, RemoveError};
 use crate::image::Catalog;
 use crate::layout::{Layout, Staging};
-use crate::snapshot::{Snapshot, SnapshotError, check_owner};
-use crate::state::{NewImage, State};
-use crate::unpack::Occupied;
+use crate::patch::{self, PatchError};
+use crate::snapshot::{Lowers, Snapshot, SnapshotError, check_owner};
+use crate::state::{NewImage, Present, State};
+use crate::unpack::Unpacked;
 
 /// See the module.
 pub(crate) struct Depot {
@@ -48,7 +48,11 @@ impl Depot {
         let db = Db::open(&path)?;
         layout.clear_staging()?;
         let on_disk = layout.layers()?;
-        let present: HashSet<DiffId> = on_disk.iter().filter_map(|p| layer_of(p)).collect();
+        let patches = layout.patches()?;
+        let present = Present {
+            layers: on_disk.iter().filter_map(|p| layer_of(p)).collect(),
+            patches: patches.iter().filter_map(|p| image_of(p)).collect(),
+        };
         let (mut state, broken) = State::load(db.load()?, &present);
         let mut change = Change {
             drop_layers: state.take_unused(),
@@ -67,6 +71,17 @@ impl Depot {
         }
         for path in on_disk {
             if !layer_of(&path).is_some_and(|id| state.has_layer(&id)) {
+                throw(&path, layout.throw_path(&path));
+            }
+        }
+        for path in layout.all_implied()? {
+            if !layer_of(&path).is_some_and(|id| state.has_layer(&id)) {
+                throw(&path, layout.throw_path(&path));
+            }
+        }
+        for path in patches {
+            let patched = image_of(&path).and_then(|id| state.is_patched(&id));
+            if patched != Some(true) {
                 throw(&path, layout.throw_path(&path));
             }
         }
@@ -123,17 +138,20 @@ impl Depot {
     /// Puts an unpacked layer in its place and holds it.
     pub(crate) fn install(
         self: &Arc<Self>,
-        staging: Staging,
+        mut staging: Staging,
         id: DiffId,
-        occupied: Occupied,
+        unpacked: &Unpacked,
     ) -> Result<LayerHold, PullError> {
+        staging
+            .note_implied(&unpacked.implied)
+            .map_err(|e| PullError::io("note the directories of", &self.layout.layer(&id), e))?;
         let mut state = self.state();
         if state.hold(&id).is_none() {
             let path = self.layout.layer(&id);
             staging
                 .install(&id)
                 .map_err(|e| PullError::io("install layer", &path, e))?;
-            state.installed(id, occupied);
+            state.installed(id, unpacked.occupied);
         }
         drop(state);
         Ok(LayerHold {
@@ -144,13 +162,23 @@ impl Depot {
 
     /// Writes a new image for good. The caller holds its layers.
     pub(crate) fn commit(&self, mut new: NewImage) -> Result<(), PullError> {
+        let patch = self.stage_patch(&new)?;
         let _one = self.change();
+        let known = self.state().is_patched(&new.id);
+        let is_new = known.is_none() && patch.is_some();
+        new.record.patched = known.unwrap_or(is_new);
+        if let (true, Some(patch)) = (is_new, patch) {
+            let path = self.layout.patch(&new.id);
+            patch
+                .install_patch(&new.id)
+                .map_err(|e| PullError::io("install the patch", &path, e))?;
+        }
         let (change, durable) = {
             let state = self.state();
             new.record.size = state.size_of(&new);
             (
                 state.commit_change(&new),
-                state.is_durable(&new.record.layers),
+                !is_new && state.is_durable(&new.record.layers),
             )
         };
         if !durable {
@@ -178,6 +206,49 @@ impl Depot {
         Ok(())
     }
 
+    /// Makes the patch of an image that is not there yet, if it needs one. Takes
+    /// its time, so it is done before anybody has to wait for it.
+    fn stage_patch(&self, new: &NewImage) -> Result<Option<Staging>, PullError> {
+        let stack = {
+            let state = self.state();
+            if state.is_patched(&new.id).is_some() {
+                return Ok(None);
+            }
+            state.stack(&new.record.layers)
+        };
+        let at = |id: &DiffId| self.layout.layer(id);
+        let mut layers = Vec::new();
+        let mut any = false;
+        for id in &stack {
+            let implied = match std::fs::read(self.layout.implied(id)) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+                other => other.map_err(|e| PullError::io("read the directories of", &at(id), e))?,
+            };
+            any |= !implied.is_empty();
+            let dir = std::fs::File::open(at(id))
+                .map_err(|e| PullError::io("open layer", &at(id), e))?
+                .into();
+            layers.push(patch::Layer { dir, implied });
+        }
+        if !any {
+            return Ok(None);
+        }
+        let images = self.layout.images();
+        let (staging, dir) = self
+            .layout
+            .stage()
+            .map_err(|e| PullError::io("make staging below", images, e))?;
+        match patch::make(&layers, &dir) {
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(staging)),
+            Err(PatchError::Io(step, error)) => Err(PullError::io(step, images, error)),
+            Err(error @ PatchError::TooMuch) => Err(PullError::BadManifest {
+                what: "stack of layers".to_owned(),
+                source: Arc::new(error),
+            }),
+        }
+    }
+
     /// Removes an image with all its names; unknown: fine.
     pub(crate) fn remove(&self, id: ImageId) -> Result<(), RemoveError> {
         let one = self.change();
@@ -199,6 +270,10 @@ impl Depot {
             });
         }
         let mut state = self.state();
+        if !removal.hide && state.is_patched(&id) == Some(true) {
+            let path = self.layout.patch(&id);
+            throw(&path, self.layout.throw_path(&path));
+        }
         for layer in state.removed(&removal) {
             throw(&self.layout.layer(&layer), self.layout.throw_layer(&layer));
         }
@@ -257,17 +332,18 @@ impl Depot {
     }
 
     fn snapshot(&self, state: &State, owner: &str, image: ImageId) -> Option<Snapshot> {
-        let lowers = state
-            .stack(&image)?
-            .iter()
-            .map(|id| self.layout.layer(id))
-            .collect();
-        let dir = self.layout.snapshot(owner);
+        let view = state.view(&image)?;
+        let patch = view.patched.then(|| self.layout.patch(&image));
+        let layers = view.layers.iter().map(|id| self.layout.layer(id));
         Some(Snapshot::new(
             (owner, image),
-            dir,
-            lowers,
-            self.layout.empty(),
+            self.layout.snapshot(owner),
+            Lowers {
+                dirs: patch.into_iter().chain(layers).collect(),
+                root: view.root.map(|id| self.layout.layer(&id)),
+                empty: self.layout.empty(),
+                place: self.layout.place(),
+            },
         ))
     }
 
@@ -327,4 +403,9 @@ fn layer_of(path: &Path) -> Option<DiffId> {
     Digest::from_hex(path.file_name()?.to_str()?)
         .ok()
         .map(DiffId)
+}
+
+/// The image that a patch is named after.
+fn image_of(path: &Path) -> Option<ImageId> {
+    layer_of(path).map(|id| ImageId(id.0))
 }

@@ -83,6 +83,17 @@ pub enum PullError {
         /// Its type.
         media_type: String,
     },
+    /// A layer is to come from elsewhere than the registry, and that is not
+    /// allowed.
+    #[error(
+        "the layer {layer} is to come from {url}, which is no host that foreign layers may come from"
+    )]
+    ForeignLayer {
+        /// The layer's digest.
+        layer: Digest,
+        /// The first address that the manifest gives.
+        url: String,
+    },
     /// A document or layer is above its bound.
     #[error("the {what} has {size} bytes, above the bound of {limit}")]
     TooLarge {

@@ -1,9 +1,14 @@
-//! Registry hosts of one name: `hosts.toml` as containerd reads it.
+//! Registry hosts of one name: `hosts.toml` as containerd reads it, or a folder
+//! of certificates without one, as Docker does.
 //!
 //! Owns the search for the file, its keys and the defaults without one; opens
 //! no connection. The file is read at every pull, so an edit needs no restart.
 //! Keys that are not known are refused with the file and the key, since a
 //! misspelt `skip_verify` or `ca` would otherwise change what is trusted.
+//!
+//! A `[host]` with the address of the server is the registry itself and no
+//! mirror: it gets the credentials, and the server, should it be asked after
+//! all, has the settings below that host.
 //!
 //! Plain HTTP is spoken only where a `hosts.toml` says `http://`, and to
 //! loopback names (`localhost`, `127.0.0.0/8`, `[::1]`) with a port other than
@@ -19,6 +24,7 @@ use std::time::Duration;
 use reqwest::Url;
 use toml::{Table, Value};
 
+use crate::duration::parse_duration;
 use crate::reference::DEFAULT_REGISTRY;
 
 /// Where Docker Hub answers the registry protocol.
@@ -89,7 +95,7 @@ pub enum HostsError {
         /// The file; empty where the whole setting is at fault.
         path: PathBuf,
         /// What is wrong with it.
-        source: reqwest::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A value that cannot be used.
     #[error("{}: `{key}` {reason}", path.display())]
@@ -132,18 +138,73 @@ pub(crate) fn is_loopback(host: &str) -> bool {
 /// The hosts for a registry, mirrors first.
 pub(crate) fn hosts_for(dir: &Path, registry: &str) -> Result<Vec<Host>, HostsError> {
     for candidate in candidates(registry) {
-        let path = dir.join(candidate).join(FILE);
+        let folder = dir.join(candidate);
+        let path = folder.join(FILE);
         match fs::read_to_string(&path) {
             Ok(text) => return parse(&text, &path, registry),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) => {}
+            Err(e) if is_absent(&e) => {}
             Err(source) => return Err(HostsError::Read { path, source }),
+        }
+        let tls = certificates(&folder)?;
+        if tls != Tls::default() {
+            return Ok(host_with(registry, tls).into_iter().collect());
         }
     }
     Ok(default_host(registry).into_iter().collect())
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// A folder without `hosts.toml`: each `*.crt` is an authority, and `*.cert`
+/// with the `*.key` of the same name what is shown.
+fn certificates(folder: &Path) -> Result<Tls, HostsError> {
+    let fail = |source| HostsError::Read {
+        path: folder.to_owned(),
+        source,
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(e) if is_absent(&e) => return Ok(Tls::default()),
+        other => other.map_err(fail)?,
+    };
+    let mut files = entries
+        .map(|entry| entry.map(|e| e.path()))
+        .collect::<Result<Vec<PathBuf>, _>>()
+        .map_err(fail)?;
+    files.sort();
+    let with = |extension: &'static str| {
+        let fits = move |path: &&PathBuf| path.extension().is_some_and(|e| e == extension);
+        files.iter().filter(fits).cloned()
+    };
+    let shown: Vec<PathBuf> = with("cert").collect();
+    if let [_, second, ..] = shown.as_slice() {
+        return Err(HostsError::BadValue {
+            path: folder.to_owned(),
+            key: second.display().to_string(),
+            reason: "is a second client certificate, and a connection shows one".to_owned(),
+        });
+    }
+    let client = shown.into_iter().next().map(|certificate| {
+        let key = certificate.with_extension("key");
+        (certificate, Some(key))
+    });
+    Ok(Tls {
+        skip_verify: false,
+        ca: with("crt").collect(),
+        client,
+    })
+}
+
+/// The registry itself with certificates, which are for HTTPS.
+fn host_with(registry: &str, tls: Tls) -> Option<Host> {
+    let mut host = default_host(registry)?;
+    // The one way that cannot fail: both schemes are of the same kind.
+    host.api.set_scheme("https").ok()?;
+    Some(Host { tls, ..host })
 }
 
 /// `HOST_PORT_` is for file systems that cannot have a colon in a name.
@@ -213,9 +274,40 @@ fn parse(text: &str, path: &Path, registry: &str) -> Result<Vec<Host>, HostsErro
     };
     // The settings beside `server` belong to it.
     if let Some(origin) = origin {
-        hosts.push(file.host(&origin, &table, "", true)?);
+        let server = file.host(&origin, &table, "", true)?;
+        add_server(&mut hosts, server);
     }
     Ok(hosts)
+}
+
+/// Puts the server behind the hosts. One of them with its address is the server
+/// too, so what the file leaves unsaid of the server is as it says there.
+fn add_server(hosts: &mut Vec<Host>, mut server: Host) {
+    let place = server.api.origin();
+    for host in hosts.iter_mut().filter(|h| h.api.origin() == place) {
+        host.origin = true;
+        if server.tls == Tls::default() {
+            server.tls.clone_from(&host.tls);
+        }
+        if server.headers.is_empty() {
+            server.headers.clone_from(&host.headers);
+        }
+        server.dial_timeout = server.dial_timeout.or(host.dial_timeout);
+    }
+    // Nothing is gained by asking the same host the same again.
+    let again = |host: &Host| {
+        *host
+            == Host {
+                resolve: host.resolve,
+                pull: host.pull,
+                ..server.clone()
+            }
+            && (host.resolve || !server.resolve)
+            && (host.pull || !server.pull)
+    };
+    if !hosts.iter().any(again) {
+        hosts.push(server);
+    }
 }
 
 /// Reads values and names the file and the key when one is wrong.
@@ -382,24 +474,9 @@ impl File<'_> {
 
     fn duration(&self, value: &Value, key: &str) -> Result<Duration, HostsError> {
         let text = self.string(value, key)?;
-        let split = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
-        let (number, unit) = text.split_at(split);
-        let scale = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            _ => return Err(self.bad(key, "has to be a duration such as \"5s\" or \"500ms\"")),
-        };
-        let seconds = number
-            .parse::<f64>()
-            .ok()
-            .map(|n| n * scale)
-            .filter(|s| *s > 0.0);
-        seconds
-            .and_then(|s| Duration::try_from_secs_f64(s).ok())
-            .ok_or_else(|| self.bad(key, "has to be a duration such as \"5s\" or \"500ms\""))
+        parse_duration(text)
+            .filter(|duration| !duration.is_zero())
+            .ok_or_else(|| self.bad(key, "has to be a duration such as \"5s\" or \"1m30s\""))
     }
 
     fn bad(&self, key: &str, reason: &str) -> HostsError {
@@ -510,6 +587,62 @@ mod tests {
         assert_eq!(m.headers.len(), 3);
         assert_eq!(hosts[1].tls.ca, [PathBuf::from("/c/origin.pem")]);
         assert_eq!(hosts[1].api.as_str(), "https://origin/v2");
+    }
+
+    #[test]
+    fn a_host_with_the_servers_address_is_the_server_with_its_settings() {
+        let text = r#"
+            server = "https://r.io:5000"
+            [host."https://r.io:5000"]
+            ca = "own.pem"
+            client = "node.pem"
+            dial_timeout = "1m30s"
+        "#;
+        let own = hosts("r.io:5000", text).unwrap();
+        assert_eq!(urls(&own), ["https://r.io:5000/v2"], "it is asked once");
+        assert!(own[0].origin && own[0].resolve && own[0].pull);
+        assert_eq!(own[0].tls.ca, [PathBuf::from("/c/own.pem")]);
+        assert_eq!(own[0].dial_timeout, Some(Duration::from_secs(90)));
+        // Without `server` the registry's own address is the server's.
+        let unsaid = hosts("r.io:5000", &text.replace("server", "#")).unwrap();
+        assert_eq!(unsaid, own);
+        // What the host may not do, the server is asked for, in the same way.
+        let part = hosts("r.io:5000", &format!("{text}\ncapabilities = ['pull']")).unwrap();
+        assert_eq!(urls(&part), ["https://r.io:5000/v2"; 2]);
+        assert!(part.iter().all(|h| h.origin) && part[1].resolve);
+        assert_eq!(part[1].tls, own[0].tls);
+        // A setting of the server's own stays.
+        let both = hosts("r.io:5000", &format!("ca = 'other.pem'\n{text}")).unwrap();
+        assert_eq!(both[1].tls.ca, [PathBuf::from("/c/other.pem")]);
+        // Another port is another host.
+        let mirror = hosts(
+            "r.io:5000",
+            &text.replace("[host.\"https://r.io:5000", "[host.\"https://r.io:5001"),
+        );
+        let mirror = mirror.unwrap();
+        assert!(!mirror[0].origin && mirror[1].tls == Tls::default());
+    }
+
+    #[test]
+    fn a_folder_of_certificates_without_a_file_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("localhost:5000");
+        fs::create_dir(&folder).unwrap();
+        let hosts = || hosts_for(dir.path(), "localhost:5000");
+        assert_eq!(hosts().unwrap()[0].api.scheme(), "http");
+        for name in ["b.crt", "a.crt", "node.cert", "node.key", "README"] {
+            fs::write(folder.join(name), "x").unwrap();
+        }
+        let host = hosts().unwrap().remove(0);
+        assert_eq!(host.api.as_str(), "https://localhost:5000/v2");
+        assert!(host.origin);
+        assert_eq!(host.tls.ca, [folder.join("a.crt"), folder.join("b.crt")]);
+        let client = (folder.join("node.cert"), Some(folder.join("node.key")));
+        assert_eq!(host.tls.client, Some(client));
+        fs::write(folder.join("other.cert"), "x").unwrap();
+        assert!(matches!(hosts(), Err(HostsError::BadValue { .. })));
+        fs::write(folder.join(FILE), "server = 'https://x'").unwrap();
+        assert_eq!(hosts().unwrap()[0].tls, Tls::default());
     }
 
     #[test]

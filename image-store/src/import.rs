@@ -108,7 +108,7 @@ impl Reading<'_> {
             }
         } else if self.source.has("manifest.json") {
             let bytes = self.small("manifest.json", MAX_MANIFEST)?;
-            let saved: Vec<Saved> = serde_json::from_slice(&bytes)
+            let saved: Vec<Saved> = crate::json::parse(&bytes)
                 .map_err(|e| self.not_an_image(&format!("manifest.json: {e}")))?;
             for image in saved {
                 found.extend(self.saved(image)?);
@@ -137,7 +137,7 @@ impl Reading<'_> {
             if entry
                 .platform
                 .as_ref()
-                .is_some_and(|p| self.machine.rank(p).is_none())
+                .is_some_and(|p| !self.machine.runs(p))
             {
                 continue;
             }
@@ -166,7 +166,7 @@ impl Reading<'_> {
         let id = ImageId(manifest.config.digest);
         let bytes = self.blob(&id.0, "configuration", MAX_CONFIG)?;
         let config = Config::parse(id, &bytes).map_err(|e| self.image(e))?;
-        if !self.machine.runs(&config.platform()) {
+        if !self.machine.runs(&config.platform) {
             return Ok(None);
         }
         let layers = manifest.layers(&config).map_err(|e| self.image(e))?;
@@ -189,7 +189,7 @@ impl Reading<'_> {
         let bytes = self.small(&saved.config, MAX_CONFIG)?;
         let id = ImageId(Digest::of(&bytes));
         let config = Config::parse(id, &bytes).map_err(|e| self.image(e))?;
-        if !self.machine.runs(&config.platform()) {
+        if !self.machine.runs(&config.platform) {
             return Ok(None);
         }
         let names = saved.layers.unwrap_or_default();
@@ -239,6 +239,7 @@ impl Reading<'_> {
                 layers: image.config.diff_ids,
                 size: 0,
                 hidden: false,
+                patched: false,
             },
             config: image.config.parsed,
             names,
@@ -274,10 +275,10 @@ impl Reading<'_> {
             limits,
             stop: &AtomicBool::new(false),
         };
-        let occupied = receive(reader, &wanted, dir, &how)
+        let unpacked = receive(reader, &wanted, dir, &how)
             .map_err(|e| self.image(PullError::layer(part.diff_id, &staging.path(), e)))?;
         depot
-            .install(staging, part.diff_id, occupied)
+            .install(staging, part.diff_id, &unpacked)
             .map_err(|e| self.image(e))
     }
 

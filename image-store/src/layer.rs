@@ -5,16 +5,15 @@
 //! will live. Nothing is trusted before both digests are verified; on any
 //! failure the caller throws the directory away.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
-use flate2::bufread::MultiGzDecoder;
-
+use crate::compression::{self, Compression, Decoder};
 use crate::digest::{DiffId, Digest, Hasher, HashingReader, LayerDigest};
 use crate::tar::TarError;
-use crate::unpack::{Limits, Occupied, UnpackError, unpack};
+use crate::unpack::{Limits, UnpackError, Unpacked, unpack};
 
 const BUFFER: usize = 128 * 1024;
 /// Layers from this size on are decompressed beside making their files.
@@ -94,7 +93,7 @@ pub(crate) fn receive<R: Read + Send>(
     wanted: &Wanted,
     dir: OwnedFd,
     how: &Receiving<'_>,
-) -> Result<Occupied, LayerError> {
+) -> Result<Unpacked, LayerError> {
     let mut metered = Metered::new(source, wanted.size);
     let result = decode_and_unpack(&mut metered, wanted, dir, how);
     if let Some(error) = metered.failure.take() {
@@ -119,8 +118,13 @@ fn decode_and_unpack<R: Read + Send>(
     wanted: &Wanted,
     dir: OwnedFd,
     how: &Receiving<'_>,
-) -> Result<Occupied, LayerError> {
-    let decoder = Decoder::new(BufReader::with_capacity(BUFFER, metered))?;
+) -> Result<Unpacked, LayerError> {
+    let (compression, source) = compression::sniff(metered).map_err(LayerError::Decompress)?;
+    if let Compression::Refused(name) = compression {
+        return Err(LayerError::Compression { name });
+    }
+    let decoder = Decoder::new(compression, BufReader::with_capacity(BUFFER, source))
+        .map_err(LayerError::Decompress)?;
     let plain = HashingReader::new(Watched {
         inner: decoder,
         stop: how.stop,
@@ -135,9 +139,9 @@ fn decode_and_unpack<R: Read + Send>(
         .transpose()
         .map_err(LayerError::Decompress)?
         .map(DiffId);
-    let occupied = unpacked?;
+    let unpacked = unpacked?;
     match got {
-        Some(got) if got == wanted.diff_id => Ok(occupied),
+        Some(got) if got == wanted.diff_id => Ok(unpacked),
         Some(got) => Err(LayerError::DiffId {
             want: wanted.diff_id,
             got,
@@ -150,7 +154,7 @@ fn decode_and_unpack<R: Read + Send>(
 
 /// What unpacking gave; and the digest of the plain archive, the failure of
 /// reading it, or nothing when it was not read to its end.
-type Halves = (Result<Occupied, UnpackError>, Option<io::Result<Digest>>);
+type Halves = (Result<Unpacked, UnpackError>, Option<io::Result<Digest>>);
 
 fn one_after_the_other<R: Read>(
     mut plain: HashingReader<R>,
@@ -158,7 +162,7 @@ fn one_after_the_other<R: Read>(
     limits: &Limits,
 ) -> Halves {
     match unpack(&mut plain, dir, limits) {
-        Ok(occupied) => (Ok(occupied), Some(plain.drain().map(|(digest, _)| digest))),
+        Ok(unpacked) => (Ok(unpacked), Some(plain.drain().map(|(digest, _)| digest))),
         Err(UnpackError::Tar(TarError::Read(error))) => {
             let ended = TarError::Truncated {
                 name: b"the archive".to_vec(),
@@ -320,47 +324,6 @@ impl<R: Read> Read for Metered<R> {
     }
 }
 
-/// A decoder chosen by the first bytes: media types are often wrong.
-enum Decoder<R: BufRead> {
-    Plain(R),
-    Gzip(Box<MultiGzDecoder<R>>),
-    Zstd(zstd::Decoder<'static, R>),
-}
-
-impl<R: BufRead> Decoder<R> {
-    fn new(mut inner: R) -> Result<Self, LayerError> {
-        let head = inner.fill_buf().map_err(LayerError::Decompress)?;
-        let decoder = if head.starts_with(&[0x1f, 0x8b]) {
-            Self::Gzip(Box::new(MultiGzDecoder::new(inner)))
-        } else if is_zstd(head) {
-            Self::Zstd(zstd::Decoder::with_buffer(inner).map_err(LayerError::Decompress)?)
-        } else if head.starts_with(b"BZh") {
-            return Err(LayerError::Compression { name: "bzip2" });
-        } else if head.starts_with(b"\xfd7zXZ") {
-            return Err(LayerError::Compression { name: "xz" });
-        } else {
-            Self::Plain(inner)
-        };
-        Ok(decoder)
-    }
-}
-
-/// A zstd frame, or one of those frames that a decoder skips.
-fn is_zstd(head: &[u8]) -> bool {
-    head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd])
-        || head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == [0x2a, 0x4d, 0x18]
-}
-
-impl<R: BufRead> Read for Decoder<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Plain(r) => r.read(buf),
-            Self::Gzip(r) => r.read(buf),
-            Self::Zstd(r) => r.read(buf),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,7 +362,7 @@ mod tests {
         }
     }
 
-    fn run(bytes: &[u8], wanted: &Wanted) -> (tempfile::TempDir, Result<Occupied, LayerError>) {
+    fn run(bytes: &[u8], wanted: &Wanted) -> (tempfile::TempDir, Result<Unpacked, LayerError>) {
         let dir = tempfile::tempdir().unwrap();
         let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
         let result = receive(bytes, wanted, fd, &how());
@@ -418,12 +381,55 @@ mod tests {
         .concat();
         for blob in [plain.clone(), gzip(&plain), members, frames] {
             let (dir, result) = run(&blob, &wanted(&blob, &plain));
-            assert_eq!(result.unwrap().inodes, 3);
+            assert_eq!(result.unwrap().occupied.inodes, 3);
             assert_eq!(
                 std::fs::read(dir.path().join("dir/file")).unwrap(),
                 b"hello"
             );
         }
+    }
+
+    /// Gives at most so many bytes at a time.
+    struct Drip<'a>(&'a [u8], usize);
+
+    impl Read for Drip<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            let n = self.1.min(buf.len());
+            self.0.read(&mut buf[..n])
+        }
+    }
+
+    #[test]
+    fn bytes_that_come_one_by_one_are_as_good_as_one_piece() {
+        let plain = archive();
+        let skippable = [
+            &[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3],
+            &zstd(&plain)[..],
+        ]
+        .concat();
+        for blob in [plain.clone(), gzip(&plain), zstd(&plain), skippable] {
+            for piece in (1..=16).chain([100, 511, 512, 513]) {
+                let dir = tempfile::tempdir().unwrap();
+                let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+                let drip = Drip(&blob, piece);
+                let occupied = receive(drip, &wanted(&blob, &plain), fd, &how())
+                    .unwrap_or_else(|e| panic!("{:x?} in pieces of {piece}: {e:?}", &blob[..4]));
+                assert_eq!(occupied.occupied.inodes, 3);
+            }
+        }
+        for refused in [&b"BZh91AY&SY....."[..], b"\xfd7zXZ\0..."] {
+            let dir = tempfile::tempdir().unwrap();
+            let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+            let result = receive(Drip(refused, 1), &wanted(refused, b""), fd, &how());
+            assert!(
+                matches!(result, Err(LayerError::Compression { .. })),
+                "{result:?}"
+            );
+        }
+    }
+
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        zstd::encode_all(bytes, 1).unwrap()
     }
 
     /// An archive above the size from which two threads work.
@@ -449,7 +455,7 @@ mod tests {
         let blob = gzip(&plain);
         assert!(blob.len() as u64 > WORTH_A_THREAD);
         let (dir, result) = run(&blob, &wanted(&blob, &plain));
-        assert_eq!(result.unwrap().inodes, 2);
+        assert_eq!(result.unwrap().occupied.inodes, 2);
         assert_eq!(
             std::fs::metadata(dir.path().join("big")).unwrap().len(),
             2_000_000
@@ -584,7 +590,10 @@ mod tests {
 
     #[test]
     fn bzip2_and_xz_are_refused_by_name() {
-        for (head, name) in [(&b"BZh9....."[..], "bzip2"), (&b"\xfd7zXZ\0..."[..], "xz")] {
+        for (head, name) in [
+            (&b"BZh91AY&SY....."[..], "bzip2"),
+            (&b"\xfd7zXZ\0..."[..], "xz"),
+        ] {
             match run(head, &wanted(head, b"")).1 {
                 Err(LayerError::Compression { name: got }) => assert_eq!(got, name),
                 other => panic!("{other:?}"),

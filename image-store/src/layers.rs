@@ -161,9 +161,9 @@ fn unpack(
         limits: &work.tuning.limits,
         stop,
     };
-    let occupied = receive(bridge, &wanted, dir, &how).map_err(Failure::Layer)?;
+    let unpacked = receive(bridge, &wanted, dir, &how).map_err(Failure::Layer)?;
     depot
-        .install(staging, layer.diff_id, occupied)
+        .install(staging, layer.diff_id, &unpacked)
         .map_err(Failure::Store)
 }
 

@@ -3,9 +3,12 @@
 //! ```text
 //! <root>/images/images.redb          what images there are
 //! <root>/images/layers/<hex>/        unpacked layers, by DiffID
+//! <root>/images/implied/<hex>        directories that a layer does not list
+//! <root>/images/patches/<image>/     what those are like in an image
 //! <root>/images/staging/<n>/         layers being unpacked
 //! <root>/images/trash/<n>            layers being removed
 //! <root>/images/empty/               a layer with nothing in it
+//! <root>/images/place/               for mounts of a moment (`overlay`)
 //! <root>/images/reserve              space for deleting when the disk is full
 //! <root>/snapshots/<shard>/<owner>/  upper and work directories
 //! <root>/snapshots/trash/<n>         snapshots being removed
@@ -14,9 +17,9 @@
 //! Layers are named by DiffID, and not by ChainID: overlayfs needs no layer to
 //! know what is below it, so they can be unpacked side by side in any order,
 //! and one that occurs in two images over different bases exists once. The
-//! price is that an archive which leaves out the directories above its files
-//! gets them with mode 0755, as with every engine that unpacks this way, and
-//! that a hard link into a lower layer is refused.
+//! price is that what depends on the base has to be kept apart (`patch` says
+//! what directories are like that a layer does not list), and that a hard link
+//! into a lower layer is refused.
 //!
 //! Directories whose children should lie in block groups of their own get the
 //! ext4 flag `T` (top of a directory hierarchy): making files in a crowded
@@ -35,7 +38,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{IFlags, Mode, OFlags, RenameFlags};
 
-use crate::digest::DiffId;
+use crate::digest::{DiffId, ImageId};
 use crate::error::OpenError;
 use crate::trash::Trash;
 
@@ -60,6 +63,8 @@ pub(crate) struct Layout {
 pub(crate) struct Staging {
     layout: Arc<Layout>,
     name: String,
+    /// A file beside it says what the layer does not list.
+    implied: bool,
     kept: bool,
 }
 
@@ -80,6 +85,15 @@ impl Layout {
             make_dir(dir, 0o700)?;
         }
         make_dir(&images.join("empty"), 0o755)?;
+        let place = images.join("place");
+        crate::overlay::clear(&place).map_err(|error| OpenError::Io {
+            step: "clear",
+            path: place.clone(),
+            source: io::Error::other(error),
+        })?;
+        make_dir(&place, 0o700)?;
+        make_dir(&images.join("implied"), 0o700)?;
+        make_dir(&images.join("patches"), 0o700)?;
         spread(&make_dir(&snapshots, 0o700)?);
         for shard in 0..SHARDS {
             make_dir(&snapshots.join(shard_name(shard)), 0o700)?;
@@ -116,9 +130,24 @@ impl Layout {
         self.images.join("empty")
     }
 
+    /// A directory for mounts of a moment.
+    pub(crate) fn place(&self) -> PathBuf {
+        self.images.join("place")
+    }
+
     /// Where a layer is once it is unpacked.
     pub(crate) fn layer(&self, id: &DiffId) -> PathBuf {
         self.images.join("layers").join(id.hex())
+    }
+
+    /// Where the names of the directories are that a layer does not list.
+    pub(crate) fn implied(&self, id: &DiffId) -> PathBuf {
+        self.images.join("implied").join(id.hex())
+    }
+
+    /// Where the patch of an image is.
+    pub(crate) fn patch(&self, id: &ImageId) -> PathBuf {
+        self.images.join("patches").join(id.hex())
     }
 
     /// Where the snapshot of an owner is.
@@ -166,6 +195,16 @@ impl Layout {
         entries(&self.images.join("layers"))
     }
 
+    /// Everything on disk that lists what layers do not list.
+    pub(crate) fn all_implied(&self) -> Result<Vec<PathBuf>, OpenError> {
+        entries(&self.images.join("implied"))
+    }
+
+    /// All patches on disk.
+    pub(crate) fn patches(&self) -> Result<Vec<PathBuf>, OpenError> {
+        entries(&self.images.join("patches"))
+    }
+
     /// Throws away what unfinished work of a former process left.
     pub(crate) fn clear_staging(&self) -> Result<(), OpenError> {
         for path in entries(&self.images.join("staging"))? {
@@ -187,6 +226,7 @@ impl Layout {
         let staging = Staging {
             layout: Arc::clone(self),
             name,
+            implied: false,
             kept: false,
         };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -197,7 +237,11 @@ impl Layout {
 
     /// Throws a layer away: one rename now, the rest in the background.
     pub(crate) fn throw_layer(&self, id: &DiffId) -> io::Result<()> {
-        self.layer_trash.throw(&self.layer(id))
+        self.layer_trash.throw(&self.layer(id))?;
+        match fs::remove_file(self.implied(id)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
     }
 
     /// Throws away something else below the layers' directory.
@@ -228,17 +272,45 @@ impl Staging {
         self.layout.images.join("staging").join(&self.name)
     }
 
+    /// Writes down which directories the layer does not list; [`Staging::install`]
+    /// puts it in its place.
+    pub(crate) fn note_implied(&mut self, paths: &[u8]) -> io::Result<()> {
+        self.implied = !paths.is_empty();
+        if self.implied {
+            fs::write(self.implied_path(), paths)?;
+        }
+        Ok(())
+    }
+
+    fn implied_path(&self) -> PathBuf {
+        self.path().with_extension("implied")
+    }
+
+    /// Makes the directory the patch of an image that has none in use.
+    pub(crate) fn install_patch(mut self, id: &ImageId) -> io::Result<()> {
+        let to = self.layout.patch(id);
+        // One that a crash left.
+        self.layout.throw_path(&to)?;
+        fs::rename(self.path(), to)?;
+        self.kept = true;
+        Ok(())
+    }
+
     /// Gives the directory its final name. The caller has made sure that no
     /// layer of this name is in use.
     pub(crate) fn install(mut self, id: &DiffId) -> io::Result<()> {
         let layout = Arc::clone(&self.layout);
+        if self.implied {
+            fs::rename(self.implied_path(), layout.implied(id))?;
+            self.implied = false;
+        }
         let rename = || {
             let flags = RenameFlags::NOREPLACE;
             rustix::fs::renameat_with(&layout.staging, &self.name, &layout.layers, id.hex(), flags)
         };
         match rename() {
             Err(rustix::io::Errno::EXIST) => {
-                layout.throw_layer(id)?;
+                layout.throw_path(&layout.layer(id))?;
                 rename()?;
             }
             other => other?,
@@ -250,6 +322,9 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
+        if self.implied {
+            drop(fs::remove_file(self.implied_path()));
+        }
         if !self.kept
             && let Err(error) = self.layout.layer_trash.throw(&self.path())
         {

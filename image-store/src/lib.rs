@@ -6,19 +6,23 @@
 //! leaves; `layout` shows the directories.
 
 mod auth;
+mod compression;
 mod db;
 mod depot;
 mod digest;
+mod duration;
 mod error;
 mod hosts;
 mod image;
 mod import;
 mod join;
+mod json;
 mod layer;
 mod layers;
 mod layout;
 mod manifest;
 mod overlay;
+mod patch;
 mod platform;
 mod pull;
 mod reference;
@@ -32,13 +36,15 @@ mod trash;
 mod tuning;
 mod unpack;
 mod usage;
+mod volume;
 
 pub use auth::Auth;
 pub use digest::{DiffId, Digest, DigestError, ImageId, LayerDigest};
+pub use duration::parse_duration;
 pub use error::{Cause, ImportError, LeaseError, OpenError, PullError, RemoveError};
 pub use hosts::HostsError;
 pub use image::Image;
-pub use overlay::OverlayError;
+pub use overlay::{OverlayError, stacked_layers};
 pub use reference::{Reference, ReferenceError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsInfo, ImageStore, PulledImage, StoreOptions};

@@ -7,17 +7,24 @@ use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
 use crate::error::PullError;
+use crate::json::{self, JsonError, or_default};
 use crate::platform::{Machine, Platform};
 
 /// Manifests above this are refused.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Configurations above this are refused.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
-/// Overlayfs stacks no more.
-const MAX_LAYERS: usize = 500;
+/// Overlayfs stacks 500 directories: a patch and, for a read-only view, what was
+/// written take two of them.
+pub(crate) const MAX_LAYERS: usize = 498;
+
+/// Entries of an index that do not say what machine they are for, and have to be
+/// asked one by one.
+const MAX_UNSAID: usize = 32;
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -25,6 +32,9 @@ const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+
+/// What early registries say of configurations.
+const UNSAID_CONFIG: &str = "application/octet-stream";
 
 /// What to accept when asking for a manifest: all that is read here, and the
 /// rest too, so that it can be refused by its name. One line, since some
@@ -39,7 +49,7 @@ pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
     /// What it is.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_default")]
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,
@@ -60,6 +70,7 @@ pub(crate) struct Descriptor {
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Index {
     /// Its entries.
+    #[serde(default, deserialize_with = "or_default")]
     pub manifests: Vec<Descriptor>,
 }
 
@@ -69,6 +80,7 @@ pub(crate) struct Manifest {
     /// The configuration.
     pub config: Descriptor,
     /// Layers from the lowest to the topmost.
+    #[serde(default, deserialize_with = "or_default")]
     pub layers: Vec<Descriptor>,
 }
 
@@ -103,6 +115,8 @@ pub(crate) struct Config {
     pub text: String,
     /// Parsed.
     pub parsed: ImageConfiguration,
+    /// The machine that it is for.
+    pub platform: Platform,
     /// The plain layers, from the lowest to the topmost.
     pub diff_ids: Vec<DiffId>,
 }
@@ -122,13 +136,12 @@ struct Probe {
 struct ConfigProbe {
     #[serde(flatten)]
     platform: Platform,
-    rootfs: Option<RootFs>,
+    rootfs: RootFs,
 }
 
 #[derive(Deserialize)]
 struct RootFs {
-    #[serde(default)]
-    diff_ids: Option<Vec<DiffId>>,
+    diff_ids: Vec<DiffId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +159,7 @@ impl Document {
     /// Reads a document. What it says of itself goes before the header that it
     /// came with: registries send `text/plain` and worse.
     pub(crate) fn parse(bytes: &[u8], header: Option<&str>) -> Result<Self, PullError> {
-        let probe: Probe = serde_json::from_slice(bytes).map_err(|e| bad("manifest", e))?;
+        let probe: Probe = json::parse(bytes).map_err(|e| bad("manifest", e))?;
         let said = probe.media_type.as_deref().or(header).unwrap_or_default();
         let said = said.split(';').next().unwrap_or_default().trim().to_owned();
         let schema1 = probe.schema_version == Some(1) || probe.fs_layers.is_some();
@@ -171,10 +184,10 @@ impl Document {
                 ))
             }
             (_, true, false) => Ok(Self::Index(
-                serde_json::from_slice(bytes).map_err(|e| bad("index", e))?,
+                json::parse(bytes).map_err(|e| bad("index", e))?,
             )),
             (_, false, true) => Ok(Self::Manifest(
-                serde_json::from_slice(bytes).map_err(|e| bad("manifest", e))?,
+                json::parse(bytes).map_err(|e| bad("manifest", e))?,
             )),
             (_, false, false) => Err(PullError::UnsupportedMediaType {
                 what: "manifest".into(),
@@ -208,7 +221,8 @@ impl Index {
         self.manifests
             .iter()
             .filter(usable)
-            .filter(|d| d.platform.is_none())
+            .filter(|d| d.platform.as_ref().is_none_or(Platform::is_unsaid))
+            .take(MAX_UNSAID)
             .collect()
     }
 
@@ -232,7 +246,10 @@ impl Manifest {
     /// Refuses what is no container image before anything is fetched.
     pub(crate) fn check(&self) -> Result<(), PullError> {
         let config = &self.config;
-        if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
+        if !matches!(
+            config.media_type.as_str(),
+            OCI_CONFIG | DOCKER_CONFIG | UNSAID_CONFIG | ""
+        ) {
             return Err(PullError::UnsupportedMediaType {
                 what: "configuration".into(),
                 media_type: config.media_type.clone(),
@@ -246,7 +263,7 @@ impl Manifest {
             });
         }
         if self.layers.len() > MAX_LAYERS {
-            return Err(bad("manifest", Nonsense("more than 500 layers")));
+            return Err(bad("manifest", Nonsense("more than 498 layers")));
         }
         self.layers.iter().try_for_each(check_layer)
     }
@@ -306,55 +323,60 @@ fn check_layer(layer: &Descriptor) -> Result<(), PullError> {
 impl Config {
     /// Reads a configuration whose bytes have the digest `id`.
     pub(crate) fn parse(id: ImageId, bytes: &[u8]) -> Result<Self, PullError> {
-        let fail = |e: serde_json::Error| bad("configuration", e);
-        let probe: ConfigProbe = serde_json::from_slice(bytes).map_err(fail)?;
-        let parsed = parse_config(bytes).map_err(fail)?;
+        let fail = |e: JsonError| bad("configuration", e);
+        let form = |e: serde_json::Error| bad("configuration", e);
+        let value = lenient(bytes).map_err(fail)?;
+        let ConfigProbe { platform, rootfs } = ConfigProbe::deserialize(&value).map_err(form)?;
+        let parsed = serde_json::from_value(value).map_err(form)?;
         let text = std::str::from_utf8(bytes)
             .map_err(|e| bad("configuration", e))?
             .to_owned();
-        let diff_ids = probe.rootfs.and_then(|r| r.diff_ids).unwrap_or_default();
         Ok(Self {
             id,
             text,
             parsed,
-            diff_ids,
+            platform,
+            diff_ids: rootfs.diff_ids,
         })
-    }
-
-    /// The machine the image is for.
-    pub(crate) fn platform(&self) -> Platform {
-        serde_json::from_str::<ConfigProbe>(&self.text)
-            .map(|p| p.platform)
-            .unwrap_or_default()
     }
 }
 
-/// Reads a configuration leniently: builders leave out what the standard asks
-/// for, and write `null` for empty lists.
-pub(crate) fn parse_config(bytes: &[u8]) -> Result<ImageConfiguration, serde_json::Error> {
-    let mut value: serde_json::Value = serde_json::from_slice(bytes)?;
-    if let Some(object) = value.as_object_mut() {
-        object.retain(|_, v| !v.is_null());
-        object.entry("architecture").or_insert_with(|| "".into());
-        object.entry("os").or_insert_with(|| "".into());
-        if object.get("created").and_then(|v| v.as_str()) == Some("") {
-            object.remove("created");
-        }
-        let rootfs = object
-            .entry("rootfs")
-            .or_insert_with(|| serde_json::json!({"type": "layers", "diff_ids": []}));
-        if let Some(rootfs) = rootfs.as_object_mut() {
-            rootfs.retain(|_, v| !v.is_null());
-            rootfs.entry("type").or_insert_with(|| "layers".into());
-            rootfs
-                .entry("diff_ids")
-                .or_insert_with(|| serde_json::json!([]));
-        }
-        if let Some(config) = object.get_mut("config").and_then(|c| c.as_object_mut()) {
-            config.retain(|_, v| !v.is_null());
+/// Reads a configuration that was accepted before.
+pub(crate) fn parse_config(bytes: &[u8]) -> Result<ImageConfiguration, JsonError> {
+    Ok(serde_json::from_value(lenient(bytes)?)?)
+}
+
+/// Builders leave out what the standard asks for, and write `null` for what is
+/// empty.
+fn lenient(bytes: &[u8]) -> Result<Value, JsonError> {
+    let mut value: Value = json::parse(bytes)?;
+    // Sets, as Go writes them: a member is a member, whatever stands behind it.
+    for set in ["ExposedPorts", "Volumes"] {
+        let members = value.get_mut("config").and_then(|c| c.get_mut(set));
+        for member in members.and_then(Value::as_object_mut).into_iter().flatten() {
+            *member.1 = Value::Object(serde_json::Map::new());
         }
     }
-    serde_json::from_value(value)
+    json::without_nulls(&mut value);
+    let Some(object) = value.as_object_mut() else {
+        return Ok(value);
+    };
+    for text in ["architecture", "os"] {
+        object.entry(text).or_insert_with(|| "".into());
+    }
+    if object.get("created").and_then(Value::as_str) == Some("") {
+        object.remove("created");
+    }
+    let rootfs = object
+        .entry("rootfs")
+        .or_insert_with(|| Value::Object(serde_json::Map::new()));
+    if let Some(rootfs) = rootfs.as_object_mut() {
+        rootfs.entry("type").or_insert_with(|| "layers".into());
+        rootfs
+            .entry("diff_ids")
+            .or_insert_with(|| Value::Array(Vec::new()));
+    }
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -476,7 +498,54 @@ mod tests {
         assert_eq!(config.diff_ids.len(), 1);
         let inner = config.parsed.config().as_ref().unwrap();
         assert_eq!(inner.cmd().as_ref().unwrap(), &["a"]);
-        assert!(Machine::current().runs(&config.platform()));
+        assert!(Machine::current().runs(&config.platform));
         assert!(parse_config(b"{}").is_ok());
+    }
+
+    fn read_config(text: &str) -> Result<Config, PullError> {
+        Config::parse(ImageId(Digest::of(text.as_bytes())), text.as_bytes())
+    }
+
+    #[test]
+    fn nulls_at_every_depth_count_as_absent_and_members_of_sets_stay() {
+        let text = r#"{"architecture":null,"os":null,"variant":null,"created":null,
+            "config":{"Volumes":{"/a":null,"/b":{}},"ExposedPorts":{"80/tcp":null},"Labels":{"x":null,"y":"z"},
+                "Env":[null,"A=b"],"Entrypoint":null,"WorkingDir":null},
+            "rootfs":null,"history":[null,{"created":null,"empty_layer":null}]}"#;
+        let config = read_config(text).unwrap();
+        assert!(config.platform.is_unsaid() && config.diff_ids.is_empty());
+        let inner = config.parsed.config().as_ref().unwrap();
+        let mut volumes = inner.volumes().clone().unwrap();
+        volumes.sort();
+        assert_eq!(volumes, ["/a", "/b"]);
+        assert_eq!(inner.exposed_ports().as_ref().unwrap(), &["80/tcp"]);
+        assert_eq!(inner.env().as_ref().unwrap(), &["A=b"]);
+        assert_eq!(inner.labels().as_ref().unwrap().len(), 1);
+        for text in [
+            r#"{"config":null}"#,
+            r#"{"rootfs":{"type":null,"diff_ids":null}}"#,
+        ] {
+            read_config(text).unwrap();
+        }
+    }
+
+    #[test]
+    fn manifests_without_layers_or_types_are_read() {
+        for config in [
+            format!(r#"{{"digest":"{D}","size":2}}"#),
+            format!(r#"{{"mediaType":null,"digest":"{D}","size":2}}"#),
+            format!(r#"{{"mediaType":"application/octet-stream","digest":"{D}","size":2}}"#),
+        ] {
+            check(&format!(
+                r#"{{"schemaVersion":2,"config":{config},"layers":null}}"#
+            ))
+            .unwrap();
+            check(&format!(r#"{{"schemaVersion":2,"config":{config}}}"#)).unwrap();
+        }
+        let index = Document::parse(
+            br#"{"manifests":null,"mediaType":"application/vnd.oci.image.index.v1+json"}"#,
+            None,
+        );
+        assert!(index.is_err(), "neither an index nor an image");
     }
 }

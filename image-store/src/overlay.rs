@@ -3,13 +3,16 @@
 //! Owns the conversation with the kernel about one mount (fsopen, fsconfig,
 //! fsmount). The mount is attached nowhere: it lives as long as its descriptor
 //! or until someone attaches it, so the host's mount table never grows and a
-//! crash leaves nothing.
+//! crash leaves nothing (but see `page`, for kernels before 6.8).
+
+mod page;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -18,7 +21,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use crate::manifest::MAX_LAYERS;
 use crate::remove::remove_tree;
+pub(crate) use page::clear;
 
 /// The kernel takes no longer string for one option.
 const MAX_VALUE: usize = 255;
@@ -30,6 +35,8 @@ pub(crate) struct Stack<'a> {
     pub lowers: &'a [PathBuf],
     /// Where changes go: the upper and the work directory.
     pub upper: Option<(&'a Path, &'a Path)>,
+    /// An empty directory for mounts of a moment, where the kernel needs one.
+    pub place: &'a Path,
 }
 
 /// Why the kernel refused.
@@ -52,14 +59,38 @@ fn shown(log: &str) -> String {
 
 /// Mounts the stack; read-only without an upper directory.
 pub(crate) fn mount(stack: &Stack<'_>) -> Result<OwnedFd, OverlayError> {
-    match attempt(stack, lowers_one_by_one) {
-        // Kernels before 6.8 know no `lowerdir+`.
-        Err(error) if error.source.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
-            attempt(stack, lowers_at_once)
-                .map_err(|second| if error.log.is_empty() { second } else { error })
+    if takes_layers_one_by_one()? {
+        return attempt(stack, lowers_one_by_one);
+    }
+    // Fourteen layers or so fit into a string.
+    match attempt(stack, lowers_at_once) {
+        Err(error) if error.source.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()) => {
+            page::mount_by_page(stack, stack.place)
         }
         other => other,
     }
+}
+
+/// How many layers this kernel stacks, as far as anybody knows without trying.
+pub fn stacked_layers() -> Result<usize, OverlayError> {
+    Ok(match takes_layers_one_by_one()? {
+        true => MAX_LAYERS,
+        false => page::LAYERS,
+    })
+}
+
+/// Whether the kernel knows `lowerdir+` (6.8). Before 6.5 overlayfs takes any
+/// option until the mount is made, so a name that it cannot know tells.
+fn takes_layers_one_by_one() -> Result<bool, OverlayError> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|e| plain("open the overlay file system", e))?;
+    let known = fsconfig_set_string(&fs, "lowerdir+", "/").is_ok()
+        && fsconfig_set_string(&fs, "slipway-cannot-be-known", "x").is_err();
+    Ok(*KNOWN.get_or_init(|| known))
 }
 
 /// Keeps descriptors open that stand for paths in options.
@@ -107,20 +138,9 @@ fn lowers_one_by_one(
 }
 
 fn lowers_at_once(fs: &OwnedFd, lowers: &[PathBuf], keep: &mut Keep) -> Result<(), OverlayError> {
-    let mut value = Vec::new();
-    for lower in lowers {
-        if !value.is_empty() {
-            value.push(b':');
-        }
-        // Paths by descriptor are short and hold no colon.
-        value.extend_from_slice(&keep.by_descriptor(lower)?);
-    }
+    let value = page::lowers(lowers, keep)?;
     if value.len() > MAX_VALUE {
-        let step = format!(
-            "stack {} layers, which takes Linux 6.8 or later",
-            lowers.len()
-        );
-        return Err(plain(&step, Errno::NAMETOOLONG));
+        return Err(plain("name the layers in one string", Errno::NAMETOOLONG));
     }
     set(fs, "lowerdir", &value)
 }
@@ -234,10 +254,65 @@ mod tests {
         let stack = Stack {
             lowers: &lowers,
             upper: Some((&upper, &work)),
+            place: dir.path(),
         };
         for way in [lowers_one_by_one as SetLowers, lowers_at_once] {
             check(&attempt(&stack, way).unwrap(), 5);
         }
+    }
+
+    #[test]
+    fn many_layers_are_stacked_by_a_page_of_options_and_leave_no_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lowers, upper, work) = place(dir.path(), 120);
+        let here = dir.path().join("place");
+        std::fs::create_dir(&here).unwrap();
+        let mut stack = Stack {
+            lowers: &lowers,
+            upper: Some((&upper, &work)),
+            place: &here,
+        };
+        let error = attempt(&stack, lowers_at_once).unwrap_err();
+        let long = Errno::NAMETOOLONG.raw_os_error();
+        assert_eq!(
+            error.source.raw_os_error(),
+            Some(long),
+            "more than a string takes"
+        );
+        // What a crash left is no matter.
+        rustix::mount::mount_bind(&here, &here).unwrap();
+        let mounts: Vec<_> = (0..3)
+            .map(|_| page::mount_by_page(&stack, &here).unwrap())
+            .collect();
+        check(&mounts[2], 120);
+        stack.upper = None;
+        let read_only = page::mount_by_page(&stack, &here).unwrap();
+        let path = format!("/proc/self/fd/{}/new", read_only.as_raw_fd());
+        let error = std::fs::write(path, "x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ReadOnlyFilesystem);
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(here.to_str().unwrap()), "{table}");
+        assert!(std::fs::read_dir(&here).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn as_many_layers_fit_into_the_page_as_are_promised_and_more_are_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lowers, upper, work) = place(dir.path(), 260);
+        let here = dir.path().join("place");
+        std::fs::create_dir(&here).unwrap();
+        let mut stack = Stack {
+            lowers: &lowers[..page::LAYERS],
+            upper: Some((&upper, &work)),
+            place: &here,
+        };
+        check(&page::mount_by_page(&stack, &here).unwrap(), page::LAYERS);
+        stack.lowers = &lowers;
+        let error = page::mount_by_page(&stack, &here).unwrap_err().to_string();
+        assert!(
+            error.contains("260 layers") && error.contains("6.8"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -248,6 +323,7 @@ mod tests {
             let stack = Stack {
                 lowers: &lowers,
                 upper: Some((&upper, &work)),
+                place: dir.path(),
             };
             check(
                 &mount(&stack).unwrap_or_else(|e| panic!("{name}: {e:?}")),
@@ -263,6 +339,7 @@ mod tests {
         let error = mount(&Stack {
             lowers: &missing,
             upper: None,
+            place: dir.path(),
         })
         .unwrap_err();
         let text = format!("{error}: {}", std::error::Error::source(&error).unwrap());

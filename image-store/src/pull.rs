@@ -22,7 +22,7 @@ use crate::error::PullError;
 use crate::join::Joins;
 use crate::layers::LayerFetch;
 use crate::manifest::{Config, Document, Layer, Manifest};
-use crate::platform::Machine;
+use crate::platform::{Machine, Platform};
 use crate::reference::Reference;
 use crate::registry::{Fetched, Registry, Session};
 use crate::state::NewImage;
@@ -116,6 +116,7 @@ impl Work {
                 layers: plan.config.diff_ids,
                 size: 0,
                 hidden: false,
+                patched: false,
             },
             config: plan.config.parsed,
             names,
@@ -141,11 +142,11 @@ impl Work {
             match document {
                 Document::Manifest(manifest) => {
                     let config = self.config(session, &manifest).await?;
-                    if !self.machine.runs(&config.platform()) {
-                        let offered = config.platform().to_string();
-                        return Err(self.no_platform(reference, offered));
-                    }
+                    self.check_platform(reference, &config.platform)?;
                     let layers = manifest.layers(&config)?;
+                    layers
+                        .iter()
+                        .try_for_each(|layer| session.check_foreign(layer))?;
                     return Ok(Plan {
                         config,
                         layers,
@@ -154,7 +155,9 @@ impl Work {
                 }
                 Document::Index(index) => {
                     let candidates = index.candidates(&self.machine);
-                    let unsaid = candidates.first().is_some_and(|d| d.platform.is_none());
+                    let unsaid = candidates
+                        .first()
+                        .is_some_and(|d| d.platform.as_ref().is_none_or(Platform::is_unsaid));
                     let next = match candidates.as_slice() {
                         [] => return Err(self.no_platform(reference, index.offered())),
                         many if unsaid && many.len() > 1 => {
@@ -184,7 +187,7 @@ impl Work {
                 && manifest.check().is_ok()
                 && self
                     .machine
-                    .runs(&self.config(session, &manifest).await?.platform())
+                    .runs(&self.config(session, &manifest).await?.platform)
             {
                 return Ok(Some(fetched));
             }
@@ -205,6 +208,18 @@ impl Work {
             });
         }
         Config::parse(ImageId(wanted.digest), &fetched.bytes)
+    }
+
+    /// Refuses what does not run here, and warns of what is believed to.
+    fn check_platform(&self, reference: &Reference, platform: &Platform) -> Outcome<()> {
+        if !self.machine.runs(platform) {
+            return Err(self.no_platform(reference, platform.to_string()));
+        }
+        if !self.machine.is_own(platform) {
+            let machine = self.machine.to_string();
+            tracing::warn!(image = %reference, %platform, machine, "an image for another or an unsaid machine");
+        }
+        Ok(())
     }
 
     fn no_platform(&self, reference: &Reference, offered: String) -> PullError {

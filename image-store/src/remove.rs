@@ -2,7 +2,8 @@
 //!
 //! Works relative to directory descriptors and never follows links, so a tree
 //! made by a hostile image cannot lead it astray. Depth costs neither stack nor
-//! descriptors: what lies deeper than a few dozen levels is lifted up first.
+//! descriptors: what lies deeper than a few dozen levels is lifted up first. And
+//! breadth costs no memory: directories are remembered some at a time.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -10,6 +11,8 @@ use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 const MAX_DEPTH: usize = 64;
+/// Directories of one directory that are remembered at a time.
+const BATCH: usize = 512;
 
 /// Removes `name` in the open directory `at`, whatever it is. Missing: fine.
 pub(crate) fn remove_tree<Fd: AsFd>(at: Fd, name: &[u8]) -> Result<(), Errno> {
@@ -107,10 +110,43 @@ struct Removal<'a> {
     step: &'a mut dyn FnMut(u64) -> bool,
 }
 
+/// Directories of a directory.
+struct Subdirs {
+    names: Vec<Vec<u8>>,
+    /// There are no others.
+    all: bool,
+}
+
 impl Removal<'_> {
     /// Empties a directory; false when told to stop.
     fn empty(&mut self, dir: &OwnedFd, depth: usize) -> Result<bool, Errno> {
-        let mut subdirs = Vec::new();
+        loop {
+            let Some(Subdirs { names, all }) = self.files(dir)? else {
+                return Ok(false);
+            };
+            for name in names {
+                if depth >= MAX_DEPTH {
+                    self.lift(dir, &name)?;
+                    continue;
+                }
+                let sub = open(dir, &name)?;
+                if !self.empty(&sub, depth + 1)? {
+                    return Ok(false);
+                }
+                unlink(dir, &name, AtFlags::REMOVEDIR)?;
+                if !self.count() {
+                    return Ok(false);
+                }
+            }
+            if all {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Removes what is no directory. `None` when told to stop.
+    fn files(&mut self, dir: &OwnedFd) -> Result<Option<Subdirs>, Errno> {
+        let mut names = Vec::new();
         for item in Dir::read_from(dir)? {
             let item = item?;
             let name = item.file_name().to_bytes();
@@ -126,29 +162,18 @@ impl Removal<'_> {
                 _ => false,
             };
             if is_dir {
-                subdirs.push(name.to_vec());
+                if names.len() == BATCH {
+                    return Ok(Some(Subdirs { names, all: false }));
+                }
+                names.push(name.to_vec());
                 continue;
             }
             unlink(dir, name, AtFlags::empty())?;
             if !self.count() {
-                return Ok(false);
+                return Ok(None);
             }
         }
-        for name in subdirs {
-            if depth >= MAX_DEPTH {
-                self.lift(dir, &name)?;
-                continue;
-            }
-            let sub = open(dir, &name)?;
-            if !self.empty(&sub, depth + 1)? {
-                return Ok(false);
-            }
-            unlink(dir, &name, AtFlags::REMOVEDIR)?;
-            if !self.count() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(Some(Subdirs { names, all: true }))
     }
 
     fn lift(&mut self, dir: &OwnedFd, name: &[u8]) -> Result<(), Errno> {
@@ -231,6 +256,20 @@ mod tests {
         }
         remove_tree(&at, b"deep").unwrap();
         assert!(!dir.path().join("deep").exists());
+    }
+
+    #[test]
+    fn more_directories_than_are_remembered_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..2 * BATCH + 3 {
+            let sub = dir.path().join(format!("tree/{i}"));
+            std::fs::create_dir_all(&sub).unwrap();
+            std::fs::write(sub.join("f"), "x").unwrap();
+            std::fs::write(dir.path().join(format!("tree/f{i}")), "x").unwrap();
+        }
+        let at = std::fs::File::open(dir.path()).unwrap();
+        remove_tree(&at, b"tree").unwrap();
+        assert!(!dir.path().join("tree").exists());
     }
 
     #[test]

@@ -1,23 +1,28 @@
 //! One container's writable view of an image.
 //!
 //! Owns the form of a snapshot's directory: `fs` takes the changes, `work` is
-//! the kernel's, and the symbolic link `image` (made last, in one step, no
+//! the kernel's, `volumes` holds those of the image (see `volume`), and the symbolic link `image` (made last, in one step, no
 //! sync) names the image. A crash before the link leaves a directory without
 //! one, which start-up throws away.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use crate::digest::ImageId;
 use crate::error::Cause;
 use crate::overlay::{OverlayError, Stack, mount};
+use crate::patch::copy_attributes;
+use crate::usage::{Usage, usage};
 
 const UPPER: &str = "fs";
 const WORK: &str = "work";
 const IMAGE: &str = "image";
+const VOLUMES: &str = "volumes";
 
 /// Upper and work directory over the layers of an image.
 #[derive(Debug, Clone)]
@@ -25,9 +30,20 @@ pub struct Snapshot {
     owner: String,
     image: ImageId,
     dir: PathBuf,
-    /// Layers, the topmost first.
-    lowers: Vec<PathBuf>,
-    empty: PathBuf,
+    lowers: Lowers,
+}
+
+/// What lies below the changes.
+#[derive(Debug, Clone)]
+pub(crate) struct Lowers {
+    /// The image's patch, if it has one, and its layers, the topmost first.
+    pub(crate) dirs: Vec<PathBuf>,
+    /// The layer that says what the root directory is like.
+    pub(crate) root: Option<PathBuf>,
+    /// A directory with nothing in it.
+    pub(crate) empty: PathBuf,
+    /// One for mounts of a moment.
+    pub(crate) place: PathBuf,
 }
 
 /// Why a snapshot cannot be made, mounted or removed.
@@ -73,6 +89,14 @@ pub enum SnapshotError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// What the image has at a volume's path cannot be copied.
+    #[error("the volume at {} cannot be filled: {reason}", path.display())]
+    Volume {
+        /// The path in the image.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The kernel refuses the mount.
     #[error("mount the snapshot of {owner}")]
     Mount {
@@ -102,18 +126,12 @@ impl SnapshotError {
 }
 
 impl Snapshot {
-    pub(crate) fn new(
-        (owner, image): (&str, ImageId),
-        dir: PathBuf,
-        lowers: Vec<PathBuf>,
-        empty: PathBuf,
-    ) -> Self {
+    pub(crate) fn new((owner, image): (&str, ImageId), dir: PathBuf, lowers: Lowers) -> Self {
         Self {
             owner: owner.to_owned(),
             image,
             dir,
             lowers,
-            empty,
         }
     }
 
@@ -135,25 +153,48 @@ impl Snapshot {
         self.dir.join(UPPER)
     }
 
+    /// Where the directories for the image's volumes are.
+    pub(crate) fn volumes(&self) -> PathBuf {
+        self.dir.join(VOLUMES)
+    }
+
+    pub(crate) fn lower_dirs(&self) -> &[PathBuf] {
+        &self.lowers.dirs
+    }
+
+    /// What its changes and its volumes occupy.
+    pub(crate) fn usage(&self) -> Result<Usage, Errno> {
+        let changes = usage(&self.upper())?;
+        let volumes = match usage(&self.volumes()) {
+            Err(Errno::NOENT) => return Ok(changes),
+            other => other?,
+        };
+        Ok(Usage {
+            bytes: changes.bytes + volumes.bytes,
+            inodes: changes.inodes + volumes.inodes,
+        })
+    }
+
     /// Mounts it, attached nowhere. `read_only` gives the image with what was
     /// written so far, in a mount that nothing can be written to by anybody.
     pub fn mount(&self, read_only: bool) -> Result<OwnedFd, SnapshotError> {
         let (upper, work) = (self.upper(), self.dir.join(WORK));
-        let mut lowers = self.lowers.clone();
+        let mut lowers = self.lowers.dirs.clone();
         if read_only {
             lowers.insert(0, upper.clone());
         }
         if lowers.is_empty() {
-            lowers.push(self.empty.clone());
+            lowers.push(self.lowers.empty.clone());
         }
         let upper = (!read_only).then_some((upper.as_path(), work.as_path()));
         // Without an upper directory the kernel wants two layers at least.
         if upper.is_none() && lowers.len() == 1 {
-            lowers.push(self.empty.clone());
+            lowers.push(self.lowers.empty.clone());
         }
         mount(&Stack {
             lowers: &lowers,
             upper,
+            place: &self.lowers.place,
         })
         .map_err(|source| SnapshotError::Mount {
             owner: self.owner.clone(),
@@ -184,16 +225,13 @@ impl Snapshot {
     }
 
     /// The root directory that a container sees is the upper one, so it takes
-    /// mode and owner from the topmost layer's.
+    /// after that of the topmost layer which lists it.
     fn copy_root(&self, upper: &Path) -> io::Result<()> {
-        let Some(top) = self.lowers.first() else {
+        let Some(root) = &self.lowers.root else {
             return fs::set_permissions(upper, Permissions::from_mode(0o755));
         };
-        let meta = fs::metadata(top)?;
-        if (meta.uid(), meta.gid()) != (0, 0) {
-            std::os::unix::fs::chown(upper, Some(meta.uid()), Some(meta.gid()))?;
-        }
-        fs::set_permissions(upper, Permissions::from_mode(meta.mode() & 0o7777))
+        copy_attributes(fs::File::open(root)?, fs::File::open(upper)?)?;
+        Ok(())
     }
 
     /// The image that a snapshot's directory names; `None` for an unfinished one.

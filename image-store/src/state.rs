@@ -53,6 +53,26 @@ pub(crate) struct State {
     snapshots: HashMap<String, ImageId>,
 }
 
+/// What is on disk at the start.
+#[derive(Debug, Default)]
+pub(crate) struct Present {
+    /// Layers.
+    pub layers: HashSet<DiffId>,
+    /// Images with a patch.
+    pub patches: HashSet<ImageId>,
+}
+
+/// What a container of an image sees.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// Its layers, the topmost first.
+    pub layers: Vec<DiffId>,
+    /// A patch lies above them.
+    pub patched: bool,
+    /// The layer that says what the root directory is like.
+    pub root: Option<DiffId>,
+}
+
 /// A new image, ready to be committed.
 #[derive(Debug, Clone)]
 pub(crate) struct NewImage {
@@ -80,11 +100,11 @@ pub(crate) struct Removal {
 impl State {
     /// Takes what the database holds. Images whose configuration cannot be
     /// read, or that miss a layer, are returned for removal.
-    pub(crate) fn load(contents: Contents, present: &HashSet<DiffId>) -> (Self, Vec<ImageId>) {
+    pub(crate) fn load(contents: Contents, present: &Present) -> (Self, Vec<ImageId>) {
         let mut state = Self::default();
         let mut broken = Vec::new();
         for (id, occupied) in contents.layers {
-            if present.contains(&id) {
+            if present.layers.contains(&id) {
                 let layer = Layer {
                     occupied,
                     durable: true,
@@ -99,7 +119,8 @@ impl State {
             let whole = record
                 .layers
                 .iter()
-                .all(|layer| state.layers.contains_key(layer));
+                .all(|layer| state.layers.contains_key(layer))
+                && (!record.patched || present.patches.contains(&id));
             match config {
                 Ok(config) if whole => state.insert_image(id, record, config),
                 _ => broken.push(id),
@@ -388,10 +409,26 @@ impl State {
 
     /// The layers of an image that a container sees, the topmost first: none
     /// below one that hides everything.
-    pub(crate) fn stack(&self, image: &ImageId) -> Option<Vec<DiffId>> {
-        let entry = self.images.get(image)?;
+    pub(crate) fn view(&self, image: &ImageId) -> Option<View> {
+        let record = &self.images.get(image)?.record;
+        let layers = self.stack(&record.layers);
+        let lists_root = |id: &&DiffId| self.layers.get(id).is_some_and(|l| l.occupied.root);
+        Some(View {
+            root: layers.iter().find(lists_root).copied(),
+            patched: record.patched,
+            layers,
+        })
+    }
+
+    /// Whether an image has a patch; `None` when it is not there.
+    pub(crate) fn is_patched(&self, image: &ImageId) -> Option<bool> {
+        Some(self.images.get(image)?.record.patched)
+    }
+
+    /// What is seen of these layers, the lowest first: the topmost first.
+    pub(crate) fn stack(&self, layers: &[DiffId]) -> Vec<DiffId> {
         let mut stack = Vec::new();
-        for id in entry.record.layers.iter().rev() {
+        for id in layers.iter().rev() {
             // Overlayfs refuses a layer that occurs twice. The upper one has all
             // that the lower one has, so nothing is lost.
             if stack.contains(id) {
@@ -406,7 +443,7 @@ impl State {
                 break;
             }
         }
-        Some(stack)
+        stack
     }
 
     /// Layers that no image contains, after loading.
@@ -452,6 +489,7 @@ mod tests {
         NewImage {
             id: ImageId(Digest::of(&[n, n])),
             record: ImageRecord {
+                patched: false,
                 config: "{}".into(),
                 layers: layers.iter().map(|l| layer(*l)).collect(),
                 size: 1,
@@ -468,6 +506,7 @@ mod tests {
                 state.installed(
                     *id,
                     Occupied {
+                        root: true,
                         bytes: 10,
                         inodes: 1,
                         opaque: false,
@@ -543,7 +582,7 @@ mod tests {
         assert_eq!(remove(&mut state, &a), vec![]);
         assert!(state.catalog().list().is_empty());
         assert!(state.begin_removal(&a.id).is_none(), "hidden already");
-        assert!(state.stack(&a.id).is_some());
+        assert!(state.view(&a.id).is_some());
         state.release("c1");
         assert!(state.abandoned().is_empty());
         state.drop_snapshot("c1");
@@ -603,7 +642,7 @@ mod tests {
         state.installed(layer(3), Occupied::default());
         let a = image(1, &[1, 2, 3], &[]);
         state.committed(a.clone());
-        assert_eq!(state.stack(&a.id).unwrap(), vec![layer(3), layer(2)]);
+        assert_eq!(state.view(&a.id).unwrap().layers, vec![layer(3), layer(2)]);
     }
 
     #[test]
@@ -615,7 +654,7 @@ mod tests {
         let a = image(1, &[1, 2, 1, 3, 2], &[]);
         state.committed(a.clone());
         assert_eq!(
-            state.stack(&a.id).unwrap(),
+            state.view(&a.id).unwrap().layers,
             vec![layer(2), layer(3), layer(1)]
         );
     }
@@ -627,7 +666,7 @@ mod tests {
             names: vec![("r/a:1".into(), image(1, &[], &[]).id)],
             layers: vec![(layer(1), Occupied::default())],
         };
-        let (state, broken) = State::load(contents, &HashSet::new());
+        let (state, broken) = State::load(contents, &Present::default());
         assert_eq!(broken, vec![image(1, &[], &[]).id]);
         assert!(state.catalog().list().is_empty());
     }

@@ -21,7 +21,7 @@ use crate::pull::Puller;
 use crate::registry::Registry;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::tuning::Tuning;
-use crate::usage::{Usage, usage};
+use crate::usage::Usage;
 
 /// A cached usage is measured anew after this.
 const USAGE_AGE: Duration = Duration::from_secs(10);
@@ -246,8 +246,8 @@ impl ImageStore {
     }
 
     async fn measure(&self, snapshot: &Snapshot) -> Option<Usage> {
-        let upper = snapshot.upper();
-        let measured = blocking(move || usage(&upper)).await;
+        let measuring = snapshot.clone();
+        let measured = blocking(move || measuring.usage()).await;
         let mut usages = self.usages();
         match measured {
             Ok(usage) => {

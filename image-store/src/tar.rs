@@ -1,15 +1,24 @@
-//! A streaming reader of tar archives: ustar, PAX and GNU long names.
+//! A streaming reader of tar archives: ustar, PAX, GNU long names, sparse files.
 //!
 //! Owns the format and nothing else: names come out as the bytes that stand in
 //! the archive, and whether they may be used is decided where files are made
 //! (`unpack`). Never seeks, never keeps a body in memory, and bounds what it
 //! keeps of headers, so a hostile archive costs no more than its own length.
 
+mod sparse;
+
 use std::io::{self, Read};
 
+pub(crate) use sparse::Segment;
+
 const BLOCK: usize = 512;
-/// PAX headers and GNU long names above this are refused.
+/// PAX headers and GNU long names of one entry above this are refused, however
+/// many headers they come in.
 const MAX_META: u64 = 1 << 20;
+/// The same for all entries of an archive together.
+const MAX_META_IN_ALL: u64 = 1 << 30;
+/// More extended attributes than this of one entry are refused.
+const MAX_XATTRS: usize = 1024;
 
 /// What an entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +56,10 @@ pub(crate) struct Entry {
     pub gid: u32,
     /// Modification time: seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Bytes that follow; 0 unless this is a file.
+    /// Bytes of the file; 0 unless this is a file.
     pub size: u64,
+    /// Where the bytes that follow belong, when they are not all of the file.
+    pub sparse: Option<Vec<Segment>>,
     /// Device numbers: major and minor.
     pub device: (u32, u32),
     /// Extended attributes.
@@ -72,7 +83,7 @@ pub(crate) enum TarError {
         /// What is wrong.
         reason: &'static str,
     },
-    /// A format that is not read here (sparse files, multi-volume archives).
+    /// A format that is not read here (multi-volume archives).
     #[error("{} is a {what}, which is not supported", shown(name))]
     Unsupported {
         /// The entry.
@@ -117,6 +128,9 @@ pub(crate) struct TarReader<R> {
     /// Zero bytes after the current body, up to the block's end.
     padding: u64,
     current: Vec<u8>,
+    /// Bytes of metadata headers of the current entry, and of all.
+    meta: u64,
+    meta_in_all: u64,
     headers: u64,
     max_headers: u64,
     done: bool,
@@ -132,7 +146,7 @@ struct Overrides {
     gid: Option<u32>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: bool,
+    sparse: sparse::Headers,
 }
 
 impl<R: Read> TarReader<R> {
@@ -144,6 +158,8 @@ impl<R: Read> TarReader<R> {
             body: 0,
             padding: 0,
             current: Vec::new(),
+            meta: 0,
+            meta_in_all: 0,
             headers: 0,
             max_headers,
             done: false,
@@ -153,6 +169,7 @@ impl<R: Read> TarReader<R> {
     /// The next entry; what was not read of the last one is skipped.
     pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, TarError> {
         self.skip_body()?;
+        self.meta = 0;
         let mut overrides = Overrides::default();
         loop {
             let Some(block) = self.header_block()? else {
@@ -206,23 +223,32 @@ impl<R: Read> TarReader<R> {
     }
 
     fn skip_body(&mut self) -> Result<(), TarError> {
+        let body = std::mem::take(&mut self.body);
+        if self.skip(body)? < body {
+            return Err(TarError::Truncated {
+                name: self.current.clone(),
+            });
+        }
+        // Some archives end with the last file's last byte.
+        let padding = std::mem::take(&mut self.padding);
+        self.skip(padding).map(drop)
+    }
+
+    /// Skips so many bytes, or as many as there are.
+    fn skip(&mut self, count: u64) -> Result<u64, TarError> {
         let mut scratch = [0; 16 * 1024];
-        let mut left = self.body.saturating_add(self.padding);
-        while left > 0 {
-            let want = usize::try_from(left)
+        let mut skipped = 0;
+        while skipped < count {
+            let want = usize::try_from(count - skipped)
                 .unwrap_or(usize::MAX)
                 .min(scratch.len());
             let n = self.read_some(&mut scratch[..want])?;
             if n == 0 {
-                return Err(TarError::Truncated {
-                    name: self.current.clone(),
-                });
+                break;
             }
-            left -= n as u64;
+            skipped += n as u64;
         }
-        self.body = 0;
-        self.padding = 0;
-        Ok(())
+        Ok(skipped)
     }
 
     /// One header; `None` at the end mark or at the end of the bytes.
@@ -240,14 +266,14 @@ impl<R: Read> TarReader<R> {
             self.done = true;
             return Ok(None);
         }
+        if block.iter().all(|&b| b == 0) {
+            self.done = true;
+            return Ok(None);
+        }
         if filled < BLOCK {
             return Err(TarError::Truncated {
                 name: b"a header".to_vec(),
             });
-        }
-        if block.iter().all(|&b| b == 0) {
-            self.done = true;
-            return Ok(None);
         }
         self.headers += 1;
         self.current = name_of(&block);
@@ -281,8 +307,13 @@ impl<R: Read> TarReader<R> {
     /// The whole body of a metadata header.
     fn read_meta(&mut self, block: &[u8; BLOCK]) -> Result<Vec<u8>, TarError> {
         let size = self.size(block)?;
-        if size > MAX_META {
-            return Err(self.bad("a PAX header or long name above 1 MiB"));
+        self.meta = self.meta.saturating_add(size);
+        if self.meta > MAX_META {
+            return Err(self.bad("PAX headers and long names of one entry above 1 MiB"));
+        }
+        self.meta_in_all += size;
+        if self.meta_in_all > MAX_META_IN_ALL {
+            return Err(self.bad("PAX headers and long names above 1 GiB in all"));
         }
         self.begin_body(size);
         let mut out = vec![0; usize::try_from(size).unwrap_or(0)];
@@ -313,22 +344,25 @@ impl<R: Read> TarReader<R> {
     }
 
     fn entry(&mut self, block: &[u8; BLOCK], over: Overrides) -> Result<Entry, TarError> {
-        let name = over.name.unwrap_or_else(|| name_of(block));
+        let name = over
+            .sparse
+            .name
+            .clone()
+            .or(over.name)
+            .unwrap_or_else(|| name_of(block));
         self.current.clone_from(&name);
         let what = |what| TarError::Unsupported {
             name: name.clone(),
             what,
         };
         let mut kind = match block[156] {
-            _ if over.sparse => return Err(what("sparse file")),
-            b'0' | 0 | b'7' => Kind::File,
+            b'0' | 0 | b'7' | b'S' => Kind::File,
             b'1' => Kind::HardLink,
             b'2' => Kind::Symlink,
             b'3' => Kind::Char,
             b'4' => Kind::Block,
             b'5' => Kind::Dir,
             b'6' => Kind::Fifo,
-            b'S' => return Err(what("sparse file")),
             b'M' | b'V' => return Err(what("part of a multi-volume archive")),
             _ => return Err(what("entry of unknown type")),
         };
@@ -336,11 +370,16 @@ impl<R: Read> TarReader<R> {
         if kind == Kind::File && name.ends_with(b"/") {
             kind = Kind::Dir;
         }
-        let size = match over.size {
+        let stored = match over.size {
             Some(size) => size,
             None => self.size(block)?,
         };
-        let size = if kind == Kind::File { size } else { 0 };
+        let (size, sparse) = if kind == Kind::File {
+            self.begin_file(block, over.sparse, stored)?
+        } else {
+            self.begin_body(0);
+            (0, None)
+        };
         let id = |field: &[u8]| {
             u32::try_from(self.number(field, "bad owner")?).map_err(|_| self.bad("bad owner"))
         };
@@ -356,12 +395,37 @@ impl<R: Read> TarReader<R> {
                 .mtime
                 .map_or_else(|| Ok((self.number(&block[136..148], "bad time")?, 0)), Ok)?,
             size,
+            sparse,
             device: self.device(block, kind)?,
             xattrs: over.xattrs,
             name,
         };
-        self.begin_body(size);
         Ok(entry)
+    }
+
+    /// Begins a file's body: how long the file is, and where its parts belong
+    /// when it is sparse.
+    fn begin_file(
+        &mut self,
+        block: &[u8; BLOCK],
+        said: sparse::Headers,
+        stored: u64,
+    ) -> Result<(u64, Option<Vec<Segment>>), TarError> {
+        let map = if block[156] == b'S' {
+            let map = self.gnu_map(block)?;
+            self.begin_body(stored);
+            Some(map)
+        } else {
+            self.begin_body(stored);
+            self.pax_map(said)?
+        };
+        let Some(map) = map else {
+            return Ok((stored, None));
+        };
+        let segments = map
+            .segments(self.body)
+            .ok_or_else(|| self.bad("bad map of a sparse file"))?;
+        Ok((map.size, Some(segments)))
     }
 
     fn device(&self, block: &[u8; BLOCK], kind: Kind) -> Result<(u32, u32), TarError> {
@@ -390,9 +454,14 @@ impl Overrides {
             b"uid" => self.uid = Some(text()?.parse().ok()?),
             b"gid" => self.gid = Some(text()?.parse().ok()?),
             b"mtime" => self.mtime = Some(parse_time(text()?)?),
-            _ if key.starts_with(b"GNU.sparse.") => self.sparse = true,
             _ => {
+                if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                    self.sparse.apply(key, value)?;
+                }
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if self.xattrs.len() >= MAX_XATTRS {
+                        return None;
+                    }
                     self.xattrs.push((without_nul(name)?, value.to_vec()));
                 }
             }
@@ -600,14 +669,36 @@ mod tests {
     }
 
     #[test]
-    fn sparse_files_are_refused_by_name() {
-        let gnu = header("holes", b'S', 0);
+    fn an_archive_may_end_with_the_last_byte_of_its_last_file() {
+        let mut bytes = header("a", b'0', 3).as_bytes().to_vec();
+        bytes.extend_from_slice(b"abc");
+        for more in [0, 1, 508, 509, 509 + 100, 509 + 512] {
+            let mut bytes = bytes.clone();
+            bytes.resize(bytes.len() + more, 0);
+            let got = read_all(&bytes).unwrap();
+            assert_eq!((got.len(), &got[0].1[..]), (1, &b"abc"[..]), "{more}");
+        }
+        bytes.resize(1024, 0);
+        bytes.extend_from_slice(b"half a header");
+        assert!(matches!(read_all(&bytes), Err(TarError::Truncated { .. })));
+    }
+
+    #[test]
+    fn metadata_headers_of_one_entry_are_bounded_together() {
+        let value = vec![b'v'; 600_000];
         let mut b = tar::Builder::new(Vec::new());
-        b.append(&gnu, &b""[..]).unwrap();
+        for _ in 0..2 {
+            b.append_pax_extensions([("SCHILY.xattr.user.a", &value[..])])
+                .unwrap();
+        }
+        b.append(&header("f", b'0', 0), &b""[..]).unwrap();
         let error = read_all(&b.into_inner().unwrap()).unwrap_err();
-        assert!(error.to_string().contains("holes"), "{error}");
-        let pax = with_pax(&[("GNU.sparse.major", b"1")], &header("f", b'0', 0), b"");
-        assert!(matches!(read_all(&pax), Err(TarError::Unsupported { .. })));
+        assert!(error.to_string().contains("of one entry"), "{error}");
+        let many: Vec<(String, &[u8])> = (0..2000)
+            .map(|i| (format!("SCHILY.xattr.user.{i}"), &b"v"[..]))
+            .collect();
+        let many: Vec<_> = many.iter().map(|(k, v)| (k.as_str(), *v)).collect();
+        assert!(read_all(&with_pax(&many, &header("f", b'0', 0), b"")).is_err());
     }
 
     #[test]

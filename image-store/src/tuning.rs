@@ -9,6 +9,9 @@ pub use crate::unpack::Limits;
 pub struct Tuning {
     /// Bounds of one layer.
     pub limits: Limits,
+    /// How long a host may take until its answer begins. Registries that fetch
+    /// an image from elsewhere first need more.
+    pub first_byte: Duration,
     /// A connection that brings nothing for this long is given up.
     pub stall: Duration,
     /// A connection that brings less than this many bytes in a second, over
@@ -22,18 +25,24 @@ pub struct Tuning {
     pub connect: Duration,
     /// Layers fetched and unpacked at the same time in one pull.
     pub parallel: usize,
+    /// Hosts, with their port unless it is 443, that layers may come from when
+    /// their manifest says that they are not in the registry. None: such images
+    /// are refused.
+    pub foreign_layer_hosts: Vec<String>,
 }
 
 impl Default for Tuning {
     fn default() -> Self {
         Self {
             limits: Limits::default(),
+            first_byte: Duration::from_secs(30),
             stall: Duration::from_secs(30),
             min_speed: 1024,
             attempts: 3,
             backoff: Duration::from_millis(500),
             connect: Duration::from_secs(15),
             parallel: 4,
+            foreign_layer_hosts: Vec::new(),
         }
     }
 }

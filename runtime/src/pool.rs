@@ -104,9 +104,13 @@ impl<M: Maker> Pool<M> {
         tokio::spawn(fill(Arc::clone(&self.0)));
     }
 
-    /// Why the last one could not be made.
+    /// Why the last one could not be made, unless one is ready all the same.
     pub(crate) fn last_failure(&self) -> Option<String> {
-        self.0.state().failure.clone()
+        let state = self.0.state();
+        match state.idle.iter().any(M::is_good) {
+            true => None,
+            false => state.failure.clone(),
+        }
     }
 }
 
@@ -326,6 +330,17 @@ mod tests {
         shared.maker.broken = false;
         pool.take().await.unwrap();
         assert_eq!(pool.last_failure(), None);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_ready_makes_up_for_one_that_failed() {
+        let pool = Pool::new(Numbers::default(), 2..=2);
+        pool.refill();
+        until(&pool, 2).await;
+        pool.0.state().failure = Some("none are left".to_owned());
+        assert_eq!(pool.last_failure(), None);
+        pool.0.state().idle.clear();
+        assert_eq!(pool.last_failure().as_deref(), Some("none are left"));
     }
 
     #[tokio::test]

@@ -30,6 +30,11 @@ mod joins;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod logs;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod network;
 #[expect(
     clippy::expect_used,
@@ -47,7 +52,11 @@ mod server;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
-mod stalls;
+mod stall;
 mod stats;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod truth;
 mod walk;

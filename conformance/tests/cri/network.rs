@@ -158,6 +158,11 @@ fn an_outage_of_the_network_is_seen_and_does_not_pile_up() {
             status.info["info"].contains("the daemon is away"),
             "{status:?}"
         );
+        let told = rig.engine.status().expect("slipway status");
+        assert!(
+            told.contains("the daemon is away") && told.contains("outage"),
+            "{told}"
+        );
         let again = rig.client.run_pod(&sandbox).await.expect_err("it is there");
         assert_eq!(again.code(), tonic::Code::AlreadyExists, "{again}");
         // Callers who try again make no tries but their own.

@@ -185,6 +185,101 @@ fn a_pod_with_the_nodes_network_has_the_nodes_name() {
 }
 
 #[test]
+fn a_volume_of_the_image_is_a_fresh_writable_copy() {
+    let extras = Extras {
+        files: vec![("data/seed".into(), b"seed".to_vec(), 0o640)],
+        config: json!({ "Volumes": { "/data": {}, "scratch/": {} } }),
+        ..Extras::default()
+    };
+    with_image(&extras, async |rig| {
+        let sandbox = rig.sandbox("volumes");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        for name in ["first", "second"] {
+            let mut config = rig.container(name, &["/bin/sleep", "1000"]);
+            security(&mut config).readonly_rootfs = true;
+            let id = rig.started(&pod, &config, &sandbox).await;
+            let script = "cat /data/seed; stat -c :%a /data/seed; ls /data; touch /data/new /scratch/new && echo written; touch /x || echo read-only";
+            let said = says(rig, &id, &["sh", "-c", script]).await;
+            let said: Vec<&str> = said.split_whitespace().collect();
+            assert_eq!(said, ["seed:640", "seed", "written", "read-only"], "{name}");
+        }
+        // A mount of the request takes the place of the image's volume.
+        let volume = rig.engine.path("volume");
+        std::fs::create_dir(&volume).expect("volume");
+        std::fs::write(volume.join("own"), "").expect("file");
+        let mut config = rig.container("third", &["/bin/sleep", "1000"]);
+        config.mounts = vec![v1::Mount {
+            container_path: "/data".into(),
+            host_path: volume.to_string_lossy().into_owned(),
+            ..Default::default()
+        }];
+        let id = rig.started(&pod, &config, &sandbox).await;
+        assert_eq!(says(rig, &id, &["ls", "/data"]).await, "own");
+    });
+}
+
+#[test]
+fn a_volume_of_the_image_on_what_is_the_kernels_is_refused() {
+    for place in ["/", "/proc/sys", "dev/../proc", "/sys", "/dev/shm"] {
+        let extras = Extras {
+            config: json!({ "Volumes": { place: {} } }),
+            ..Extras::default()
+        };
+        with_image(&extras, async |rig| {
+            let sandbox = rig.sandbox("kernels");
+            let pod = rig.client.run_pod(&sandbox).await.expect("run");
+            let config = rig.container("main", &["/bin/sleep", "1000"]);
+            let refused = rig.client.create(&pod, &config, &sandbox).await;
+            let refused = refused.expect_err("refused");
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+            assert!(refused.message().contains(place), "{refused}");
+        });
+    }
+}
+
+#[test]
+fn a_value_that_is_not_utf_8_arrives_as_it_is() {
+    with_engine(async |rig| {
+        let sandbox = rig.sandbox("raw");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let script = "printf %s \"$RAW\" > /tmp/raw; sleep 1000";
+        let mut config = rig.container("main", &["/bin/sh", "-c", script]);
+        config.envs = vec![v1::KeyValue {
+            key: "RAW".into(),
+            value: b"a\xff\xfeb".to_vec(),
+        }];
+        let created = rig.client.create(&pod, &config, &sandbox).await;
+        if std::env::var_os("SLIPWAY_TEST_HANDLER").is_some_and(|name| name != "native") {
+            let refused = created.expect_err("JSON cannot say it");
+            assert!(refused.message().contains("envs[RAW]"), "{refused}");
+            return;
+        }
+        let id = created.expect("CreateContainer");
+        rig.client.start(&id).await.expect("start");
+        let bytes = async |rig: &mut Rig, script: &str| {
+            let mut client = rig.client.clone();
+            let said = conformance::eventually(crate::rig::DEADLINE, async || {
+                let output = client
+                    .exec(&id, &["sh", "-c", script], 5)
+                    .await
+                    .expect("exec");
+                (!output.stdout.trim().is_empty()).then_some(output.stdout)
+            });
+            said.await
+                .expect("bytes")
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let expected = ["141", "377", "376", "142"];
+        let of_init = bytes(rig, "od -An -b /tmp/raw").await;
+        assert_eq!(of_init, expected);
+        let of_exec = bytes(rig, "printf %s \"$RAW\" | od -An -b").await;
+        assert_eq!(of_exec, expected);
+    });
+}
+
+#[test]
 fn a_relative_working_directory_of_an_image_is_refused() {
     let extras = Extras {
         config: json!({ "WorkingDir": "srv" }),

@@ -2,9 +2,11 @@
 
 mod bench;
 mod check;
+mod client;
 mod image;
 mod log;
 mod serve;
+mod status;
 mod trace;
 
 use std::ffi::OsString;
@@ -41,6 +43,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Say whether a running engine and its pods are as they should be.
+    Status(status::StatusArgs),
     /// Show where the time of a pod's last calls went.
     Trace(trace::TraceArgs),
     /// Print or check configuration.
@@ -157,6 +161,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(args) => return check::run(args),
         Command::Image { command } => image::run(command),
         Command::Trace(args) => trace::run(args),
+        Command::Status(args) => match status::run(args) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Bench { args } => Err(bench::run(&args)),
         Command::Config { command } => run_config(command),
     };

@@ -25,6 +25,7 @@ use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
 use crate::server;
+use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 
@@ -159,13 +160,14 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
     let cgroups =
         Hierarchies::detect(config.cgroup.hierarchy.selection()).context("find the cgroups")?;
-    let images = ImageStore::open(StoreOptions {
+    let options = StoreOptions {
         root: config.root.clone(),
         hosts_dir: config.registry_config_path.clone(),
         user_agent: concat!("slipway/", env!("CARGO_PKG_VERSION")).to_owned(),
-    })
-    .await
-    .context("open the image store")?;
+    };
+    let images = ImageStore::open_with(options, config.tuning())
+        .await
+        .context("open the image store")?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("read the kernel's boot_id")?;
     let boot_id = boot_id.trim().to_owned();
@@ -178,6 +180,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         cgroups,
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
+        host_paths: HostPaths::default(),
         samples: Samples::default(),
         said: Said::default(),
         traces: Traces::default(),

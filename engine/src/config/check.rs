@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::raw::{self, Raw};
 use super::{
     Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
-    parse_address,
+    Registry, parse_address,
 };
 
 /// What can be wrong with a configuration.
@@ -94,7 +94,11 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         None => state.join("slipway.sock"),
     };
     let (default_handler, handlers) = check_runtime(runtime)?;
-    let raw::Registry { config_path } = registry;
+    let raw::Registry {
+        config_path,
+        first_byte_timeout,
+        foreign_layer_hosts,
+    } = registry;
     Ok(Config {
         cgroup: check_cgroup(cgroup)?,
         cni: check_cni(cni)?,
@@ -103,11 +107,37 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
             Some(path) => absolute("registry.config_path", path)?,
             None => here("--config-dir", dir)?.join("certs.d"),
         },
+        registry: check_registry(first_byte_timeout.as_deref(), foreign_layer_hosts)?,
         root,
         state,
         listen,
         default_handler,
         handlers,
+    })
+}
+
+fn check_registry(
+    first_byte_timeout: Option<&str>,
+    foreign_layer_hosts: Option<Vec<String>>,
+) -> Result<Registry, ConfigError> {
+    let text = first_byte_timeout.unwrap_or("30s");
+    let first_byte_timeout = image_store::parse_duration(text)
+        .filter(|timeout| !timeout.is_zero())
+        .ok_or_else(|| {
+            let reason = format!("{text:?} is no duration such as \"30s\" or \"1m30s\"");
+            wrong("registry.first_byte_timeout", reason)
+        })?;
+    let foreign_layer_hosts = foreign_layer_hosts.unwrap_or_default();
+    let is_odd = |c: char| !c.is_ascii_alphanumeric() && !"-.:[]".contains(c);
+    for host in &foreign_layer_hosts {
+        if host.is_empty() || host.contains(is_odd) {
+            let reason = format!("{host:?} is no host, with or without a port");
+            return Err(wrong("registry.foreign_layer_hosts", reason));
+        }
+    }
+    Ok(Registry {
+        first_byte_timeout,
+        foreign_layer_hosts,
     })
 }
 
@@ -331,6 +361,37 @@ mod tests {
         assert_eq!(printed.cni.netns_dir, bare.cni.netns_dir);
         assert_eq!(printed.default_handler, bare.default_handler);
         assert_eq!(printed.handlers.len(), bare.handlers.len());
+        let timeout = bare.registry.first_byte_timeout;
+        assert_eq!(printed.registry.first_byte_timeout, timeout);
+        assert!(bare.registry.foreign_layer_hosts.is_empty());
+    }
+
+    #[test]
+    fn registry_settings_reach_the_image_store_and_nonsense_is_refused() {
+        let text = "[registry]\nfirst_byte_timeout = \"1m30s\"\n\
+                    foreign_layer_hosts = [\"a.example:8443\"]\n";
+        let tuning = with(&[("x.toml", text)]).expect("valid").tuning();
+        assert_eq!(tuning.first_byte, std::time::Duration::from_secs(90));
+        assert_eq!(tuning.foreign_layer_hosts, ["a.example:8443"]);
+        for (wrong, key) in [
+            (
+                "first_byte_timeout = \"soon\"",
+                "registry.first_byte_timeout",
+            ),
+            ("first_byte_timeout = \"0s\"", "registry.first_byte_timeout"),
+            (
+                "foreign_layer_hosts = [\"https://a\"]",
+                "registry.foreign_layer_hosts",
+            ),
+            (
+                "foreign_layer_hosts = [\"\"]",
+                "registry.foreign_layer_hosts",
+            ),
+        ] {
+            let text = format!("[registry]\n{wrong}\n");
+            let error = with(&[("x.toml", &text)]).expect_err("wrong").to_string();
+            assert!(error.contains(key), "{error}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod raw;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use runtime::cgroup::Selection;
 use serde::Serialize;
@@ -120,6 +121,15 @@ impl Cni {
     }
 }
 
+/// How registries are treated.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Registry {
+    /// How long a registry may take until an answer begins.
+    pub(crate) first_byte_timeout: Duration,
+    /// Hosts that foreign layers may come from.
+    pub(crate) foreign_layer_hosts: Vec<String>,
+}
+
 /// Where metrics are served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
@@ -147,6 +157,8 @@ pub(crate) struct Config {
     pub(crate) metrics: Option<MetricsAddress>,
     /// Folder of `HOST[:PORT]/hosts.toml`.
     pub(crate) registry_config_path: PathBuf,
+    /// How registries are treated.
+    pub(crate) registry: Registry,
     /// The handler behind the empty name.
     pub(crate) default_handler: String,
     /// All handlers by name.
@@ -162,6 +174,15 @@ impl Config {
             name
         };
         self.handlers.get(name)
+    }
+
+    /// What the image store is told of registries.
+    pub(crate) fn tuning(&self) -> image_store::Tuning {
+        image_store::Tuning {
+            first_byte: self.registry.first_byte_timeout,
+            foreign_layer_hosts: self.registry.foreign_layer_hosts.clone(),
+            ..image_store::Tuning::default()
+        }
     }
 
     /// Folder of the records of all pods.

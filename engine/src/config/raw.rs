@@ -43,6 +43,8 @@ pub(crate) struct Metrics {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Registry {
     pub(crate) config_path: Option<PathBuf>,
+    pub(crate) first_byte_timeout: Option<String>,
+    pub(crate) foreign_layer_hosts: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

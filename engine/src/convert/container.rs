@@ -9,7 +9,7 @@ use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
     unsupported, wrong,
 };
-use crate::model::{ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation};
+use crate::model::{Bytes, ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation};
 
 /// Checks all of a container's configuration against its sandbox.
 pub(crate) fn from_proto(
@@ -146,22 +146,17 @@ pub(crate) fn image_to_proto(image: &ImageName) -> v1::ImageSpec {
     }
 }
 
-fn env_from_proto(pair: v1::KeyValue) -> Result<(String, String), BadRequest> {
+fn env_from_proto(pair: v1::KeyValue) -> Result<(String, Bytes), BadRequest> {
     let v1::KeyValue { key, value } = pair;
     let field = format!("config.envs[{key}]");
     if key.is_empty() || key.contains('=') {
         return Err(wrong(field, "the name is empty or contains \"=\""));
     }
     no_nul(&field, &key)?;
-    // The OCI runtime configuration is JSON, which has no way to say other bytes.
-    let value = String::from_utf8(value).map_err(|_| {
-        wrong(
-            field.clone(),
-            "the value is not UTF-8, which OCI bundles demand",
-        )
-    })?;
-    no_nul(&field, &value)?;
-    Ok((key, value))
+    if value.contains(&0) {
+        return Err(wrong(field, "contains a NUL byte"));
+    }
+    Ok((key, Bytes(value)))
 }
 
 fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {

@@ -2,10 +2,11 @@
 //! specification, cgroup with its limits, and the launcher.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use image_store::Image;
+use image_store::{Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
@@ -15,12 +16,13 @@ use tokio::sync::oneshot;
 use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
+use super::volumes;
 use crate::config::Launcher;
-use crate::convert::{resources, signal};
-use crate::engine::{Engine, blocking_with, now};
+use crate::convert::{BadRequest, resources, signal};
+use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::model::{ContainerConfig, IpcMode, PidMode};
+use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built};
 
@@ -71,6 +73,7 @@ pub(crate) fn intend(
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
+        raw_environment: None,
         process: None,
         id,
         config: Arc::new(config),
@@ -128,6 +131,7 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let places = volumes::places(&image, &record.config)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
@@ -136,19 +140,45 @@ async fn make(
     let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
+    // Copies may be large: they take the time they take.
+    let filled = match places.is_empty() {
+        true => None,
+        false => Some(fill_volumes(snapshot.clone(), places).await?),
+    };
     let preparing = {
         let (host, record) = (host.clone(), record.clone());
         blocking_with(engine, move |engine| {
-            let step = mark("mount");
-            let rootfs = snapshot.mount(false)?;
-            drop(step);
-            prepare(engine, &host, &record, &image, (rootfs, &cgroup))
+            let parts = match filled {
+                Some((rootfs, volumes)) => Parts {
+                    rootfs,
+                    volumes,
+                    cgroup,
+                },
+                None => Parts {
+                    rootfs: mount_root(&snapshot)?,
+                    volumes: Vec::new(),
+                    cgroup,
+                },
+            };
+            prepare(engine, &host, &record, &image, parts)
         })
     };
-    let prepared = in_time(&record.id, preparing, stop).await?;
+    let prepared = tokio::select! {
+        prepared = preparing => prepared?,
+        _dropped = stop => return Err(PodError::State {
+            what: format!("container {}", record.id),
+            state: "being stopped".to_owned(),
+        }),
+        // A thread that a path of the host keeps in the kernel cannot be ended.
+        () = tokio::time::sleep(HOST_PATIENCE) => return Err(PodError::HostPaths {
+            path: engine.host_paths.slowest().unwrap_or_default(),
+            patience: HOST_PATIENCE,
+        }),
+    };
     failpoint::hit("create-cgroup");
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
+    record.raw_environment = prepared.raw_environment.map(Arc::new);
     let created = host
         .monitor
         .create(prepared.order)
@@ -164,21 +194,32 @@ async fn make(
     })
 }
 
-/// Waits for work that touches paths of the host, such as a volume on a server that
-/// is gone, where a thread may hang in the kernel for ever.
-async fn in_time<T>(
-    id: &ContainerId,
-    work: impl Future<Output = Result<T, PodError>>,
-    stop: oneshot::Receiver<()>,
-) -> Result<T, PodError> {
-    tokio::select! {
-        done = work => done,
-        _dropped = stop => Err(PodError::State {
-            what: format!("container {id}"),
-            state: "being stopped".to_owned(),
-        }),
-        () = tokio::time::sleep(HOST_PATIENCE) => Err(PodError::HostPaths(HOST_PATIENCE)),
-    }
+fn mount_root(snapshot: &Snapshot) -> Result<OwnedFd, PodError> {
+    let _step = mark("mount");
+    Ok(snapshot.mount(false)?)
+}
+
+/// Mounts the root and fills the directories of the image's volumes from it.
+async fn fill_volumes(
+    snapshot: Snapshot,
+    places: Vec<PathBuf>,
+) -> Result<(OwnedFd, Vec<Mount>), PodError> {
+    blocking(move || {
+        let rootfs = mount_root(&snapshot)?;
+        let _step = mark("image volumes");
+        let volumes = volumes::fill(&snapshot, &rootfs, &places)?;
+        Ok((rootfs, volumes))
+    })
+    .await
+}
+
+/// What a container is prepared from, beside its records.
+struct Parts {
+    /// A detached mount.
+    rootfs: OwnedFd,
+    /// Of the image.
+    volumes: Vec<Mount>,
+    cgroup: Cgroup,
 }
 
 /// Makes the container's cgroup.
@@ -196,6 +237,7 @@ struct Prepared {
     order: CreateContainer,
     user: User,
     process: oci_spec::runtime::Process,
+    raw_environment: Option<Vec<Bytes>>,
 }
 
 fn prepare(
@@ -203,19 +245,25 @@ fn prepare(
     host: &Host,
     record: &ContainerRecord,
     image: &Image,
-    (rootfs, cgroup): (OwnedFd, &Cgroup),
+    parts: Parts,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
     let step = mark("spec");
-    let inputs = inputs(engine, host, record, image, &rootfs);
+    let inputs = inputs(engine, host, record, image, &parts);
     let Built {
         spec,
         process,
         sources,
         user,
         filter,
+        raw_environment,
     } = spec::build(&inputs)?;
+    let launcher = launcher(engine, &host.pod)?;
+    if raw_environment.is_some() && launcher != LauncherKind::Native {
+        return Err(PodError::Request(raw_environment_refused(config)));
+    }
     drop(step);
+    let Parts { rootfs, cgroup, .. } = parts;
     let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
@@ -226,7 +274,7 @@ fn prepare(
     let shares_pids = config.security.pid != PidMode::Container;
     let order = CreateContainer {
         id: record.id.to_string(),
-        launcher: launcher(engine, &host.pod)?,
+        launcher,
         runtime: oci_runtime(engine, &host.pod),
         spec,
         rootfs,
@@ -243,12 +291,27 @@ fn prepare(
         stdin: config.stdin,
         stdin_once: config.stdin_once,
         tty: config.tty,
+        environment: raw_environment.as_ref().map(|pairs| {
+            let bytes = pairs.iter().map(|pair| pair.0.clone());
+            bytes.collect()
+        }),
     };
     Ok(Prepared {
         order,
         user,
         process,
+        raw_environment,
     })
+}
+
+/// Names the variable that an OCI runtime specification, which is JSON, cannot say.
+fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
+    let is_raw = |(_, value): &&(String, Bytes)| std::str::from_utf8(&value.0).is_err();
+    let name = config.envs.iter().find(is_raw).map(|(name, _)| name);
+    BadRequest::Value {
+        field: format!("config.envs[{}]", name.map_or("", String::as_str)),
+        reason: "the value is not UTF-8, which only the native launcher can pass on".to_owned(),
+    }
 }
 
 /// Who makes the containers of a pod.
@@ -275,7 +338,7 @@ fn inputs<'a>(
     host: &'a Host,
     record: &'a ContainerRecord,
     image: &'a Image,
-    rootfs: &'a OwnedFd,
+    parts: &'a Parts,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
     let pid_of_namespace = match &record.config.security.pid {
@@ -289,7 +352,8 @@ fn inputs<'a>(
         config: &record.config,
         sandbox: &pod.config,
         image: &image.config,
-        rootfs,
+        rootfs: &parts.rootfs,
+        image_volumes: &parts.volumes,
         cgroup: &record.cgroup,
         files: engine.pod_dir(&pod.id).files(),
         shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),
@@ -298,6 +362,7 @@ fn inputs<'a>(
         pid_of_namespace,
         unified_cgroups: engine.unified(),
         seccomp: &engine.seccomp,
+        host_paths: &engine.host_paths,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What can go wrong with pods and containers, as callers need to tell it apart.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
@@ -64,9 +66,14 @@ pub(crate) enum PodError {
     /// The monitor of the pod does not answer, and has not been seen to be dead.
     #[error("the monitor of the pod does not answer")]
     MonitorSilent,
-    /// Volumes or devices of the host do not answer.
-    #[error("the volumes of the container did not answer within {} s", .0.as_secs())]
-    HostPaths(std::time::Duration),
+    /// A volume or device of the host does not answer.
+    #[error("the container's volumes: {} has not answered within {} s", path.display(), patience.as_secs())]
+    HostPaths {
+        /// The path that has kept its caller the longest.
+        path: PathBuf,
+        /// How long was waited.
+        patience: Duration,
+    },
     /// The task of the pod failed; it starts again from its records.
     #[error("the task of the pod failed and starts again from its records")]
     TaskFailed,

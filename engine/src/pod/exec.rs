@@ -59,6 +59,10 @@ pub(crate) async fn exec_sync(
     let order = ExecProcess {
         container: container.id.to_string(),
         process,
+        environment: container.raw_environment.as_deref().map(|pairs| {
+            let bytes = pairs.iter().map(|pair| pair.0.clone());
+            bytes.collect()
+        }),
         stdin: None,
         stdout: stdout_end,
         stderr: stderr_end,

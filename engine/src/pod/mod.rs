@@ -27,3 +27,4 @@ pub(crate) mod teardown;
 mod unreadable;
 mod upgrade;
 pub(crate) mod view;
+mod volumes;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::machine::{Phase, State};
 use crate::ids::{ContainerId, PodId};
-use crate::model::{ContainerConfig, SandboxConfig};
+use crate::model::{Bytes, ContainerConfig, SandboxConfig};
 use crate::network::Attachment;
 
 /// The format that this version writes; it reads this one only.
@@ -120,6 +120,9 @@ pub(crate) struct ContainerRecord {
     /// The signal that StopContainer sends.
     pub(crate) stop_signal: i32,
     pub(crate) user: User,
+    /// Its environment, where the process below cannot say all of its bytes.
+    #[serde(default)]
+    pub(crate) raw_environment: Option<Arc<Vec<Bytes>>>,
     /// The process as it was launched; exec takes user, capabilities and the rest from it.
     pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
 }

@@ -9,7 +9,7 @@ use runtime::client::Monitor;
 use super::machine::State;
 use super::record::User;
 use crate::ids::{ContainerId, PodId};
-use crate::model::{ContainerConfig, Resources, SandboxConfig};
+use crate::model::{Bytes, ContainerConfig, Resources, SandboxConfig};
 
 /// A container at one moment.
 #[derive(Debug, Clone)]
@@ -32,6 +32,7 @@ pub(crate) struct ContainerView {
     pub(crate) user: User,
     pub(crate) pid: Option<i32>,
     pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
+    pub(crate) raw_environment: Option<Arc<Vec<Bytes>>>,
 }
 
 /// A sandbox and its containers at one moment.

@@ -123,5 +123,28 @@ fn info(engine: &Engine) -> HashMap<String, String> {
         "defaultHandler": config.default_handler,
         "handlers": config.handlers,
     });
-    HashMap::from([("config".to_owned(), text.to_string())])
+    HashMap::from([
+        ("config".to_owned(), text.to_string()),
+        ("troubles".to_owned(), troubles(engine).to_string()),
+    ])
+}
+
+/// The pods that are not as they should be, with the reason.
+fn troubles(engine: &Engine) -> serde_json::Value {
+    let pods = engine.index.list();
+    let troubled = pods.iter().filter_map(|pod| {
+        let reason = match pod.reason.as_str() {
+            "" if pod.ready && pod.monitor.is_none() => "its monitor does not answer",
+            "" => return None,
+            reason => reason,
+        };
+        let key = &pod.config.key;
+        Some(json!({
+            "pod": pod.id.as_str(),
+            "namespace": key.namespace,
+            "name": key.name,
+            "reason": reason,
+        }))
+    });
+    troubled.collect()
 }

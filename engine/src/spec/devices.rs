@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{major, minor};
 
-use super::{Inputs, SpecError};
+use super::{Inputs, SpecError, stuck};
 
 /// Nodes to make and rules to set.
 pub(super) struct Devices {
@@ -69,13 +69,13 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
     }
     for wanted in &config.devices {
         let start = devices.nodes.len();
-        let host = wanted
-            .host_path
-            .canonicalize()
-            .map_err(|source| SpecError::Device {
-                path: wanted.host_path.clone(),
-                source,
-            })?;
+        let path = &wanted.host_path;
+        let host = inputs.host_paths.visit(path, || path.canonicalize());
+        let host = host.map_err(|source| stuck(path, source))?;
+        let host = host.map_err(|source| SpecError::Device {
+            path: path.clone(),
+            source,
+        })?;
         if host.is_dir() {
             below(&host, Path::new(&wanted.container_path), &mut devices.nodes);
         } else {

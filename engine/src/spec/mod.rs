@@ -6,13 +6,14 @@
 
 mod caps;
 mod devices;
+mod host_paths;
 mod mounts;
 mod process;
 mod seen;
 mod user;
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::runtime::{
@@ -20,9 +21,11 @@ use oci_spec::runtime::{
 };
 
 use crate::model::{
-    AppArmor, ContainerConfig, IpcMode, NetworkMode, PidMode, SandboxConfig, Seccomp,
+    AppArmor, Bytes, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
 use crate::pod::record::User;
+pub(crate) use host_paths::HostPaths;
+use host_paths::Stuck;
 use seen::Seen;
 
 /// What can go wrong while a specification is made.
@@ -69,6 +72,22 @@ pub(crate) enum SpecError {
         container_path: String,
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The image asks for a volume that no container can have.
+    #[error("the image's volume {place:?}: {reason}")]
+    ImageVolume {
+        /// Where.
+        place: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A path of the host does not answer.
+    #[error("{}", path.display())]
+    Stuck {
+        /// On the host.
+        path: PathBuf,
+        /// For how long.
+        source: Stuck,
     },
     /// Recursive read-only is asked for and the kernel has it not.
     #[error("the kernel has no recursive read-only mounts, {container_path} asks for one")]
@@ -124,6 +143,9 @@ pub(crate) struct Inputs<'a> {
     pub(crate) pid_of_namespace: Option<i32>,
     pub(crate) unified_cgroups: bool,
     pub(crate) seccomp: &'a runtime::seccomp::Cache,
+    pub(crate) host_paths: &'a HostPaths,
+    /// The directories for the volumes that the image asks for.
+    pub(crate) image_volumes: &'a [Mount],
 }
 
 /// A container ready to be handed to a launcher.
@@ -133,6 +155,8 @@ pub(crate) struct Built {
     /// Index into the specification's mounts and the detached mount for it.
     pub(crate) sources: Vec<(usize, OwnedFd)>,
     pub(crate) user: User,
+    /// The environment, where the specification cannot say all of its bytes.
+    pub(crate) raw_environment: Option<Vec<Bytes>>,
     /// The seccomp filter as BPF, for exec.
     pub(crate) filter: Option<Arc<Vec<u8>>>,
 }
@@ -142,7 +166,8 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     let security = &inputs.config.security;
     let (mounts, sources) = mounts::build(inputs)?;
     let account = user::resolve(inputs, &Seen::new(inputs.rootfs, &mounts, &sources))?;
-    let process = process::build(inputs, &account)?;
+    let environment = process::environment(inputs, &account);
+    let process = process::build(inputs, &account, &environment)?;
     let devices = devices::build(inputs)?;
     let (seccomp, filter) = seccomp(inputs)?;
     let mut resources = LinuxResources::default();
@@ -181,13 +206,22 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
         gid: account.gid,
         groups: account.groups,
     };
+    let is_text = |pair: &Vec<u8>| std::str::from_utf8(pair).is_ok();
+    let is_raw = !environment.iter().all(is_text);
+    let raw_environment = is_raw.then(|| environment.into_iter().map(Bytes).collect());
     Ok(Built {
+        raw_environment,
         spec,
         process,
         sources,
         user,
         filter,
     })
+}
+
+fn stuck(path: &Path, source: Stuck) -> SpecError {
+    let path = path.to_owned();
+    SpecError::Stuck { path, source }
 }
 
 fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
@@ -283,7 +317,7 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
 
 /// A profile on the node: a regular file of a sensible size, so that neither a
 /// FIFO nor a device holds the engine up.
-fn read_profile(path: &std::path::Path) -> std::io::Result<Vec<u8>> {
+fn read_profile(path: &Path) -> std::io::Result<Vec<u8>> {
     const LARGEST: u64 = 4 * 1024 * 1024;
     let found = std::fs::metadata(path)?;
     if !found.is_file() || found.len() > LARGEST {

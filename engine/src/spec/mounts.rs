@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::Mount as OciMount;
 use runtime::mount::{BindOptions, Propagation as TreePropagation};
 
-use super::{Inputs, SpecError};
+use super::{Inputs, SpecError, stuck};
 use crate::model::{Mount, Propagation};
 
 type Sources = Vec<(usize, OwnedFd)>;
@@ -28,6 +28,11 @@ enum Place {
 /// what is below it, too.
 pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), SpecError> {
     let mut places: BTreeMap<PathBuf, Place> = BTreeMap::new();
+    for mount in inputs.image_volumes {
+        let target = PathBuf::from(&mount.container_path);
+        places.insert(target, Place::Volume(mount.clone()));
+    }
+    // The sandbox's own replace the image's wishes.
     for mount in sandbox_files(inputs) {
         places.insert(PathBuf::from(&mount.container_path), Place::Volume(mount));
     }
@@ -52,7 +57,10 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), Spe
         match place {
             Place::Kernels(mount) => mounts.push(mount),
             Place::Volume(mount) => {
-                sources.push((mounts.len(), clone(&mount)?));
+                let path = &mount.host_path;
+                let source = inputs.host_paths.visit(path, || clone(&mount));
+                let source = source.map_err(|source| stuck(path, source))??;
+                sources.push((mounts.len(), source));
                 mounts.push(bind(&target, &mount));
             }
         }

@@ -7,12 +7,17 @@ use oci_spec::runtime::{Process, User};
 
 use super::user::Account;
 use super::{Inputs, SpecError, apparmor, caps};
+use crate::model::Bytes;
 
 /// What every image may count on.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The process as a launcher takes it, and as exec inherits from it.
-pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, SpecError> {
+pub(super) fn build(
+    inputs: &Inputs<'_>,
+    account: &Account,
+    environment: &[Vec<u8>],
+) -> Result<Process, SpecError> {
     let (config, security) = (inputs.config, &inputs.config.security);
     let mut user = User::default();
     user.set_uid(account.uid)
@@ -26,7 +31,7 @@ pub(super) fn build(inputs: &Inputs<'_>, account: &Account) -> Result<Process, S
         .set_console_size(None)
         .set_user(user)
         .set_args(Some(arguments(inputs)?))
-        .set_env(Some(environment(inputs, account)))
+        .set_env(Some(written(environment)))
         .set_cwd(working_dir(inputs)?)
         .set_capabilities(Some(caps::sets(security)?))
         .set_rlimits(None)
@@ -81,39 +86,51 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 }
 
 /// The image's environment, then the request's; the last word on a name wins.
-fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<String> {
+pub(super) fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>> {
     let image = inputs.image.config().as_ref();
     let of_image = image
         .and_then(|image| image.env().clone())
         .unwrap_or_default();
-    let mut all: Vec<String> = vec![PATH.to_owned()];
+    let mut all = vec![PATH.as_bytes().to_vec()];
     if inputs.config.tty {
-        all.push("TERM=xterm".to_owned());
+        all.push(b"TERM=xterm".to_vec());
     }
     let hostname = &inputs.sandbox.hostname;
     if !hostname.is_empty() {
-        all.push(format!("HOSTNAME={hostname}"));
+        all.push(format!("HOSTNAME={hostname}").into_bytes());
     }
     // Always there: a launcher that had to look it up would read the image's
     // user database with the image's own modules.
-    all.push(format!("HOME={}", account.home));
-    all.extend(of_image.into_iter().filter(|pair| pair.contains('=')));
+    all.push(format!("HOME={}", account.home).into_bytes());
+    let pairs = of_image.into_iter().filter(|pair| pair.contains('='));
+    all.extend(pairs.map(String::into_bytes));
     let requested = inputs.config.envs.iter();
-    all.extend(requested.map(|(name, value)| format!("{name}={value}")));
+    all.extend(requested.map(|(name, Bytes(value))| [name.as_bytes(), b"=", value].concat()));
     last_of_each_name(all)
 }
 
 /// Of pairs with the same name the last one, where it stands.
-fn last_of_each_name(all: Vec<String>) -> Vec<String> {
+fn last_of_each_name(all: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let mut later = HashSet::with_capacity(all.len());
-    let name = |pair: &str| pair.split('=').next().unwrap_or_default().to_owned();
-    let mut kept: Vec<String> = all
+    let mut kept: Vec<Vec<u8>> = all
         .into_iter()
         .rev()
-        .filter(|pair| later.insert(name(pair)))
+        .filter(|pair| {
+            let name = pair.split(|byte| *byte == b'=').next();
+            later.insert(name.unwrap_or_default().to_vec())
+        })
         .collect();
     kept.reverse();
     kept
+}
+
+/// The environment as the OCI runtime specification writes it, in which other bytes
+/// than UTF-8 cannot be said.
+fn written(environment: &[Vec<u8>]) -> Vec<String> {
+    let pairs = environment.iter();
+    pairs
+        .map(|pair| String::from_utf8_lossy(pair).into_owned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -122,7 +139,8 @@ mod tests {
 
     #[test]
     fn the_last_word_on_a_name_wins() {
-        let pairs = ["A=1", "B=2", "A=3", "C=", "B=4=5"].map(str::to_owned);
-        assert_eq!(last_of_each_name(pairs.into()), ["A=3", "C=", "B=4=5"]);
+        let pairs = ["A=1", "B=2", "A=3", "C=", "B=4=5"];
+        let kept = last_of_each_name(pairs.map(|pair| pair.as_bytes().to_vec()).into());
+        assert_eq!(kept, [&b"A=3"[..], b"C=", b"B=4=5"]);
     }
 }

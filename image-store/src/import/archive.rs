@@ -11,15 +11,17 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use flate2::bufread::MultiGzDecoder;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::compression::{self, Compression, Decoder};
 use crate::error::ImportError;
 use crate::tar::{Kind, TarReader};
 use crate::unpack::Name;
 
 /// Archives that hold images have a few entries for each layer.
 const MAX_ENTRIES: u64 = 100_000;
+/// Bytes of all their names.
+const MAX_NAMES: usize = 16 << 20;
 
 /// Where parts come from.
 pub(super) struct Source {
@@ -142,16 +144,16 @@ impl Read for Stretch {
 
 /// The archive itself, or its plain form in a file without a name.
 fn plain(mut file: File) -> io::Result<File> {
-    let mut head = [0; 4];
-    let n = file.read_at(&mut head, 0)?;
-    let buffered =
-        |file: &File| Ok::<_, io::Error>(BufReader::with_capacity(1 << 17, file.try_clone()?));
-    let mut decoder: Box<dyn Read> = match &head[..n] {
-        [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(buffered(&file)?)),
-        [0x28, 0xb5, 0x2f, 0xfd] => Box::new(zstd::Decoder::with_buffer(buffered(&file)?)?),
-        _ => return Ok(file),
-    };
+    let (compression, _) = compression::sniff(&file)?;
     file.seek(SeekFrom::Start(0))?;
+    match compression {
+        Compression::None => return Ok(file),
+        Compression::Refused(name) => {
+            return Err(io::Error::other(format!("{name} is not read here")));
+        }
+        Compression::Gzip | Compression::Zstd => {}
+    }
+    let mut decoder = Decoder::new(compression, BufReader::with_capacity(1 << 17, file))?;
     let mut out = unnamed_file()?;
     io::copy(&mut decoder, &mut out)?;
     Ok(out)
@@ -181,11 +183,14 @@ fn index(file: &Arc<File>) -> io::Result<HashMap<Vec<u8>, Part>> {
         MAX_ENTRIES,
     );
     let mut parts = HashMap::new();
+    let mut names = 0;
     while let Some(entry) = tar.next_entry().map_err(io::Error::other)? {
         let Ok(name) = Name::parse(&entry.name) else {
             continue;
         };
         let part = match entry.kind {
+            // A blob with holes would not be in one piece.
+            Kind::File if entry.sparse.is_some() => continue,
             Kind::File => Part::Bytes {
                 offset: tar.position(),
                 size: entry.size,
@@ -200,6 +205,10 @@ fn index(file: &Arc<File>) -> io::Result<HashMap<Vec<u8>, Part>> {
             },
             _ => continue,
         };
+        names += name.as_bytes().len() + entry.link.len();
+        if names > MAX_NAMES {
+            return Err(io::Error::other("the names in it are above 16 MiB"));
+        }
         parts.insert(name.as_bytes().to_vec(), part);
     }
     Ok(parts)

@@ -16,7 +16,7 @@ use super::endpoint::Ask;
 use super::error::FetchError;
 use super::pace::Pace;
 use crate::digest::LayerDigest;
-use crate::hosts::{authority, is_loopback};
+use crate::hosts::authority;
 
 /// Bytes that make an attempt count as progress.
 const PROGRESS: u64 = 256 * 1024;
@@ -55,11 +55,7 @@ impl BlobStream {
         urls: &[String],
         first: usize,
     ) -> Self {
-        let urls = urls
-            .iter()
-            .filter_map(|u| Url::parse(u).ok())
-            .filter(is_safe)
-            .collect();
+        let urls = session.foreign.allowed(urls);
         Self {
             session,
             digest,
@@ -159,7 +155,7 @@ impl BlobStream {
     async fn open(&mut self) -> Result<Step, FetchError> {
         let session = Arc::clone(&self.session);
         let response = match self.urls.get(self.place) {
-            Some(url) => self.fetch(url).await?,
+            Some(url) => session.foreign.get(url, self.offset).await?,
             None => {
                 let Some(endpoint) = session.endpoints.get(self.place - self.urls.len()) else {
                     let registry = session.reference.registry().to_owned();
@@ -215,34 +211,6 @@ impl BlobStream {
         }
     }
 
-    /// A layer that its manifest says is elsewhere: no credentials go there.
-    async fn fetch(&self, url: &Url) -> Result<Response, FetchError> {
-        let host = authority(url);
-        let mut request = self.session.elsewhere.get(url.clone());
-        if self.offset > 0 {
-            request = request.header(reqwest::header::RANGE, format!("bytes={}-", self.offset));
-        }
-        let stall = self.session.tuning.stall;
-        let response = match tokio::time::timeout(stall, request.send()).await {
-            Ok(sent) => sent.map_err(|e| FetchError::from_reqwest(&host, e))?,
-            Err(_) => {
-                return Err(FetchError::Stalled {
-                    host,
-                    waited: stall,
-                });
-            }
-        };
-        match response.status() {
-            StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
-            StatusCode::NOT_FOUND => Err(FetchError::NotFound { host }),
-            status => Err(FetchError::Status {
-                host,
-                status,
-                message: String::new(),
-            }),
-        }
-    }
-
     /// Decides whether to try again here, to go on at the next place, or to
     /// give up.
     async fn failed(&mut self, error: FetchError) -> Result<(), FetchError> {
@@ -270,9 +238,4 @@ enum Step {
     Bytes(Bytes),
     Again,
     End,
-}
-
-/// Plain HTTP to a stranger only where plain HTTP is the convention.
-fn is_safe(url: &Url) -> bool {
-    url.scheme() == "https" || url.scheme() == "http" && is_loopback(&authority(url))
 }

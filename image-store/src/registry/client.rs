@@ -1,11 +1,13 @@
-//! HTTP clients: one shared by all hosts without settings of their own.
+//! HTTP clients: those shared by all hosts without settings of their own, and
+//! those for one host.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use reqwest::{Client, ClientBuilder, Identity};
 
+use super::{guard, tls};
 use crate::hosts::{Host, HostsError, Tls, is_loopback};
 
 /// Idle connections are kept this long, so that the next pull finds them.
@@ -17,6 +19,16 @@ pub(crate) struct Clients {
     connect: Duration,
     usual: OnceLock<Client>,
     direct: OnceLock<Client>,
+    guarded: OnceLock<Client>,
+}
+
+/// The clients of one host.
+pub(crate) struct Pair {
+    /// For the host itself.
+    pub(crate) home: Client,
+    /// For where its answers lead; `None` when the host is on the node or its
+    /// link itself, so that it may send anywhere.
+    pub(crate) away: Option<Client>,
 }
 
 impl Clients {
@@ -26,60 +38,59 @@ impl Clients {
             connect,
             usual: OnceLock::new(),
             direct: OnceLock::new(),
+            guarded: OnceLock::new(),
         }
     }
 
-    /// A client for one host. Reads certificates, so it blocks.
-    pub(crate) fn for_host(&self, host: &Host) -> Result<Client, HostsError> {
+    /// The clients for one host. Reads certificates, so it blocks.
+    pub(crate) fn for_host(&self, host: &Host) -> Result<Pair, HostsError> {
         // Proxies are for what is far away.
         let direct = is_loopback(&host.authority());
+        let local = guard::check(&host.api).is_err();
         if host.tls == Tls::default() && host.dial_timeout.is_none() {
+            let plain = host.api.scheme() == "http";
             let kept = if direct { &self.direct } else { &self.usual };
-            return self.kept(kept, direct, host.api.scheme() == "http");
+            let home = self.kept(kept, plain, || self.builder(direct))?;
+            let away = if local { None } else { Some(self.guarded()?) };
+            return Ok(Pair { home, away });
         }
         let mut builder = self.builder(direct);
+        if !local {
+            builder = builder.dns_resolver(guard::Resolver::new(host.api.host_str()));
+        }
         if let Some(timeout) = host.dial_timeout {
             builder = builder.connect_timeout(timeout);
         }
-        if host.tls.skip_verify {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        } else {
-            builder = builder.tls_certs_merge(authorities(&host.tls)?);
-        }
-        if let Some(identity) = identity(&host.tls)? {
-            builder = builder.identity(identity);
-        }
-        builder.build().map_err(|source| HostsError::Certificate {
-            path: PathBuf::new(),
-            source,
-        })
+        builder = with_tls(builder, &host.tls)?;
+        let home = builder.build().map_err(|e| unusable(PathBuf::new(), e))?;
+        let away = (!local).then(|| home.clone());
+        Ok(Pair { home, away })
     }
 
-    /// A client for addresses that manifests name.
-    pub(crate) fn elsewhere(&self) -> Result<Client, HostsError> {
-        self.kept(&self.usual, false, true)
+    /// A client that connects to nothing on the node or its link.
+    pub(crate) fn guarded(&self) -> Result<Client, HostsError> {
+        self.kept(&self.guarded, true, || {
+            self.builder(false).dns_resolver(guard::Resolver::new(None))
+        })
     }
 
     fn kept(
         &self,
         cell: &OnceLock<Client>,
-        direct: bool,
         plain: bool,
+        builder: impl Fn() -> ClientBuilder,
     ) -> Result<Client, HostsError> {
         if let Some(client) = cell.get() {
             return Ok(client.clone());
         }
-        match self.builder(direct).build() {
+        match builder().build() {
             Ok(client) => Ok(cell.get_or_init(|| client).clone()),
             // A machine without any authority's certificate can still speak
             // plain HTTP; the client trusts nobody, should it be redirected.
-            Err(_) if plain => self.builder(direct).tls_certs_only([]).build(),
+            Err(_) if plain => builder().tls_certs_only([]).build(),
             Err(error) => Err(error),
         }
-        .map_err(|source| HostsError::Certificate {
-            path: PathBuf::new(),
-            source,
-        })
+        .map_err(|e| unusable(PathBuf::new(), e))
     }
 
     fn builder(&self, direct: bool) -> ClientBuilder {
@@ -95,41 +106,31 @@ impl Clients {
     }
 }
 
-fn authorities(tls: &Tls) -> Result<Vec<Certificate>, HostsError> {
-    let mut out = Vec::new();
-    for path in &tls.ca {
-        let certificates = Certificate::from_pem_bundle(&read(path)?).map_err(|source| {
-            HostsError::Certificate {
-                path: path.clone(),
-                source,
-            }
-        })?;
-        out.extend(certificates);
+/// What a host is trusted by, and what it is shown.
+fn with_tls(builder: ClientBuilder, settings: &Tls) -> Result<ClientBuilder, HostsError> {
+    if !settings.ca.is_empty() && !settings.skip_verify {
+        return Ok(builder.tls_backend_preconfigured(tls::config(settings)?));
     }
-    Ok(out)
+    let builder = builder.tls_danger_accept_invalid_certs(settings.skip_verify);
+    match identity(settings)? {
+        Some(identity) => Ok(builder.identity(identity)),
+        None => Ok(builder),
+    }
 }
 
-fn identity(tls: &Tls) -> Result<Option<Identity>, HostsError> {
-    let Some((cert, key)) = &tls.client else {
+fn identity(settings: &Tls) -> Result<Option<Identity>, HostsError> {
+    let Some((path, pem)) = tls::shown(settings)? else {
         return Ok(None);
     };
-    let mut pem = read(cert)?;
-    if let Some(key) = key {
-        pem.push(b'\n');
-        pem.extend(read(key)?);
-    }
     match Identity::from_pem(&pem) {
         Ok(identity) => Ok(Some(identity)),
-        Err(source) => Err(HostsError::Certificate {
-            path: cert.clone(),
-            source,
-        }),
+        Err(error) => Err(unusable(path, error)),
     }
 }
 
-fn read(path: &PathBuf) -> Result<Vec<u8>, HostsError> {
-    std::fs::read(path).map_err(|source| HostsError::Read {
-        path: path.clone(),
-        source,
-    })
+fn unusable(path: PathBuf, error: reqwest::Error) -> HostsError {
+    HostsError::Certificate {
+        path,
+        source: Box::new(error),
+    }
 }

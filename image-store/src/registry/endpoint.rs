@@ -1,36 +1,35 @@
 //! One host: requests, redirects, tokens.
 //!
 //! Owns what is shown to whom. Credentials and the headers of `hosts.toml` go
-//! to the host itself and never along a redirect; a token is asked for only
-//! where its realm is at least as safe as the host.
-
-use std::time::Duration;
+//! to the host itself and never along a redirect to another one; a token is
+//! asked for only where its realm is at least as safe as the host. Where
+//! answers may lead at all is told by [`guard`].
 
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, LOCATION, RANGE, WWW_AUTHENTICATE,
 };
 use reqwest::{Client, Request, Response, StatusCode, Url};
-use serde::Deserialize;
 use tokio::sync::Mutex;
 
+use super::answer::{self, Patience};
 use super::challenge::Challenge;
+use super::client::Pair;
 use super::error::FetchError;
+use super::guard;
 use crate::auth::Credentials;
 use crate::hosts::{Host, authority, is_loopback};
 use crate::manifest;
 use crate::reference::{DEFAULT_REGISTRY, Reference};
 
 const MAX_REDIRECTS: usize = 10;
-const MAX_TOKEN: u64 = 1 << 20;
-const MAX_MESSAGE: u64 = 4096;
 const CLIENT_ID: &str = "slipway";
 
 /// A host with its connection and what it has accepted so far.
 pub(crate) struct Endpoint {
     host: Host,
-    client: Client,
+    clients: Pair,
     credentials: Option<Credentials>,
-    stall: Duration,
+    patience: Patience,
     /// What the host accepts as `Authorization`; held while a token is
     /// fetched, so that parallel layers fetch one.
     accepted: Mutex<Option<HeaderValue>>,
@@ -46,20 +45,12 @@ pub(crate) struct Ask<'a> {
     pub(crate) from: u64,
 }
 
-#[derive(Deserialize)]
-struct Token {
-    #[serde(default)]
-    token: Option<String>,
-    #[serde(default)]
-    access_token: Option<String>,
-}
-
 impl Endpoint {
     pub(crate) fn new(
         host: Host,
-        client: Client,
+        clients: Pair,
         credentials: Option<Credentials>,
-        stall: Duration,
+        patience: Patience,
     ) -> Self {
         // An access token needs no asking.
         let accepted = match &credentials {
@@ -68,9 +59,9 @@ impl Endpoint {
         };
         Self {
             host,
-            client,
+            clients,
             credentials,
-            stall,
+            patience,
             accepted: Mutex::new(accepted),
         }
     }
@@ -92,7 +83,8 @@ impl Endpoint {
         let url = self.url(reference, ask.path);
         let mut shown = self.accepted.lock().await.clone();
         let mut response = self.follow(&url, ask, shown.as_ref()).await?;
-        if response.status() == StatusCode::UNAUTHORIZED {
+        let home = response.url().origin() == url.origin();
+        if home && response.status() == StatusCode::UNAUTHORIZED {
             let challenges = challenges(&response);
             shown = Some(self.authorize(reference, &challenges, shown).await?);
             response = self.follow(&url, ask, shown.as_ref()).await?;
@@ -102,7 +94,7 @@ impl Endpoint {
 
     /// The whole body, up to a bound.
     pub(crate) async fn read(&self, response: Response, limit: u64) -> Result<Vec<u8>, FetchError> {
-        read(&self.authority(), response, limit, self.stall).await
+        answer::read(&self.authority(), response, limit, self.patience).await
     }
 
     fn url(&self, reference: &Reference, path: &str) -> Url {
@@ -134,21 +126,19 @@ impl Endpoint {
                 self.identify(request.headers_mut(), shown);
             }
             let response = self.execute(&at, request).await?;
-            let Some(next) = self.redirected(&at, &response)? else {
-                // What a stranger refuses is no matter of our credentials.
-                if !home && response.status() == StatusCode::UNAUTHORIZED {
-                    let (host, reason) = (authority(&at), "after a redirect".to_owned());
-                    return Err(FetchError::Unauthorized { host, reason });
-                }
-                return Ok(response);
-            };
-            at = next;
+            match self.redirected(&at, &response)? {
+                Some(next) => at = next,
+                None => return Ok(response),
+            }
         }
-        let reason = format!("more than {MAX_REDIRECTS} in a row");
-        Err(FetchError::Redirect {
+        Err(self.too_many_redirects())
+    }
+
+    fn too_many_redirects(&self) -> FetchError {
+        FetchError::Redirect {
             host: self.authority(),
-            reason,
-        })
+            reason: format!("more than {MAX_REDIRECTS} in a row"),
+        }
     }
 
     fn identify(&self, headers: &mut HeaderMap, shown: Option<&HeaderValue>) {
@@ -165,12 +155,27 @@ impl Endpoint {
 
     async fn execute(&self, at: &Url, request: Request) -> Result<Response, FetchError> {
         let host = authority(at);
-        match tokio::time::timeout(self.stall, self.client.execute(request)).await {
+        let sent = self.client(at)?.execute(request);
+        match tokio::time::timeout(self.patience.first_byte, sent).await {
             Ok(done) => done.map_err(|e| FetchError::from_reqwest(&host, e)),
             Err(_) => Err(FetchError::Stalled {
                 host,
-                waited: self.stall,
+                waited: self.patience.first_byte,
             }),
+        }
+    }
+
+    /// The host itself may be anywhere; where it sends to may not.
+    fn client(&self, at: &Url) -> Result<&Client, FetchError> {
+        match &self.clients.away {
+            Some(away) if at.host_str() != self.host.api.host_str() => {
+                guard::check(at).map_err(|source| FetchError::OffLimits {
+                    host: self.authority(),
+                    source,
+                })?;
+                Ok(away)
+            }
+            _ => Ok(&self.clients.home),
         }
     }
 
@@ -197,12 +202,20 @@ impl Endpoint {
     }
 
     async fn check(&self, response: Response) -> Result<Response, FetchError> {
-        let (host, status) = (self.authority(), response.status());
+        let (at, status) = (response.url().clone(), response.status());
+        let host = authority(&at);
         match status {
             StatusCode::OK | StatusCode::PARTIAL_CONTENT => Ok(response),
             StatusCode::NOT_FOUND => Err(FetchError::NotFound { host }),
+            // What a stranger refuses is no matter of our credentials.
+            _ if at.origin() != self.host.api.origin() => Err(FetchError::Store {
+                host,
+                from: self.authority(),
+                status,
+                message: answer::message(response, self.patience).await,
+            }),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let message = self.message(response).await;
+                let message = answer::message(response, self.patience).await;
                 let reason = match (&self.credentials, message.is_empty()) {
                     (_, false) => format!("{status}{message}"),
                     (None, true) => format!("{status}, and there are no credentials for it"),
@@ -210,40 +223,11 @@ impl Endpoint {
                 };
                 Err(FetchError::Unauthorized { host, reason })
             }
-            _ => {
-                let message = self.message(response).await;
-                Err(FetchError::Status {
-                    host,
-                    status,
-                    message,
-                })
-            }
-        }
-    }
-
-    /// What the registry says about its refusal, short and in one line.
-    async fn message(&self, response: Response) -> String {
-        #[derive(Deserialize)]
-        struct Errors {
-            errors: Vec<Detail>,
-        }
-        #[derive(Deserialize)]
-        struct Detail {
-            #[serde(default)]
-            code: String,
-            #[serde(default)]
-            message: String,
-        }
-        let bytes = self.read(response, MAX_MESSAGE).await.unwrap_or_default();
-        match serde_json::from_slice::<Errors>(&bytes)
-            .ok()
-            .and_then(|e| e.errors.into_iter().next())
-        {
-            Some(first) => {
-                let text = format!(": {} {}", first.code, first.message);
-                text.chars().filter(|c| !c.is_control()).take(200).collect()
-            }
-            None => String::new(),
+            _ => Err(FetchError::Status {
+                host,
+                status,
+                message: answer::message(response, self.patience).await,
+            }),
         }
     }
 
@@ -304,13 +288,7 @@ impl Endpoint {
             .get("realm")
             .ok_or_else(|| nonsense("a challenge without realm"))?;
         let mut realm = Url::parse(realm).map_err(|_| nonsense("a realm that is no URL"))?;
-        let plain = self.host.api.scheme() == "http" || is_loopback(&authority(&realm));
-        if !realm.has_host() || !(realm.scheme() == "https" || realm.scheme() == "http" && plain) {
-            return Err(FetchError::Unauthorized {
-                host: self.authority(),
-                reason: "its token service is not reached by https".to_owned(),
-            });
-        }
+        self.check_realm(&realm)?;
         let own_scope = format!("repository:{}:pull", reference.repository());
         let scope = challenge
             .get("scope")
@@ -341,32 +319,61 @@ impl Endpoint {
         self.token_answer(&realm, request).await
     }
 
-    async fn token_answer(&self, realm: &Url, request: Request) -> Result<String, FetchError> {
-        let host = authority(realm);
-        let response = self.execute(realm, request).await?;
-        let status = response.status();
-        if matches!(status.as_u16(), 400 | 401 | 403) {
-            let reason = format!("its token service answered {status}");
-            return Err(FetchError::Unauthorized { host, reason });
+    /// A token is as good as credentials, so it is not fetched over plain HTTP
+    /// for a registry that is reached by HTTPS.
+    fn check_realm(&self, realm: &Url) -> Result<(), FetchError> {
+        let plain = self.host.api.scheme() == "http" || is_loopback(&authority(realm));
+        if realm.has_host() && (realm.scheme() == "https" || realm.scheme() == "http" && plain) {
+            return Ok(());
         }
-        if status != StatusCode::OK {
-            let message = " (token service)".to_owned();
-            return Err(FetchError::Status {
-                host,
-                status,
-                message,
-            });
-        }
-        let bytes = read(&host, response, MAX_TOKEN, self.stall).await?;
-        let token: Option<Token> = serde_json::from_slice(&bytes).ok();
-        token
-            .and_then(|t| t.token.filter(|t| !t.is_empty()).or(t.access_token))
-            .filter(|t| !t.is_empty())
-            .ok_or(FetchError::Nonsense {
-                host,
-                reason: "no token in the answer".to_owned(),
-            })
+        Err(FetchError::Unauthorized {
+            host: self.authority(),
+            reason: "its token service is not reached by https".to_owned(),
+        })
     }
+
+    /// Asks the token service, and where that sends on.
+    async fn token_answer(&self, realm: &Url, mut request: Request) -> Result<String, FetchError> {
+        let mut at = realm.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            // Bodies are short texts, so that they can be sent again.
+            let again = request.try_clone();
+            let response = self.execute(&at, request).await?;
+            let Some(next) = self.redirected(&at, &response)? else {
+                return answer::token(&authority(&at), response, self.patience).await;
+            };
+            self.check_realm(&next)?;
+            request = again
+                .and_then(|again| sent_on(again, &at, &next, response.status()))
+                .ok_or_else(|| FetchError::Redirect {
+                    host: authority(&at),
+                    reason: "a refresh token is for its own token service alone".to_owned(),
+                })?;
+            at = next;
+        }
+        Err(self.too_many_redirects())
+    }
+}
+
+/// A request to a token service, for the place that it is sent on to: nothing
+/// secret goes to another one. `None` when nothing would be left of it.
+fn sent_on(mut request: Request, from: &Url, to: &Url, status: StatusCode) -> Option<Request> {
+    let same = from.origin() == to.origin();
+    if request.method() == reqwest::Method::POST {
+        // The other redirects ask for a GET, which cannot carry the token.
+        let kept = matches!(
+            status,
+            StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT
+        );
+        if !same || !kept {
+            return None;
+        }
+    }
+    if !same {
+        request.headers_mut().remove(AUTHORIZATION);
+    }
+    *request.url_mut() = to.clone();
+    Some(request)
 }
 
 /// A refresh token goes into the body, where no log of addresses finds it.
@@ -423,30 +430,4 @@ fn secret(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-async fn read(
-    host: &str,
-    mut response: Response,
-    limit: u64,
-    stall: Duration,
-) -> Result<Vec<u8>, FetchError> {
-    let mut out = Vec::new();
-    loop {
-        let chunk = tokio::time::timeout(stall, response.chunk())
-            .await
-            .map_err(|_| FetchError::Stalled {
-                host: host.to_owned(),
-                waited: stall,
-            })?
-            .map_err(|e| FetchError::from_reqwest(host, e))?;
-        let Some(chunk) = chunk else { return Ok(out) };
-        if (out.len() + chunk.len()) as u64 > limit {
-            return Err(FetchError::TooLong {
-                host: host.to_owned(),
-                limit,
-            });
-        }
-        out.extend_from_slice(&chunk);
-    }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 
+use super::guard::OffLimits;
 use crate::digest::Digest;
 use crate::error::PullError;
 use crate::reference::Reference;
@@ -46,6 +47,18 @@ pub(crate) enum FetchError {
     /// It sends elsewhere, and there we do not go.
     #[error("{host} redirects to a place that is not followed: {reason}")]
     Redirect { host: String, reason: String },
+    /// It sends to the node itself or its link, and there we do not go.
+    #[error("{host} sends to a place that is off limits")]
+    OffLimits { host: String, source: OffLimits },
+    /// Another host, to which the registry redirects (an object store, most
+    /// often), refuses.
+    #[error("{host}, to which {from} redirects, answered {status}{message}")]
+    Store {
+        host: String,
+        from: String,
+        status: StatusCode,
+        message: String,
+    },
     /// The answer makes no sense.
     #[error("{host} answered nonsense: {reason}")]
     Nonsense { host: String, reason: String },
@@ -81,11 +94,10 @@ impl FetchError {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Transfer { .. } | Self::Short { .. } | Self::Stalled { .. } => true,
-            Self::Status { status, .. } => {
-                status.is_server_error()
-                    || *status == StatusCode::TOO_MANY_REQUESTS
-                    || *status == StatusCode::REQUEST_TIMEOUT
-            }
+            Self::Status { status, .. } => may_pass(*status),
+            // A signature that has expired, most often: asked again, the
+            // registry makes a new one.
+            Self::Store { status, .. } => *status == StatusCode::FORBIDDEN || may_pass(*status),
             _ => false,
         }
     }
@@ -100,6 +112,8 @@ impl FetchError {
             | Self::Unauthorized { host, .. }
             | Self::NotFound { host }
             | Self::Redirect { host, .. }
+            | Self::OffLimits { host, .. }
+            | Self::Store { host, .. }
             | Self::Nonsense { host, .. }
             | Self::TooLong { host, .. }
             | Self::Mismatch { host, .. }
@@ -133,4 +147,10 @@ impl FetchError {
             },
         }
     }
+}
+
+fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error()
+        || status == StatusCode::TOO_MANY_REQUESTS
+        || status == StatusCode::REQUEST_TIMEOUT
 }

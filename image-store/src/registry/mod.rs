@@ -5,26 +5,32 @@
 //! Documents come out with their digest verified; blobs are streams of
 //! unverified bytes, since their digest is known only at their end.
 
+mod answer;
 mod blob;
 mod challenge;
 mod client;
 mod endpoint;
 mod error;
+mod foreign;
+mod guard;
 mod pace;
+mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use answer::Patience;
 pub(crate) use blob::BlobStream;
 pub(crate) use client::Clients;
 use endpoint::{Ask, Endpoint};
 pub(crate) use error::FetchError;
+use foreign::Foreign;
 
 use crate::auth::Auth;
 use crate::digest::Digest;
 use crate::error::PullError;
 use crate::hosts::hosts_for;
-use crate::manifest::{MAX_CONFIG, MAX_MANIFEST};
+use crate::manifest::{Layer, MAX_CONFIG, MAX_MANIFEST};
 use crate::reference::Reference;
 use crate::tuning::Tuning;
 
@@ -40,7 +46,7 @@ pub(crate) struct Session {
     reference: Reference,
     endpoints: Vec<Endpoint>,
     /// For layers that live elsewhere.
-    elsewhere: reqwest::Client,
+    foreign: Foreign,
     tuning: Tuning,
 }
 
@@ -80,20 +86,28 @@ impl Registry {
         let hosts = |source| PullError::Hosts {
             source: Arc::new(source),
         };
+        let patience = Patience {
+            first_byte: self.tuning.first_byte,
+            stall: self.tuning.stall,
+        };
         let registry = reference.registry();
         let mut endpoints = Vec::new();
         for host in hosts_for(&self.hosts_dir, registry).map_err(hosts)? {
-            let client = self.clients.for_host(&host).map_err(hosts)?;
+            let clients = self.clients.for_host(&host).map_err(hosts)?;
             let credentials =
                 auth.and_then(|a| a.for_host(registry, &host.authority(), host.origin));
-            endpoints.push(Endpoint::new(host, client, credentials, self.tuning.stall));
+            endpoints.push(Endpoint::new(host, clients, credentials, patience));
         }
-        let elsewhere = self.clients.elsewhere().map_err(hosts)?;
+        let foreign = Foreign::new(
+            self.clients.guarded().map_err(hosts)?,
+            self.tuning.foreign_layer_hosts.clone(),
+            patience.first_byte,
+        );
         let (reference, tuning) = (reference.clone(), self.tuning.clone());
         Ok(Session {
             reference,
             endpoints,
-            elsewhere,
+            foreign,
             tuning,
         })
     }
@@ -103,6 +117,17 @@ impl Session {
     /// What is pulled.
     pub(crate) fn reference(&self) -> &Reference {
         &self.reference
+    }
+
+    /// Refuses a layer that is to come from a host that is not allowed.
+    pub(crate) fn check_foreign(&self, layer: &Layer) -> Result<(), PullError> {
+        if layer.urls.is_empty() || !self.foreign.allowed(&layer.urls).is_empty() {
+            return Ok(());
+        }
+        Err(PullError::ForeignLayer {
+            layer: layer.blob.0,
+            url: layer.urls[0].chars().take(200).collect(),
+        })
     }
 
     /// The manifest or index that the reference names now.

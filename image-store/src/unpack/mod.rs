@@ -2,8 +2,8 @@
 //!
 //! Owns the meaning of a layer archive: whiteouts become what overlayfs reads
 //! (device 0:0, the opaque attribute), links and devices are made as they are
-//! named, later entries replace earlier ones, and times of directories are set
-//! last. Everything happens relative to directory descriptors, so a hostile
+//! named, later entries replace earlier ones, directories get the times that
+//! their entries say, and what aufs left behind is not seen. Everything happens relative to directory descriptors, so a hostile
 //! archive is refused by entry name and never touches what is outside. Never
 //! contacts a registry and never decides where layers live. A crash leaves a
 //! half-filled staging directory, which start-up removes.
@@ -20,6 +20,8 @@ use rustix::io::Errno;
 
 use name::Meaning;
 pub(crate) use name::Name;
+pub(crate) use node::is_kept;
+pub(crate) use tree::IMPLIED;
 use tree::{Found, Tree, look, make_directory, open_directory, set_opaque};
 
 use crate::tar::{Entry, Kind, TarError, TarReader, shown};
@@ -57,6 +59,24 @@ pub(crate) struct Occupied {
     pub inodes: u64,
     /// The layer hides everything below it.
     pub opaque: bool,
+    /// The archive lists the layer's root, and so says what it is like.
+    #[serde(default = "was_believed")]
+    pub root: bool,
+}
+
+/// Records of before tell it of no layer: each layer's root was taken as it is.
+fn was_believed() -> bool {
+    true
+}
+
+/// What came of an archive.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Unpacked {
+    pub occupied: Occupied,
+    /// Directories that the archive does not list, each with a zero byte at its
+    /// end. Some of them may have been listed or replaced later: those that are
+    /// meant bear the mark [`IMPLIED`].
+    pub implied: Vec<u8>,
 }
 
 /// Why a layer could not be unpacked.
@@ -128,10 +148,11 @@ pub(crate) fn unpack<R: Read>(
     reader: R,
     root: OwnedFd,
     limits: &Limits,
-) -> Result<Occupied, UnpackError> {
+) -> Result<Unpacked, UnpackError> {
+    let tree = Tree::new(root, limits.entries).map_err(|problem| problem.at(b"."))?;
     let mut unpacker = Unpacker {
         tar: TarReader::new(reader, limits.entries.saturating_mul(3)),
-        tree: Tree::new(root),
+        tree,
         limits,
         entries: 0,
         devices: 0,
@@ -140,8 +161,9 @@ pub(crate) fn unpack<R: Read>(
             bytes: BLOCK,
             inodes: 1,
             opaque: false,
+            root: false,
         },
-        times: Vec::new(),
+        has_links: false,
         buffer: vec![0; 128 * 1024],
     };
     while let Some(entry) = unpacker.tar.next_entry().map_err(UnpackError::Tar)? {
@@ -160,8 +182,8 @@ struct Unpacker<'a, R> {
     devices: u64,
     file_bytes: u64,
     occupied: Occupied,
-    /// Directories and their times, set when nothing is made in them any more.
-    times: Vec<(Vec<u8>, (i64, u32))>,
+    /// The directory of aufs that hard links lead into was made.
+    has_links: bool,
     buffer: Vec<u8>,
 }
 
@@ -179,6 +201,7 @@ impl<R: Read> Unpacker<'_, R> {
             return self.root_entry(entry);
         }
         let (parent, _) = name.split();
+        self.has_links |= name.as_bytes().starts_with(name::LINKS);
         match name.meaning().map_err(Problem::hostile)? {
             Meaning::Ignored => Ok(()),
             Meaning::Opaque => {
@@ -196,7 +219,8 @@ impl<R: Read> Unpacker<'_, R> {
             return Err(Problem::hostile("the layer's root is no directory"));
         }
         node::apply(&self.tree.root(), entry)?;
-        self.times.push((Vec::new(), entry.mtime));
+        self.tree.date_root(entry.mtime);
+        self.occupied.root = true;
         Ok(())
     }
 
@@ -207,7 +231,7 @@ impl<R: Read> Unpacker<'_, R> {
             Found::Nothing => {
                 self.occupied.inodes += 1;
                 rustix::fs::mknodat(
-                    &*dir,
+                    &**dir,
                     hidden,
                     FileType::CharacterDevice,
                     Mode::empty(),
@@ -215,7 +239,11 @@ impl<R: Read> Unpacker<'_, R> {
                 )
                 .map_err(|e| Problem::io("make a whiteout", e))
             }
-            Found::Dir => set_opaque(&open_directory(&dir, hidden)?),
+            Found::Dir => {
+                let hiding = open_directory(&dir, hidden)?;
+                self.tree.no_longer_implied(&hiding)?;
+                set_opaque(&hiding)
+            }
             Found::Whiteout | Found::Other => Ok(()),
         }
     }
@@ -233,7 +261,7 @@ impl<R: Read> Unpacker<'_, R> {
         }
         let found = look(&dir, last)?;
         if entry.kind == Kind::Dir {
-            return self.dir(&dir, last, (entry, name, found));
+            return self.dir(&dir, last, (entry, found));
         }
         if entry.kind == Kind::HardLink {
             return self.hard_link(&dir, last, (entry, name, found));
@@ -271,39 +299,58 @@ impl<R: Read> Unpacker<'_, R> {
             other => other,
         }
         .map_err(|e| Problem::io("make a file", e))?;
-        loop {
-            let n = self.tar.read_body(&mut self.buffer).map_err(Problem::Tar)?;
-            if n == 0 {
-                break;
+        match &entry.sparse {
+            None => self.fill(&fd, entry.size)?,
+            Some(segments) => {
+                for segment in segments {
+                    node::seek(&fd, segment.offset)?;
+                    self.fill(&fd, segment.len)?;
+                }
+                node::set_size(&fd, entry.size)?;
             }
-            node::write_all(&fd, &self.buffer[..n])?;
         }
         self.occupied.inodes += 1;
-        self.occupied.bytes += entry.size.div_ceil(BLOCK) * BLOCK;
         node::apply(&fd, entry)?;
         node::set_times(&fd, entry.mtime)
+    }
+
+    /// Writes the next bytes of the archive to where the file stands.
+    fn fill(&mut self, fd: &OwnedFd, len: u64) -> Result<(), Problem> {
+        self.occupied.bytes += len.div_ceil(BLOCK) * BLOCK;
+        let mut left = len;
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let most = most.min(self.buffer.len());
+            let buffer = &mut self.buffer[..most];
+            let n = self.tar.read_body(buffer).map_err(Problem::Tar)?;
+            if n == 0 {
+                return Err(Problem::hostile("fewer bytes than its size"));
+            }
+            node::write_all(fd, &buffer[..n])?;
+            left -= n as u64;
+        }
+        Ok(())
     }
 
     fn dir(
         &mut self,
         dir: &OwnedFd,
         last: &[u8],
-        (entry, name, found): (&Entry, &Name, Found),
+        (entry, found): (&Entry, Found),
     ) -> Result<(), Problem> {
-        let fd = match found {
-            Found::Dir => open_directory(dir, last)?,
-            found => {
-                if found != Found::Nothing {
-                    self.tree.remove(dir, last, found)?;
-                }
-                self.occupied.inodes += 1;
-                self.occupied.bytes += BLOCK;
-                make_directory(dir, last, found == Found::Whiteout)?
-            }
-        };
+        if found == Found::Dir {
+            let fd = open_directory(dir, last)?;
+            node::apply(&fd, entry)?;
+            return self.tree.list(&fd, entry.mtime);
+        }
+        if found != Found::Nothing {
+            self.tree.remove(dir, last, found)?;
+        }
+        self.occupied.inodes += 1;
+        self.occupied.bytes += BLOCK;
+        let fd = make_directory(dir, last, found == Found::Whiteout)?;
         node::apply(&fd, entry)?;
-        self.times.push((name.as_bytes().to_vec(), entry.mtime));
-        Ok(())
+        node::set_times(&fd, entry.mtime)
     }
 
     fn hard_link(
@@ -343,18 +390,23 @@ impl<R: Read> Unpacker<'_, R> {
         }
     }
 
-    /// Sets directory times and counts what was made on the way.
-    fn finish(mut self) -> Result<Occupied, UnpackError> {
-        for (path, mtime) in std::mem::take(&mut self.times) {
-            // A later entry may have replaced the directory.
-            let Ok(dir) = self.tree.existing_directory(&path) else {
-                continue;
-            };
-            node::set_times(&dir, mtime).map_err(|problem| problem.at(&path))?;
-        }
+    /// Ends what is open and counts what was made on the way.
+    fn finish(mut self) -> Result<Unpacked, UnpackError> {
+        let root = self.tree.root();
+        let ended = if self.has_links {
+            self.tree.remove(&root, name::LINKS, Found::Dir)
+        } else {
+            Ok(())
+        };
+        let implied = ended
+            .and_then(|()| self.tree.finish())
+            .map_err(|problem| problem.at(b"."))?;
         self.occupied.inodes += self.tree.made();
         self.occupied.bytes += self.tree.made() * BLOCK;
-        Ok(self.occupied)
+        Ok(Unpacked {
+            occupied: self.occupied,
+            implied,
+        })
     }
 }
 

@@ -13,6 +13,8 @@ const MAX_DEPTH: usize = 512;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const META: &[u8] = b".wh..wh.";
+/// Where aufs kept files with several names: hard links lead there.
+pub(super) const LINKS: &[u8] = b".wh..wh.plnk";
 
 /// A checked path relative to the layer's root; empty for the root itself.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -87,7 +89,14 @@ impl Name {
 
     /// Tells whiteouts from ordinary names.
     pub(crate) fn meaning(&self) -> Result<Meaning<'_>, &'static str> {
-        let (_, last) = self.split();
+        let (parent, last) = self.split();
+        // Its files are kept while the layer is unpacked.
+        if self.0.split(|&b| b == b'/').next() == Some(LINKS) {
+            return Ok(Meaning::Plain(last));
+        }
+        if parent.split(|&b| b == b'/').any(|p| p.starts_with(META)) {
+            return Ok(Meaning::Ignored);
+        }
         if last == OPAQUE {
             return Ok(Meaning::Opaque);
         }
@@ -141,7 +150,12 @@ mod tests {
             format!("{:?}", Meaning::Whiteout(b"b"))
         );
         assert_eq!(meaning("a/.wh..wh..opq").unwrap(), "Opaque");
-        assert_eq!(meaning(".wh..wh.plnk").unwrap(), "Ignored");
+        for ignored in [".wh..wh.aufs", ".wh..wh.orph/x/y", "a/.wh..wh.plnk/1.2"] {
+            assert_eq!(meaning(ignored).unwrap(), "Ignored", "{ignored}");
+        }
+        for kept in [".wh..wh.plnk", ".wh..wh.plnk/1.2"] {
+            assert!(meaning(kept).unwrap().starts_with("Plain"), "{kept}");
+        }
         assert_eq!(
             meaning("a/.whb").unwrap(),
             format!("{:?}", Meaning::Plain(b".whb"))

@@ -3,7 +3,8 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags,
+    AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT, Uid,
+    XattrFlags,
 };
 use rustix::io::Errno;
 
@@ -26,6 +27,21 @@ pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Problem> {
         }
     }
     Ok(())
+}
+
+/// Makes the file `size` bytes long: what was not written is a hole.
+pub(super) fn set_size(fd: &OwnedFd, size: u64) -> Result<(), Problem> {
+    rustix::fs::ftruncate(fd, size).map_err(|e| match e {
+        Errno::FBIG => Problem::hostile("a sparse file above what this disk can hold"),
+        e => Problem::io("make a file with holes", e),
+    })
+}
+
+/// Goes to a place in the file.
+pub(super) fn seek(fd: &OwnedFd, offset: u64) -> Result<(), Problem> {
+    rustix::fs::seek(fd, SeekFrom::Start(offset))
+        .map(drop)
+        .map_err(|e| Problem::io("make a file with holes", e))
 }
 
 /// Owner, attributes and mode, in the order in which none undoes another:
@@ -123,15 +139,16 @@ fn kept_xattrs(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
         .xattrs
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()))
-        .filter(|(name, _)| {
-            name.starts_with(b"user.")
-                || matches!(
-                    *name,
-                    b"security.capability"
-                        | b"system.posix_acl_access"
-                        | b"system.posix_acl_default"
-                )
-        })
+        .filter(|(name, _)| is_kept(name))
+}
+
+/// Whether an image may bring this attribute.
+pub(crate) fn is_kept(name: &[u8]) -> bool {
+    name.starts_with(b"user.")
+        || matches!(
+            name,
+            b"security.capability" | b"system.posix_acl_access" | b"system.posix_acl_default"
+        )
 }
 
 /// `user.*` is refused on links and devices, and by some file systems: the

@@ -43,6 +43,11 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(512), 0);
     }
 
+    fn bytes(mut self, bytes: &[u8]) -> Self {
+        self.body(bytes);
+        self
+    }
+
     fn file(self, name: &str, body: &str) -> Self {
         let mut out = self.raw(name.as_bytes(), b'0', |h| h.set_size(body.len() as u64));
         out.body(body.as_bytes());
@@ -115,7 +120,8 @@ impl Place {
 
     fn unpack_with(&self, archive: Archive, limits: &Limits) -> Result<Occupied, UnpackError> {
         let root = fs::File::open(self.path("")).unwrap();
-        unpack(Cursor::new(archive.finish()), root.into(), limits)
+        let unpacked = unpack(Cursor::new(archive.finish()), root.into(), limits)?;
+        Ok(unpacked.occupied)
     }
 
     fn unpack(&self, archive: Archive) -> Result<Occupied, UnpackError> {
@@ -280,6 +286,270 @@ fn whiteouts_hide_names_and_opaque_marks_hide_directories() {
     }
     assert_eq!(place.read("a/after/x"), "1");
     assert_eq!(place.read("a/file"), "kept");
+}
+
+#[test]
+fn what_aufs_left_is_not_seen_and_its_hard_links_resolve() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .dir(".wh..wh.plnk/", 0o700)
+        .file(".wh..wh.plnk/10.20", "shared")
+        .file(".wh..wh.aufs", "")
+        .dir(".wh..wh.orph/", 0o700)
+        .file(".wh..wh.orph/x/y", "")
+        .file("etc/.wh..wh.orph/x", "")
+        .hard("a", ".wh..wh.plnk/10.20")
+        .hard("d/b", ".wh..wh.plnk/10.20");
+    place.unpack(archive).unwrap();
+    assert_eq!(
+        (place.read("a"), place.read("d/b")),
+        ("shared".into(), "shared".into())
+    );
+    assert_eq!(fs::metadata(place.path("a")).unwrap().nlink(), 2);
+    let mut names: Vec<_> = fs::read_dir(place.path(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["a", "d"]);
+}
+
+/// A file of 3 bytes at 4096 and 4 at the end of 20 000, the rest holes.
+fn sparse_bytes() -> Vec<u8> {
+    let mut bytes = vec![0; 20_000];
+    bytes[4096..4099].copy_from_slice(b"one");
+    bytes[19_996..].copy_from_slice(b"last");
+    bytes
+}
+
+fn set_octal(field: &mut [u8], value: u64) {
+    field.copy_from_slice(format!("{value:011o}\0").as_bytes());
+}
+
+#[test]
+fn sparse_files_of_every_format_come_out_whole() {
+    let stored = b"onelast";
+    let gnu = Archive::default()
+        .raw(b"holes", b'S', |h| {
+            h.set_size(7);
+            let bytes = h.as_mut_bytes();
+            for (at, value) in [
+                (386, 4096),
+                (398, 3),
+                (410, 19_996),
+                (422, 4),
+                (483, 20_000),
+            ] {
+                set_octal(&mut bytes[at..at + 12], value);
+            }
+        })
+        .bytes(stored);
+    // The map goes on in a block of its own.
+    let mut more = [0; 512];
+    set_octal(&mut more[..12], 19_996);
+    set_octal(&mut more[12..24], 4);
+    let longer = Archive::default()
+        .raw(b"holes", b'S', |h| {
+            h.set_size(7);
+            let bytes = h.as_mut_bytes();
+            for (at, value) in [(386, 4096), (398, 3), (483, 20_000)] {
+                set_octal(&mut bytes[at..at + 12], value);
+            }
+            bytes[482] = 1;
+        })
+        .bytes(&more)
+        .bytes(stored);
+    let pax_0_0 = Archive::default()
+        .pax(&[
+            ("GNU.sparse.size", b"20000"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.offset", b"4096"),
+            ("GNU.sparse.numbytes", b"3"),
+            ("GNU.sparse.offset", b"19996"),
+            ("GNU.sparse.numbytes", b"4"),
+        ])
+        .raw(b"holes", b'0', |h| h.set_size(7))
+        .bytes(stored);
+    let pax_0_1 = Archive::default()
+        .pax(&[
+            ("GNU.sparse.size", b"20000"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.map", b"4096,3,19996,4"),
+            ("GNU.sparse.name", b"holes"),
+        ])
+        .raw(b"GNUSparseFile.1/holes", b'0', |h| h.set_size(7))
+        .bytes(stored);
+    let mut body = b"2\n4096\n3\n19996\n4\n".to_vec();
+    body.resize(512, 0);
+    body.extend_from_slice(stored);
+    let pax_1_0 = Archive::default()
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"holes"),
+            ("GNU.sparse.realsize", b"20000"),
+        ])
+        .raw(b"GNUSparseFile.1/holes", b'0', |h| h.set_size(519))
+        .bytes(&body);
+    for (format, archive) in [
+        ("gnu", gnu),
+        ("gnu, two blocks", longer),
+        ("0.0", pax_0_0),
+        ("0.1", pax_0_1),
+        ("1.0", pax_1_0),
+    ] {
+        let place = Place::new();
+        let occupied = place.unpack(archive.file("after", "x")).unwrap();
+        assert_eq!(
+            fs::read(place.path("holes")).unwrap(),
+            sparse_bytes(),
+            "{format}"
+        );
+        assert_eq!(place.read("after"), "x", "{format}");
+        assert_eq!(occupied.inodes, 3, "{format}");
+    }
+}
+
+#[test]
+fn hostile_sparse_maps_are_refused() {
+    let sparse = |records: &[(&str, &[u8])], body: &[u8]| {
+        Archive::default()
+            .pax(records)
+            .raw(b"evil", b'0', |h| h.set_size(body.len() as u64))
+            .bytes(body)
+    };
+    let limits = Limits {
+        bytes: 1 << 30,
+        ..Limits::default()
+    };
+    for (what, archive) in [
+        (
+            "behind the end",
+            sparse(
+                &[("GNU.sparse.size", b"3"), ("GNU.sparse.map", b"2,2")],
+                b"ab",
+            ),
+        ),
+        (
+            "over each other",
+            sparse(
+                &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"2,2,1,2")],
+                b"abcd",
+            ),
+        ),
+        (
+            "more than stored",
+            sparse(
+                &[("GNU.sparse.size", b"9"), ("GNU.sparse.map", b"0,9")],
+                b"abcd",
+            ),
+        ),
+        ("no size", sparse(&[("GNU.sparse.map", b"0,4")], b"abcd")),
+        (
+            "too big",
+            sparse(
+                &[
+                    ("GNU.sparse.size", b"99999999999"),
+                    ("GNU.sparse.map", b"0,4"),
+                ],
+                b"abcd",
+            ),
+        ),
+        (
+            "endless map",
+            sparse(
+                &[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"9")],
+                &[b'1'; 1024],
+            ),
+        ),
+        (
+            "map of millions",
+            sparse(
+                &[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"9")],
+                b"99999999\n1\n",
+            ),
+        ),
+    ] {
+        let error = Place::new().unpack_with(archive, &limits).expect_err(what);
+        assert!(
+            !matches!(error, UnpackError::Io { .. }),
+            "{what}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn directories_that_are_not_listed_are_noted_unless_they_are_listed_later() {
+    let place = Place::new();
+    let archive = Archive::default()
+        .file("tmp/x", "1")
+        .file("usr/lib/y", "2")
+        .dir("usr/", 0o750)
+        .file("etc/.wh.gone", "")
+        .file("var/.wh..wh..opq", "")
+        .symlink("lib", "usr/lib")
+        .file("lib/deep/z", "3")
+        .file("new/a", "")
+        .file(".wh.new", "");
+    let root = fs::File::open(place.path("")).unwrap();
+    let unpacked = unpack(
+        Cursor::new(archive.finish()),
+        root.into(),
+        &Limits::default(),
+    )
+    .unwrap();
+    let noted: Vec<&[u8]> = unpacked.implied.split(|&b| b == 0).collect();
+    let meant = |path: &str| {
+        let mut value = [0; 8];
+        let marked = rustix::fs::getxattr(place.path(path), IMPLIED, &mut value[..]).is_ok();
+        assert!(!marked || noted.contains(&path.as_bytes()), "{path}");
+        marked
+    };
+    for path in ["tmp", "usr/lib", "etc", "var", "usr/lib/deep"] {
+        assert!(meant(path), "{path}");
+    }
+    for path in ["usr", "new"] {
+        assert!(!meant(path), "{path}");
+    }
+    assert!(!unpacked.occupied.root);
+}
+
+#[test]
+fn hostile_number_of_directories_that_are_not_listed_is_refused() {
+    let limits = Limits {
+        entries: 50,
+        ..Limits::default()
+    };
+    let archive = Archive::default().file(&("d/".repeat(60) + "f"), "x");
+    let error = Place::new().unpack_with(archive, &limits).unwrap_err();
+    assert!(error.to_string().contains("not listed"), "{error}");
+}
+
+#[test]
+fn times_of_directories_are_right_whatever_comes_in_between() {
+    let place = Place::new();
+    let mut archive = Archive::default();
+    // More directories than are kept open, with files in two rounds, by way of
+    // links, and with removals in between.
+    for i in 0..200 {
+        archive = archive.raw(format!("d{i}/").as_bytes(), b'5', |h| h.set_mtime(1000 + i));
+    }
+    for round in 0..2 {
+        for i in 0..200 {
+            archive = archive
+                .file(&format!("d{i}/f{round}"), "x")
+                .symlink(&format!("s{i}"), &format!("d{i}"))
+                .file(&format!("s{i}/g{round}"), "x")
+                .dir(&format!("d{i}/sub/"), 0o755)
+                .file(&format!("d{i}/sub"), "a file now");
+        }
+    }
+    place.unpack(archive).unwrap();
+    for i in 0..200 {
+        let meta = fs::metadata(place.path(&format!("d{i}"))).unwrap();
+        assert_eq!(meta.mtime(), 1000 + i, "{i}");
+        assert_eq!(place.read(&format!("d{i}/g1")), "x");
+    }
 }
 
 #[test]

@@ -225,3 +225,96 @@ async fn image_that_is_there_still_needs_the_right_credentials() {
     assert!(matches!(error, PullError::Unauthorized { .. }));
     assert!(store.find(&reference).is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn token_service_that_sends_on_is_followed_and_strangers_see_no_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let (registry, other) = (Registry::start().await, Registry::start().await);
+    registry.push("a/b", "1", &small());
+    let reference = registry.reference("a/b:1");
+    // To another place at the same host, with the credentials.
+    registry.access(user_token());
+    registry.fault("/token", 1, Fault::Redirect("/token".into()));
+    let store = open(dir.path()).await;
+    store.pull(&reference, user("u", "p")).await.unwrap();
+    assert_eq!(registry.count("/token"), 2);
+    // To another host, without them.
+    other.access(Access::AnonymousToken);
+    let there = format!("http://{}/token", other.host());
+    registry.fault("/token", 1, Fault::Redirect(there.clone()));
+    let store = open(&dir.path().join("second")).await;
+    store.pull(&reference, user("u", "p")).await.unwrap();
+    assert_eq!(other.count("/token"), 1);
+    for asked in other.asked() {
+        assert!(!asked.headers.contains_key("authorization"), "{asked:?}");
+    }
+    // A refresh token is for its own service alone.
+    let refresh = Access::RefreshToken {
+        refresh: "r1".into(),
+    };
+    registry.access(refresh);
+    let auth = Some(Auth {
+        identity_token: Some("r1".into()),
+        ..Auth::default()
+    });
+    registry.fault("/token", 1, Fault::Redirect(there));
+    let store = open(&dir.path().join("third")).await;
+    assert!(store.pull(&reference, auth.clone()).await.is_err());
+    assert_eq!(other.count("/token"), 1);
+    registry.fault("/token", 1, Fault::Redirect("/token".into()));
+    store.pull(&reference, auth).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusal_of_an_object_store_is_named_and_no_matter_of_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let (registry, cdn) = (Registry::start().await, Registry::start().await);
+    let image = small();
+    registry.push("a/b", "1", &image);
+    registry.access(user_token());
+    let digest = image_store::Digest::of(&image.layers[0].blob).to_string();
+    cdn.put("/blob", "x/y", &image.layers[0].blob);
+    let to = format!("http://{}/blob", cdn.host());
+    registry.fault(format!("blobs/{digest}"), 99, Fault::Redirect(to));
+    let expired = "<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>";
+    cdn.fault("/blob", 3, Fault::Says(403, expired));
+    let store = open(dir.path()).await;
+    let reference = registry.reference("a/b:1");
+    let error = store.pull(&reference, user("u", "p")).await.unwrap_err();
+    let PullError::RegistryUnavailable { host, source } = &error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(*host, cdn.host());
+    let source = source.to_string();
+    for part in [
+        "403",
+        "AccessDenied",
+        "Request has expired",
+        &registry.host(),
+    ] {
+        assert!(source.contains(part), "{part}: {source}");
+    }
+    assert_eq!(
+        cdn.count("/blob"),
+        3,
+        "a new signature may help, so it is asked again"
+    );
+    store.pull(&reference, user("u", "p")).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_with_the_servers_address_gets_the_credentials() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
+    registry.push("a/b", "1", &small());
+    registry.access(user_token());
+    let own = registry.host();
+    let text = format!("server = \"http://{own}\"\n[host.\"http://{own}\"]\n");
+    hosts(dir.path(), "r.example", &text);
+    store.pull("r.example/a/b:1", user("u", "p")).await.unwrap();
+    assert_eq!(
+        registry.count("manifests/1"),
+        2,
+        "once without, once with a token"
+    );
+}

@@ -3,7 +3,11 @@
 
 mod auth;
 mod crash;
+mod h2;
 mod import;
+mod memory;
+mod parents;
+mod places;
 mod pull;
 mod sharing;
 #[expect(
@@ -12,3 +16,4 @@ mod sharing;
 )]
 mod support;
 mod tls;
+mod volumes;

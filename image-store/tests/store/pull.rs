@@ -1,15 +1,17 @@
 //! Pulls from one registry: what arrives, and what is refused.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use image_store::{Digest, PullError};
+use image_store::{Digest, PullError, Tuning};
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::support::image::{
-    Image, Packing, arch, descriptor, image, image_for, layer, layer_of, tar_of,
+    Image, Layer, Packing, arch, descriptor, image, image_for, layer, layer_of, tar_of,
 };
 use crate::support::registry::{Fault, Registry};
-use crate::support::{eventually, hosts, left_over, names, open};
+use crate::support::{eventually, hosts, left_over, names, open, open_with, tuning};
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -185,6 +187,57 @@ async fn index_without_platforms_is_searched_by_configuration() {
         .await
         .unwrap();
     assert_eq!(pulled.id, own.id());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_sloppy_builders_run_and_an_index_gives_the_best() {
+    // What the kernel, Debian and others call this machine, and what it runs
+    // besides.
+    let (kernel, besides) = match arch() {
+        "amd64" => ("x86_64", "386"),
+        "arm64" => ("aarch64", "arm"),
+        other => (other, other),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
+    let one = |n: usize| {
+        [layer(
+            Packing::Gzip,
+            &[(format!("f{n}").as_str(), &b"x"[..])],
+        )]
+    };
+    let platforms = [
+        ("Linux", kernel),
+        ("", ""),
+        ("linux", ""),
+        ("", arch()),
+        ("linux", besides),
+    ];
+    for (n, (os, architecture)) in platforms.into_iter().enumerate() {
+        let image = image_for(os, architecture, &one(n));
+        registry.push("a/b", &n.to_string(), &image);
+        let reference = registry.reference(&format!("a/b:{n}"));
+        let pulled = store.pull(&reference, None).await;
+        assert_eq!(pulled.unwrap().id, image.id(), "{os}/{architecture}");
+    }
+    let mut entries = Vec::new();
+    for (os, architecture) in [
+        ("linux", besides),
+        ("", arch()),
+        ("Linux", kernel),
+        ("linux", ""),
+    ] {
+        let image = image_for(os, architecture, &one(entries.len()));
+        registry.push("a/b", "part", &image);
+        let mut entry = descriptor(MANIFEST, &image.manifest);
+        entry["platform"] = json!({"os": os, "architecture": architecture});
+        entries.push((entry, image));
+    }
+    let listed: Vec<_> = entries.iter().map(|(entry, _)| entry).collect();
+    let index = serde_json::to_vec(&json!({"manifests": listed})).unwrap();
+    registry.put_manifest("a/b", "index", INDEX, &index);
+    let pulled = store.pull(&registry.reference("a/b:index"), None).await;
+    assert_eq!(pulled.unwrap().id, entries[2].1.id());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -452,6 +505,30 @@ async fn cut_transfers_are_resumed_where_they_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn bodies_cut_at_every_size_are_as_good_as_one_piece() {
+    let skippable = Layer {
+        blob: [
+            &[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7][..],
+            &layer(Packing::Zstd, &[("d", b"4")]).blob,
+        ]
+        .concat(),
+        ..layer(Packing::Zstd, &[("d", b"4")])
+    };
+    let image = image(&[&three().layers[..], &[skippable]].concat());
+    for size in (1..=12).chain([63, 511, 512, 513]) {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, registry) = (open(dir.path()).await, Registry::start().await);
+        registry.push("a/b", "1", &image);
+        registry.cut_bodies(size);
+        store
+            .pull(&registry.reference("a/b:1"), None)
+            .await
+            .unwrap_or_else(|e| panic!("in pieces of {size}: {e:?}"));
+        assert_eq!(names(dir.path(), "images/layers").len(), 4);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stalled_transfer_is_given_up_and_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let (store, registry) = (open(dir.path()).await, Registry::start().await);
@@ -585,37 +662,6 @@ async fn hosts_file_is_read_at_every_pull_and_its_mistakes_are_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn foreign_layers_come_from_their_urls_or_are_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path()).await;
-    let (registry, elsewhere) = (Registry::start().await, Registry::start().await);
-    let mut image = three();
-    elsewhere.put("/layers/0", "x/y", &image.layers[0].blob);
-    let foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
-    let mut manifest: serde_json::Value = serde_json::from_slice(&image.manifest).unwrap();
-    manifest["layers"][0]["mediaType"] = json!(foreign);
-    image.manifest = serde_json::to_vec(&manifest).unwrap();
-    registry.push("a/b", "none", &image);
-    match store
-        .pull(&registry.reference("a/b:none"), None)
-        .await
-        .unwrap_err()
-    {
-        PullError::UnsupportedMediaType { media_type, .. } => assert_eq!(media_type, foreign),
-        other => panic!("{other:?}"),
-    }
-    manifest["layers"][0]["urls"] = json!([format!("http://{}/layers/0", elsewhere.host())]);
-    image.manifest = serde_json::to_vec(&manifest).unwrap();
-    registry.push("a/b", "url", &image);
-    store
-        .pull(&registry.reference("a/b:url"), None)
-        .await
-        .unwrap();
-    assert_eq!(elsewhere.asked().len(), 1);
-    assert_eq!(registry.count(&blob(&image, 0)), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn layers_listed_twice_are_fetched_once_and_mounted() {
     let dir = tempfile::tempdir().unwrap();
     let (store, registry) = (open(dir.path()).await, Registry::start().await);
@@ -634,4 +680,29 @@ async fn layers_listed_twice_are_fetched_once_and_mounted() {
     assert_eq!(registry.count(&blob(&image, 1)), 1);
     let snapshot = store.create_snapshot("c1", &image.id()).await.unwrap();
     drop(snapshot.mount(false).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn patience_for_the_first_byte_is_a_setting_of_its_own() {
+    for (first_byte, comes) in [(200, false), (60_000, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let tuning = Tuning {
+            first_byte: Duration::from_millis(first_byte),
+            stall: Duration::from_millis(200),
+            attempts: 1,
+            ..tuning()
+        };
+        let (store, registry) = (open_with(dir.path(), tuning).await, Registry::start().await);
+        registry.push("a/b", "1", &three());
+        let gate = Arc::new(Semaphore::new(0));
+        registry.fault("manifests/1", 1, Fault::Gate(Arc::clone(&gate)));
+        let reference = registry.reference("a/b:1");
+        let late = async {
+            // Later than a stalled transfer is given up.
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            gate.add_permits(1);
+        };
+        let (pulled, ()) = tokio::join!(store.pull(&reference, None), late);
+        assert_eq!(pulled.is_ok(), comes, "{first_byte}: {pulled:?}");
+    }
 }

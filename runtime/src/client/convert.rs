@@ -120,6 +120,12 @@ pub(super) fn create<'a>(
     form: &'a SpecForm,
     log: Option<BorrowedFd<'a>>,
 ) -> Result<Create, MonitorError> {
+    if c.environment.is_some() && c.launcher != LauncherKind::Native {
+        return Err(invalid(
+            "environment",
+            "this launcher takes a runtime specification, in which other bytes than UTF-8 cannot be said",
+        ));
+    }
     let CreateContainer {
         id,
         launcher,
@@ -135,12 +141,17 @@ pub(super) fn create<'a>(
         stdin,
         stdin_once,
         tty,
+        environment,
     } = c;
     let (spec_slot, plan, filter) = match form {
         SpecForm::Json(memfd) => (Some(push(fds, memfd.as_fd())), None, None),
         SpecForm::Plan(planned) => {
             let Planned { plan, filter } = &**planned;
-            (None, Some(Box::new(plan.clone())), filter.clone())
+            let mut plan = Box::new(plan.clone());
+            if let (Some(process), Some(environment)) = (&mut plan.process, environment) {
+                process.env.clone_from(environment);
+            }
+            (None, Some(plan), filter.clone())
         }
     };
     let profile = spec
@@ -196,6 +207,7 @@ pub(super) fn exec<'a>(
     let ExecProcess {
         container,
         process,
+        environment,
         stdin,
         stdout,
         stderr,
@@ -208,9 +220,13 @@ pub(super) fn exec<'a>(
         stderr: Some(push(fds, stderr.as_fd())),
         tty: None,
     };
+    let mut process = convert_exec(process)?;
+    if let Some(environment) = environment {
+        process.env.clone_from(environment);
+    }
     Ok(Exec {
         id: container.clone(),
-        process: Some(convert_exec(process)?),
+        process: Some(process),
         streams: Some(streams),
         timeout: timeout.map_or(0, nanoseconds),
         cgroup_files: all_bytes(cgroup_files.clone()),

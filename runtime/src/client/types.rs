@@ -102,6 +102,9 @@ pub struct CreateContainer {
     pub stdin_once: bool,
     /// Whether stdio is a terminal.
     pub tty: bool,
+    /// The environment in bytes, in the place of the spec's, where that cannot say
+    /// them all. For launchers that take no JSON.
+    pub environment: Option<Vec<Vec<u8>>>,
 }
 
 /// An OCI command line runtime.
@@ -136,6 +139,9 @@ pub struct ExecProcess {
     pub container: String,
     /// The process.
     pub process: oci_spec::runtime::Process,
+    /// Its environment in bytes, in the place of the process's, where that cannot say
+    /// them all.
+    pub environment: Option<Vec<Vec<u8>>>,
     /// Its stdin. `None`: /dev/null.
     pub stdin: Option<OwnedFd>,
     /// Its stdout.

@@ -208,6 +208,7 @@ impl Pod {
         let upper = self.dir.path().join(&id);
         let rootfs = rootfs::overlay(&upper);
         let request = CreateContainer {
+            environment: None,
             launcher: self.launcher.launcher(),
             runtime: self.launcher.runtime(),
             spec: spec.build(),
@@ -310,6 +311,7 @@ impl Pod {
         let (stdout, stdout_end) = rustix::pipe::pipe().unwrap();
         let (stderr, stderr_end) = rustix::pipe::pipe().unwrap();
         let mut request = ExecProcess {
+            environment: None,
             container: container.id.clone(),
             process: spec.process(),
             stdin: None,

@@ -7,25 +7,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use hyper_util::rt::TokioIo;
 use proto::v1;
-use proto::v1::runtime_service_client::RuntimeServiceClient;
 use serde::Deserialize;
-use tokio::net::UnixStream;
-use tonic::transport::{Endpoint, Uri};
 
-use crate::config;
-
-/// Where an engine with default places listens.
-const SOCKET: &str = "slipway.sock";
+use super::client::{self, SocketArgs};
 
 #[derive(Debug, Args)]
 pub(super) struct TraceArgs {
     /// The sandbox, by its id or the beginning of it.
     pod: String,
-    /// The engine's CRI socket [default: /run/slipway/slipway.sock].
-    #[arg(long, value_name = "PATH")]
-    socket: Option<PathBuf>,
+    #[command(flatten)]
+    socket: SocketArgs,
     /// Also write the waterfall as SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -107,12 +99,7 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<()> {
         svg,
         json,
     } = args;
-    let socket = socket.unwrap_or_else(|| Path::new(config::DEFAULT_STATE).join(SOCKET));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("start the async runtime")?;
-    let text = runtime.block_on(Box::pin(ask(&socket, pod)))?;
+    let text = client::block_on(ask(&socket.path(), pod))?;
     let calls: Vec<Call> = serde_json::from_str(&text).context("the engine's steps")?;
     if let Some(path) = svg {
         std::fs::write(&path, draw::svg(&calls))
@@ -124,20 +111,11 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<()> {
 
 /// The steps of a pod's last calls, as the engine has them.
 async fn ask(socket: &Path, pod: String) -> anyhow::Result<String> {
-    let path = socket.to_owned();
-    let connector = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_with_connector(connector)
-        .await
-        .with_context(|| format!("connect to {}", socket.display()))?;
+    let mut client = client::connect(socket).await?;
     let request = v1::PodSandboxStatusRequest {
         pod_sandbox_id: pod,
         verbose: true,
     };
-    let mut client = RuntimeServiceClient::new(channel);
     let answer = client.pod_sandbox_status(request).await;
     let mut info = answer.context("PodSandboxStatus")?.into_inner().info;
     match info.remove("steps") {

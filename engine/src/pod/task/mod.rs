@@ -401,6 +401,7 @@ impl Task {
                 user: record.user.clone(),
                 pid: slot.pid,
                 process: record.process.clone(),
+                raw_environment: record.raw_environment.clone(),
             })
         });
     }

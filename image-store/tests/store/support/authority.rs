@@ -28,8 +28,13 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
+    /// A server that calls itself `localhost`.
     pub(crate) fn server(&self, client_authority: Option<&Self>) -> ServerConfig {
-        let (certificate, key) = self.sign("localhost");
+        self.server_named("localhost", client_authority)
+    }
+
+    pub(crate) fn server_named(&self, name: &str, client_authority: Option<&Self>) -> ServerConfig {
+        let (certificate, key) = self.sign(name);
         let chain = vec![CertificateDer::from(certificate.der().to_vec())];
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let builder = ServerConfig::builder();
@@ -51,4 +56,22 @@ impl Authority {
             }
         }
     }
+}
+
+/// A certificate that signed itself and calls itself an authority, as
+/// `openssl req -x509` makes them, and a server that shows it.
+pub(crate) fn self_signed(name: &str, days: u32) -> (String, ServerConfig) {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = params.not_before + std::time::Duration::from_secs(86400) * days;
+    let key = KeyPair::generate().unwrap();
+    let certificate = params.self_signed(&key).unwrap();
+    let chain = vec![CertificateDer::from(certificate.der().to_vec())];
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config = ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    (certificate.pem(), config)
 }

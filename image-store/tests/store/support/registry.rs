@@ -47,6 +47,8 @@ pub(crate) enum Access {
 #[derive(Clone)]
 pub(crate) enum Fault {
     Status(u16),
+    /// A status and a body.
+    Says(u16, &'static str),
     /// Ends the connection after so many bytes of the body.
     Cut(usize),
     /// Sends so many bytes of the body, and then nothing.
@@ -82,6 +84,8 @@ struct Shared {
     asked: Mutex<Vec<Asked>>,
     access: Mutex<Access>,
     ranges: Mutex<bool>,
+    pieces: Mutex<Option<usize>>,
+    realm: Mutex<String>,
 }
 
 /// A running registry; ends when dropped.
@@ -98,23 +102,28 @@ impl Drop for Registry {
 
 impl Registry {
     pub(crate) async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_at("127.0.0.1", None).await
     }
 
     /// Speaks HTTPS.
     pub(crate) async fn start_tls(config: ServerConfig) -> Self {
-        Self::start_with(Some(TlsAcceptor::from(Arc::new(config)))).await
+        Self::start_at("127.0.0.1", Some(config)).await
     }
 
-    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// Listens at this address; speaks HTTPS with a configuration.
+    pub(crate) async fn start_at(address: &str, tls: Option<ServerConfig>) -> Self {
+        let tls = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
         let shared = Arc::new(Shared {
-            address: listener.local_addr().unwrap().to_string(),
+            realm: Mutex::new(format!("http://{address}/token")),
+            address,
             files: Mutex::default(),
             faults: Mutex::default(),
             asked: Mutex::default(),
             access: Mutex::new(Access::Open),
             ranges: Mutex::new(true),
+            pieces: Mutex::default(),
         });
         let task = tokio::spawn({
             let shared = Arc::clone(&shared);
@@ -160,6 +169,17 @@ impl Registry {
 
     pub(crate) fn without_ranges(&self) {
         *self.shared.ranges.lock().unwrap() = false;
+    }
+
+    /// Says that tokens are to be had there.
+    pub(crate) fn realm(&self, url: String) {
+        *self.shared.realm.lock().unwrap() = url;
+    }
+
+    /// Cuts the bodies of good answers into chunks of this size, which the client
+    /// sees one by one.
+    pub(crate) fn cut_bodies(&self, size: usize) {
+        *self.shared.pieces.lock().unwrap() = Some(size);
     }
 
     /// The next `times` answers whose path ends so go wrong.
@@ -222,11 +242,14 @@ impl Shared {
             return Ok(());
         };
         self.asked.lock().unwrap().push(asked.clone());
-        if asked.path == "/token" {
+        let fault = self.take_fault(&asked.path);
+        if asked.path == "/token" && fault.is_none() {
             let (status, body) = self.token(&asked);
             return answer(&mut stream, status, &[], body.as_bytes()).await;
         }
-        let fault = self.take_fault(&asked.path);
+        if let Some(Fault::Says(status, body)) = fault {
+            return answer(&mut stream, status, &[], body.as_bytes()).await;
+        }
         if let Some(Fault::Status(status)) = fault {
             return answer(&mut stream, status, &[], b"").await;
         }
@@ -293,7 +316,13 @@ impl Shared {
                 gate.acquire().await.unwrap().forget();
                 answer(stream, status, &headers, &bytes).await
             }
-            _ => answer(stream, status, &headers, &bytes).await,
+            _ => {
+                let pieces = *self.pieces.lock().unwrap();
+                match pieces {
+                    Some(size) => in_chunks(stream, (status, &headers), &bytes, size).await,
+                    None => answer(stream, status, &headers, &bytes).await,
+                }
+            }
         }
     }
 
@@ -314,8 +343,8 @@ impl Shared {
             .map(String::as_str)
             .unwrap_or_default();
         let bearer = format!(
-            "Bearer realm=\"http://{}/token\",service=\"fake, registry\",scope=\"repository:x:pull\"",
-            self.address
+            "Bearer realm=\"{}\",service=\"fake, registry\",scope=\"repository:x:pull\"",
+            self.realm.lock().unwrap()
         );
         let (want, challenge) = match &*self.access.lock().unwrap() {
             Access::Open => return None,
@@ -403,6 +432,33 @@ async fn head(
     }
     text.push_str("\r\n");
     stream.write_all(text.as_bytes()).await
+}
+
+/// An answer whose body is cut: a client hands chunks on as they were made,
+/// however many of them one packet brings.
+async fn in_chunks(
+    stream: &mut impl Stream,
+    (status, headers): (u16, &[(&str, String)]),
+    body: &[u8],
+    size: usize,
+) -> io::Result<()> {
+    let mut out = format!("HTTP/1.1 {status} X\r\nConnection: close\r\n");
+    for (name, value) in headers {
+        out.push_str(&format!("{name}: {value}\r\n"));
+    }
+    out.push_str("Transfer-Encoding: chunked\r\n\r\n");
+    let mut out = out.into_bytes();
+    for chunk in body.chunks(size) {
+        out.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        out.extend_from_slice(chunk);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"0\r\n\r\n");
+    stream.write_all(&out).await?;
+    stream.flush().await?;
+    stream.shutdown().await?;
+    drop(tokio::time::timeout(Duration::from_secs(1), stream.read_u8()).await);
+    Ok(())
 }
 
 async fn answer(

@@ -3,6 +3,10 @@
 //! Made only by `convert/`, which checks every value; stored in the records.
 //! A field that is here is honoured.
 
+mod bytes;
+
+pub(crate) use bytes::Bytes;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -205,7 +209,7 @@ pub(crate) struct ContainerConfig {
     pub(crate) command: Vec<String>,
     pub(crate) args: Vec<String>,
     pub(crate) working_dir: String,
-    pub(crate) envs: Vec<(String, String)>,
+    pub(crate) envs: Vec<(String, Bytes)>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
     pub(crate) labels: Pairs,

@@ -1,71 +1,16 @@
 //! A log whose disk stalls, and pods whose monitor is of an earlier build.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use conformance::eventually;
 use proto::v1;
 
 use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
+use crate::stall::Disk;
 
 /// What waits for no disk takes less.
 const PROMPT: Duration = Duration::from_secs(5);
-
-/// ext4 on a loop device, which can be frozen.
-struct Disk {
-    mount: PathBuf,
-    frozen: bool,
-}
-
-impl Disk {
-    /// `None` where no loop device can be mounted, which is said.
-    fn new(rig: &Rig) -> Option<Self> {
-        let (image, mount) = (rig.engine.path("disk"), rig.engine.path("logs/disk"));
-        std::fs::create_dir_all(&mount).expect("a mount point");
-        let file = std::fs::File::create(&image).expect("an image");
-        file.set_len(64 << 20).expect("an image");
-        run("mkfs.ext4", &[Path::new("-qF"), &image]).expect("mkfs");
-        match run("mount", &[Path::new("-oloop"), &image, &mount]) {
-            Ok(()) => Some(Self {
-                mount,
-                frozen: false,
-            }),
-            Err(reason) => {
-                println!("SKIPPED: no loop device can be mounted: {reason}");
-                None
-            }
-        }
-    }
-
-    fn freeze(&mut self) {
-        run("fsfreeze", &[Path::new("-f"), &self.mount]).expect("freeze");
-        self.frozen = true;
-    }
-
-    fn thaw(&mut self) {
-        if std::mem::take(&mut self.frozen) {
-            run("fsfreeze", &[Path::new("-u"), &self.mount]).expect("thaw");
-        }
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        self.thaw();
-        let unmounted = run("umount", &[Path::new("-l"), &self.mount]);
-        if !std::thread::panicking() {
-            unmounted.expect("unmount");
-        }
-    }
-}
-
-fn run(program: &str, arguments: &[&Path]) -> Result<(), String> {
-    let output = Command::new(program).args(arguments).output();
-    let output = output.map_err(|error| format!("{program}: {error}"))?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    output.status.success().then_some(()).ok_or(said)
-}
 
 /// The conditions of the engine, by their names.
 async fn condition(rig: &mut Rig, name: &str) -> v1::RuntimeCondition {
@@ -79,9 +24,9 @@ async fn condition(rig: &mut Rig, name: &str) -> v1::RuntimeCondition {
 #[test]
 fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
     with_own_engine(async |rig| {
-        let Some(mut disk) = Disk::new(rig) else {
-            return;
-        };
+        let folder = rig.engine.path("logs/disk");
+        std::fs::create_dir_all(&folder).expect("a mount point");
+        let disk = Disk::mount(&folder, &rig.engine.path("disk.img"));
         let sandbox = rig.sandbox("disk");
         let pod = rig.client.run_pod(&sandbox).await.expect("run");
         let quiet = rig.container("quiet", &["/bin/sleep", "1000"]);
@@ -89,7 +34,7 @@ fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
         let script = "echo 0; sleep 1; i=1; while :; do echo $i; i=$((i+1)); done";
         let noisy = rig.container("noisy", &["/bin/sh", "-c", script]);
         let noisy = rig.started(&pod, &noisy, &sandbox).await;
-        let log = disk.mount.join("noisy/0.log");
+        let log = folder.join("noisy/0.log");
         let written = || std::fs::metadata(&log).is_ok_and(|file| file.len() > 0);
         eventually(DEADLINE, async || written().then_some(()))
             .await

@@ -1,0 +1,71 @@
+//! The volumes that an image asks for (`VOLUME`): at each of these places a container
+//! gets a fresh writable directory with a copy of what the image has there, whether
+//! or not its root is read-only.
+//!
+//! The directories belong to the container's writable layer: they count with it, and
+//! whatever a crash leaves of them goes with it.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use image_store::{Image, Snapshot};
+use runtime::launcher::links::clean;
+
+use super::error::PodError;
+use crate::model::{ContainerConfig, Mount, Propagation};
+use crate::spec::SpecError;
+
+/// More of them no image has that is not made to keep an engine busy.
+const MOST: usize = 256;
+/// What is below these is the kernel's, and isolation rests on it.
+const KERNELS: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// Where the image wants volumes that the request does not bring itself.
+pub(super) fn places(image: &Image, config: &ContainerConfig) -> Result<Vec<PathBuf>, SpecError> {
+    let of_image = image.config.config().as_ref();
+    let texts = of_image.and_then(|config| config.volumes().clone());
+    let texts = texts.unwrap_or_default();
+    if texts.len() > MOST {
+        let reason = format!("it asks for {} volumes, the most are {MOST}", texts.len());
+        return Err(refused(String::new(), reason));
+    }
+    let mut places = BTreeSet::new();
+    for text in texts {
+        // A relative place is meant from the root.
+        let place = clean(&Path::new("/").join(&text));
+        let is_kernels = KERNELS.iter().any(|kernels| place.starts_with(kernels));
+        if place == Path::new("/") || is_kernels || text.contains('\0') {
+            return Err(refused(text, "no volume can be there".to_owned()));
+        }
+        let brings = |mount: &Mount| Path::new(&mount.container_path) == place;
+        if !config.mounts.iter().any(brings) {
+            places.insert(place);
+        }
+    }
+    Ok(places.into_iter().collect())
+}
+
+fn refused(place: String, reason: String) -> SpecError {
+    SpecError::ImageVolume { place, reason }
+}
+
+/// Makes the directories and fills them, unless that is done; answers their mounts.
+pub(super) fn fill(
+    snapshot: &Snapshot,
+    rootfs: &OwnedFd,
+    places: &[PathBuf],
+) -> Result<Vec<Mount>, PodError> {
+    let places = places.iter().enumerate();
+    places
+        .map(|(index, place)| {
+            Ok(Mount {
+                container_path: place.to_string_lossy().into_owned(),
+                host_path: snapshot.volume(rootfs, index, place)?,
+                read_only: false,
+                recursive_read_only: false,
+                propagation: Propagation::Private,
+            })
+        })
+        .collect()
+}

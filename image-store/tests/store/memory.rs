@@ -1,0 +1,350 @@
+//! What registries and images can make the store remember: never much, whatever
+//! they send. Each attack runs in a process of its own, whose peak is measured.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use image_store::Digest;
+use serde_json::json;
+
+use crate::support::image::{Image, Layer, Packing, descriptor, image, layer, layer_of};
+use crate::support::registry::{Access, Fault, Registry};
+use crate::support::{left_over, open};
+
+const DIR: &str = "SLIPWAY_TEST_MEMORY_DIR";
+const REFERENCE: &str = "SLIPWAY_TEST_MEMORY_REFERENCE";
+/// For any layer and any document, the program itself included.
+const BOUND_KIB: u64 = 100 << 10;
+/// What an attack sends: remembered, it would be above the bound.
+const MEBIBYTES: usize = 110;
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// The process that is measured; does nothing unless started for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_child() {
+    let (Ok(dir), Ok(reference)) = (std::env::var(DIR), std::env::var(REFERENCE)) else {
+        return;
+    };
+    let dir = Path::new(&dir);
+    let store = open(dir).await;
+    let result = store.pull(&reference, None).await;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmHWM:"))
+        .unwrap();
+    let peak = peak.trim().trim_end_matches(" kB");
+    let refused = match &result {
+        Ok(_) => "accepted".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    println!("PEAK {peak} {refused}");
+    // What the staging thread left is gone when the store is.
+    drop(store);
+}
+
+/// Pulls in a process of its own; tells the peak in KiB and how it ended.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+async fn pulled(registry: &Registry) -> (u64, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", "memory::memory_child", "--nocapture"])
+        .env(DIR, dir.path())
+        .env(REFERENCE, registry.reference("a/b:1"));
+    let output = tokio::task::spawn_blocking(move || child.output().unwrap())
+        .await
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let line = said
+        .lines()
+        .find_map(|l| l.strip_prefix("PEAK "))
+        .unwrap_or_else(|| panic!("{said}{}", String::from_utf8_lossy(&output.stderr)));
+    let (peak, end) = line.split_once(' ').unwrap();
+    if end != "accepted" {
+        assert!(left_over(dir.path()).is_empty(), "{end}");
+    }
+    (peak.parse().unwrap(), end.to_owned())
+}
+
+/// A layer from an archive that is written piece by piece: it may be much bigger
+/// than what it is compressed to.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn packed(write: impl Fn(&mut dyn Write)) -> Layer {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    let mut plain = Vec::new();
+    write(&mut plain);
+    encoder.write_all(&plain).unwrap();
+    Layer {
+        blob: encoder.finish().unwrap(),
+        plain,
+        media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
+    }
+}
+
+/// A header, and a body that fills its last block.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn entry(out: &mut dyn Write, name: &str, flag: u8, body: &[u8]) {
+    let mut h = tar::Header::new_gnu();
+    h.as_mut_bytes()[..name.len()].copy_from_slice(name.as_bytes());
+    h.set_entry_type(tar::EntryType::new(flag));
+    h.set_mode(0o755);
+    h.set_mtime(1);
+    h.set_size(body.len() as u64);
+    h.set_cksum();
+    out.write_all(h.as_bytes()).unwrap();
+    out.write_all(body).unwrap();
+    let padding = body.len().next_multiple_of(512) - body.len();
+    out.write_all(&vec![0; padding]).unwrap();
+}
+
+/// One PAX record of about a mebibyte.
+fn record(number: usize) -> Vec<u8> {
+    let value = vec![b'v'; 1_000_000];
+    let rest = [
+        format!(" SCHILY.xattr.user.{number}=").as_bytes(),
+        &value,
+        b"\n",
+    ]
+    .concat();
+    let len = rest.len() + 7;
+    [len.to_string().as_bytes(), &rest].concat()
+}
+
+fn pax_flood(out: &mut dyn Write) {
+    for number in 0..MEBIBYTES {
+        entry(out, "x", b'x', &record(number));
+    }
+    entry(out, "f", b'0', b"");
+}
+
+fn name_flood(out: &mut dyn Write) {
+    for _ in 0..MEBIBYTES {
+        entry(out, "x", b'L', &vec![b'n'; 1_000_000]);
+    }
+    entry(out, "f", b'0', b"");
+}
+
+fn directories_again(out: &mut dyn Write) {
+    let deep = "d".repeat(200) + "/";
+    for _ in 0..25_000 {
+        entry(out, "x", b'L', deep.repeat(20).as_bytes());
+        entry(out, "d", b'5', b"");
+    }
+}
+
+fn directories_unlisted(out: &mut dyn Write) {
+    for n in 0..600 {
+        let path = format!("{n}/{}f", ("d".repeat(250) + "/").repeat(15));
+        entry(out, "x", b'L', path.as_bytes());
+        entry(out, "f", b'0', b"");
+    }
+}
+
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn windowed(log: u32) -> Layer {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder
+        .set_parameter(zstd::zstd_safe::CParameter::WindowLog(log))
+        .unwrap();
+    let mut plain = Vec::new();
+    for _ in 0..72 {
+        entry(&mut plain, "f", b'0', &vec![7; 1 << 20]);
+    }
+    encoder.write_all(&plain).unwrap();
+    Layer {
+        blob: encoder.finish().unwrap(),
+        plain,
+        media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_layer_takes_more_memory_than_a_hundred_mebibytes() {
+    // A gzip header whose name has no end.
+    let mut endless = vec![0x1f, 0x8b, 8, 8, 0, 0, 0, 0, 0, 3];
+    endless.resize(MEBIBYTES << 20, b'n');
+    let endless = Layer {
+        blob: endless,
+        ..layer(Packing::Gzip, &[])
+    };
+    for (what, layer, end) in [
+        (
+            "an honest one",
+            layer(Packing::Gzip, &[("f", b"x")]),
+            "accepted",
+        ),
+        ("PAX headers", packed(pax_flood), "cannot be unpacked"),
+        ("long names", packed(name_flood), "cannot be unpacked"),
+        (
+            "one directory again and again",
+            packed(directories_again),
+            "accepted",
+        ),
+        (
+            "unlisted directories",
+            packed(directories_unlisted),
+            "not listed",
+        ),
+        ("a window of 128 MiB", windowed(27), "cannot be unpacked"),
+        ("a window of 64 MiB", windowed(26), "accepted"),
+        ("a gzip header", endless, "cannot be unpacked"),
+    ] {
+        let registry = Registry::start().await;
+        registry.push("a/b", "1", &image(&[layer]));
+        let (peak, ended) = pulled(&registry).await;
+        println!("{what}: {} MiB, {ended}", peak >> 10);
+        assert!(ended.contains(end), "{what}: {ended}");
+        assert!(peak <= BOUND_KIB, "{what}: {peak} KiB");
+    }
+}
+
+/// An image with this configuration and no layer.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn configured(config: Vec<u8>) -> Image {
+    let manifest = json!({"schemaVersion": 2, "config": descriptor(CONFIG, &config), "layers": []});
+    Image {
+        config,
+        layers: Vec::new(),
+        manifest: serde_json::to_vec(&manifest).unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_configuration_takes_more_memory_than_a_hundred_mebibytes() {
+    let list = |of: &str, bytes: usize| of.repeat(bytes / of.len());
+    let config = |inner: String| configured(format!("{{{inner}}}").into_bytes());
+    let text = "t".repeat(7 << 20);
+    for (what, image, end) in [
+        (
+            "history",
+            config(format!(r#""history":[{}{{}}]"#, list("{},", 8_000_000))),
+            "is invalid",
+        ),
+        (
+            "environment",
+            config(format!(
+                r#""config":{{"Env":[{}""]}}"#,
+                list(r#""","#, 8_000_000)
+            )),
+            "is invalid",
+        ),
+        (
+            "unknown lists",
+            config(format!(r#""x":[{}0]"#, list("0,", 8_000_000))),
+            "is invalid",
+        ),
+        (
+            "nesting",
+            config(format!(r#""x":{}"#, list("[", 1_000_000))),
+            "is invalid",
+        ),
+        (
+            "a long label",
+            config(format!(r#""config":{{"Labels":{{"a":"{text}"}}}}"#)),
+            "accepted",
+        ),
+        (
+            "too long",
+            config(format!(r#""x":"{}""#, "t".repeat(9 << 20))),
+            "above the bound",
+        ),
+    ] {
+        check(what, image, end).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_manifest_takes_more_memory_than_a_hundred_mebibytes() {
+    let list = |of: &str, bytes: usize| of.repeat(bytes / of.len());
+    let empty = Digest::of(b"");
+    let point = format!(r#"{{"digest":"{empty}","size":1}}"#);
+    for (what, manifest, end) in [
+        (
+            "layers",
+            format!(
+                r#"{{"config":{point},"layers":[{}{point}]}}"#,
+                list(&format!("{point},"), 4_000_000)
+            ),
+            "is invalid",
+        ),
+        (
+            "empty layers",
+            format!(
+                r#"{{"config":{point},"layers":[{}{{}}]}}"#,
+                list("{},", 4_000_000)
+            ),
+            "is invalid",
+        ),
+        (
+            "addresses",
+            format!(
+                r#"{{"config":{{"urls":[{}""],"digest":"{empty}","size":1}},"layers":[]}}"#,
+                list(r#""","#, 4_000_000)
+            ),
+            "is invalid",
+        ),
+        (
+            "an index",
+            format!(
+                r#"{{"manifests":[{}{point}]}}"#,
+                list(&format!("{point},"), 4_000_000)
+            ),
+            "is invalid",
+        ),
+    ] {
+        let image = Image {
+            manifest: manifest.into_bytes(),
+            ..configured(b"{}".to_vec())
+        };
+        check(what, image, end).await;
+    }
+}
+
+async fn check(what: &str, image: Image, end: &str) {
+    let registry = Registry::start().await;
+    registry.push("a/b", "1", &image);
+    registry.put_manifest("a/b", "1", MANIFEST, &image.manifest);
+    let (peak, ended) = pulled(&registry).await;
+    println!("{what}: {} MiB, {ended}", peak >> 10);
+    assert!(ended.contains(end), "{what}: {ended}");
+    assert!(peak <= BOUND_KIB, "{what}: {peak} KiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_answer_takes_more_memory_than_a_hundred_mebibytes() {
+    let long = vec![b' '; MEBIBYTES << 20];
+    let text: &'static str = String::leak("x".repeat(MEBIBYTES << 20));
+    for (path, fault, end) in [
+        ("/token", Fault::Says(200, text), "cannot be reached"),
+        ("manifests/1", Fault::Other(long.clone()), "above the bound"),
+        // A refusal that goes on and on is read no further than it is shown.
+        ("manifests/1", Fault::Says(500, text), "cannot be reached"),
+    ] {
+        let registry = Registry::start().await;
+        registry.push("a/b", "1", &image(&[layer_of(Packing::Plain, Vec::new())]));
+        registry.access(Access::AnonymousToken);
+        registry.fault(path, 9, fault);
+        let (peak, ended) = pulled(&registry).await;
+        println!("{path}: {} MiB, {ended}", peak >> 10);
+        assert!(ended.contains(end), "{path}: {ended}");
+        assert!(peak <= BOUND_KIB, "{path}: {peak} KiB");
+    }
+}
