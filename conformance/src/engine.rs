@@ -124,6 +124,27 @@ impl Engine {
         self.listen.clone().unwrap_or_else(own)
     }
 
+    /// Has engines that are started from now on be another build: copies whose
+    /// monitor is of other bytes.
+    ///
+    /// # Errors
+    /// The copies cannot be made.
+    pub fn become_another_build(&mut self) -> anyhow::Result<()> {
+        let dir = self.path("other-build");
+        std::fs::create_dir(&dir)?;
+        let from = self.slipway.parent().context("a folder of executables")?;
+        for name in ["slipway", "slipway-monitor", "slipway-libcontainer"] {
+            let copy = dir.join(name);
+            std::fs::copy(from.join(name), &copy).with_context(|| format!("copy {name}"))?;
+        }
+        // What follows an ELF file's end means nothing.
+        let monitor = dir.join("slipway-monitor");
+        let mut monitor = std::fs::OpenOptions::new().append(true).open(monitor)?;
+        std::io::Write::write_all(&mut monitor, b"another build")?;
+        self.slipway = dir.join("slipway");
+        Ok(())
+    }
+
     /// Lets engines that are started from now on listen elsewhere.
     pub fn listen_at(&mut self, socket: PathBuf) {
         self.listen = Some(socket);

@@ -61,6 +61,11 @@ struct State<T> {
 }
 
 impl<M: Maker> Pool<M> {
+    /// What makes the items.
+    pub(crate) fn maker(&self) -> &M {
+        &self.0.maker
+    }
+
     /// A pool that keeps as many as `kept` allows, from the first
     /// [`Pool::take`] or [`Pool::refill`] on.
     pub(crate) fn new(maker: M, kept: RangeInclusive<usize>) -> Self {

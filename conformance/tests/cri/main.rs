@@ -30,6 +30,11 @@ mod joins;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod logs;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod network;
 #[expect(
     clippy::expect_used,

@@ -12,10 +12,10 @@ use crate::rig::{Rig, with_own_engine};
 const PROMPT: Duration = Duration::from_secs(5);
 
 /// A file system of its own that can be frozen; thawed and unmounted in the end.
-struct Disk(PathBuf);
+pub(crate) struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(dir: &Path, image: &Path) -> Self {
+    pub(crate) fn mount(dir: &Path, image: &Path) -> Self {
         let file = std::fs::File::create(image).expect("an image file");
         file.set_len(512 << 20).expect("its size");
         run(Command::new("mkfs.ext4").arg("-q").arg(image));
@@ -26,11 +26,11 @@ impl Disk {
         Self(dir.to_owned())
     }
 
-    fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         run(Command::new("fsfreeze").arg("-f").arg(&self.0));
     }
 
-    fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         run(Command::new("fsfreeze").arg("-u").arg(&self.0));
     }
 }

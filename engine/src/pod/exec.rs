@@ -103,17 +103,14 @@ pub(crate) async fn exec_sync(
 /// leaves. What was cut off is said at the end of stderr, since the API has no other
 /// place for it.
 fn fit(out: &mut Collector, err: &mut Collector) {
-    let half = MAX_ANSWER / 2;
-    let stdout = out
-        .bytes
-        .len()
-        .min(half.max(MAX_ANSWER.saturating_sub(err.bytes.len())));
-    out.cut(stdout);
-    err.cut(MAX_ANSWER - stdout);
-    if out.lost + err.lost == 0 {
+    let all = out.bytes.len() + err.bytes.len();
+    if out.lost + err.lost == 0 && all <= MAX_ANSWER {
         return;
     }
-    err.cut((MAX_ANSWER - stdout).saturating_sub(WORD));
+    let most = MAX_ANSWER - WORD;
+    let stdout = (most / 2).max(most.saturating_sub(err.bytes.len()));
+    out.cut(stdout);
+    err.cut(most - out.bytes.len());
     let said = format!(
         "\n[slipway: the output was cut, {} bytes of stdout and {} of stderr are lost]\n",
         out.lost, err.lost
@@ -226,8 +223,8 @@ mod tests {
         for (stdout, stderr) in [(most, most), (most, 10), (10, most), (most, 0)] {
             let (mut out, mut err) = (collector(stdout), collector(stderr));
             fit(&mut out, &mut err);
-            assert!(out.bytes.len() + err.bytes.len() <= MAX_ANSWER + 200);
-            assert!(out.bytes.len() >= stdout.min(MAX_ANSWER / 2));
+            assert!(out.bytes.len() + err.bytes.len() <= MAX_ANSWER);
+            assert!(out.bytes.len() >= stdout.min(MAX_ANSWER / 2 - WORD));
             let said = String::from_utf8_lossy(&err.bytes).into_owned();
             let said = said.rsplit_once("[slipway: ").unwrap().1;
             assert!(

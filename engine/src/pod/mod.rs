@@ -5,6 +5,7 @@
 //! - `launch`, `container`, `teardown`: the work, idempotent where it undoes.
 //! - `record`: what is on disk; `restore` reads it at start, `unreadable` has what it
 //!   cannot read.
+//! - `upgrade`: has monitors of an earlier build go on as this engine's.
 //! - `view` and `index`: what lists and statuses answer from, without I/O.
 //!
 //! A crash at any point leaves records whose intents were written before their
@@ -24,5 +25,6 @@ pub(crate) mod restore;
 pub(crate) mod task;
 pub(crate) mod teardown;
 mod unreadable;
+mod upgrade;
 pub(crate) mod view;
 mod volumes;

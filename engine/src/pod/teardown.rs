@@ -115,6 +115,13 @@ pub(crate) async fn undo(
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("pod's processes and cgroup");
     engine.orphans.note(&record.cgroup);
+    // Those that wait for a disk cannot be killed, and end with what they have once the
+    // disk goes on.
+    let cgroup = engine.cgroups.open(&record.cgroup);
+    let step = || format!("find log writers in cgroup {}", record.cgroup);
+    cgroup
+        .let_go(runtime::log::WRITER_NAME)
+        .map_err(|error| PodError::runtime(step(), error))?;
     kill_and_remove(engine, &record.cgroup)
 }
 

@@ -3,6 +3,8 @@
 //! Owns the socket and what could not be sent yet. An engine that does not
 //! read its answers loses the connection, never the monitor's memory.
 
+mod handover;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

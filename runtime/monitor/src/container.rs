@@ -8,6 +8,8 @@
 //! Owns the first process and everything that is known of the container. What
 //! leads from one state to the next is in `life`.
 
+mod handover;
+
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -116,6 +118,8 @@ pub(crate) struct Container {
     pub(crate) deletes: Vec<ReplyTo>,
     /// Its exit waits for its log: until when, monotonic nanoseconds.
     pub(crate) untold: Option<u64>,
+    /// Writes its exit record.
+    pub(crate) recorder: Option<Pid>,
     cgroups: Cgroups,
     helper: Option<Pid>,
     /// Whether the engine had it killed.
@@ -188,6 +192,7 @@ impl Container {
             null: None,
             deletes: Vec::new(),
             untold: None,
+            recorder: None,
             killed: false,
             cgroups,
             helper,

@@ -7,6 +7,8 @@
 //! children's children, since it is their reaper as long as it lives. What outlives
 //! a process that ended by itself is the container's.
 
+mod handover;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -36,7 +38,8 @@ pub(crate) struct Exec {
     born: bool,
     /// Why it could not be, where that is known already.
     problem: Option<Problem>,
-    plan: Plan,
+    /// Missing once its program runs and another build of the monitor went on.
+    plan: Option<Plan>,
     report: OwnedFd,
     reader: Option<Reader>,
     deadline: Option<u64>,
@@ -114,7 +117,7 @@ impl Monitor {
                     pid,
                     born: false,
                     problem: None,
-                    plan,
+                    plan: Some(plan),
                     report,
                     reader,
                     deadline,
@@ -270,7 +273,9 @@ impl Monitor {
                 ))
             }
             Some(problem) if !exec.timed_out => {
-                let (message, not_found) = exec.plan.explain(problem);
+                let explained = exec.plan.map(|plan| plan.explain(problem));
+                let (message, not_found) =
+                    explained.unwrap_or_else(|| (problem.errno.to_string(), false));
                 let step = problem.step.name();
                 Err(Failure {
                     not_found,

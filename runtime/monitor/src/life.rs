@@ -1,7 +1,7 @@
 //! What happens to containers: launch, start, exit, removal.
 //!
 //! Owns the transitions that `container` draws. The exit is written down before
-//! anybody is told, and told when the log has what was written before (`logs`); whoever waits for an answer gets one, whatever happens.
+//! anybody is told, and told when the log has what was written before (`logs`), unless a disk stalls; whoever waits for an answer gets one, whatever happens.
 
 use std::os::fd::AsFd;
 
@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::container::{Container, Init, KILL, State, raw, send_signal};
+use crate::log_writer;
 use crate::monitor::Monitor;
 use crate::reactor::{Key, Source};
 
@@ -288,14 +289,16 @@ impl Monitor {
         }
     }
 
+    /// Has the exit written down by a process of its own: the disk may take its time.
     fn write_record(&mut self, key: Key) {
-        let (Some(pod), Some(container)) = (&self.pod, self.containers.get(&key)) else {
+        let (Some(pod), Some(container)) = (&self.pod, self.containers.get_mut(&key)) else {
             return;
         };
         if let State::Exited(record) = &container.state {
             // An engine that is there is told; without one and without a
             // disk, the list of this monitor still has it.
-            let _unwritten = record.write(&pod.exit_dir);
+            let written = log_writer::record(record, &pod.exit_dir);
+            container.recorder = written.ok();
         }
     }
 

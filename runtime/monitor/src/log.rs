@@ -13,6 +13,8 @@
 //! At most one writer works for a container. When the monitor dies, writers
 //! finish what is in their pipes and end.
 
+mod handover;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

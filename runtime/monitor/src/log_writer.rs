@@ -1,5 +1,6 @@
-//! The log writer: a process that moves one container's records from a pipe to
-//! their file, so that only it waits for the disk.
+//! Processes that wait for disks, so that the monitor does not: the log writer, which
+//! moves one container's records from a pipe to their file, and the one that writes
+//! an exit record.
 //!
 //! A fork of the monitor, which shares nearly all of its memory. Keeps nothing
 //! of the monitor's descriptors but a pipe, the file and a counter, and ends with
@@ -7,9 +8,12 @@
 //! lock while the disk takes its time, and the monitor's writes to the pipe would
 //! wait for that lock; it also refuses files that are appended to.
 
-use std::os::fd::BorrowedFd;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
-use runtime::log::LogFile;
+use runtime::exit::ExitRecord;
+use runtime::log::{LogFile, WRITER_NAME};
 use runtime::sys::fds::{Close, close_from, copy_to};
 use runtime::sys::fork::{NewNamespaces, spawn as fork};
 use rustix::buffer::spare_capacity;
@@ -47,14 +51,28 @@ pub(crate) fn spawn(streams: &Streams<'_>, begin: Begin) -> Result<Pid, Errno> {
     Ok(child.pid)
 }
 
+/// Makes a process that writes an exit record, and ends.
+pub(crate) fn record(record: &ExitRecord, exit_dir: &Path) -> Result<Pid, Errno> {
+    let child = fork(NewNamespaces::default(), || {
+        let alone = close_from(3, Close::Now).and_then(|()| take_name());
+        u8::from(alone.is_err() || record.write(exit_dir).is_err())
+    })?;
+    Ok(child.pid)
+}
+
+/// By its name the engine lets it go where a pod ends before its disk goes on.
+fn take_name() -> Result<(), Errno> {
+    rustix::thread::set_name(&CString::new(WRITER_NAME).map_err(|_| Errno::INVAL)?)
+}
+
 fn live(streams: &Streams<'_>, begin: Begin) -> Result<(), Errno> {
     let pipe = copy_to(streams.pipe, 0)?;
     let named = copy_to(streams.file, 1)?;
     let counter = copy_to(streams.lost, 2)?;
     // Whatever else the monitor has is to end when the monitor ends it.
     close_from(3, Close::Now)?;
-    rustix::thread::set_name(c"slipway-log")?;
-    let mut log = LogFile::append_to(std::os::fd::AsFd::as_fd(&named));
+    take_name()?;
+    let mut log = LogFile::append_to(named.as_fd());
     let mut piece = Vec::with_capacity(PIECE);
     let mut is_first = begin == Begin::Again;
     loop {

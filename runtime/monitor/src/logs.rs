@@ -1,7 +1,7 @@
 //! The monitor's part in its containers' logs: reading, waiting, telling.
 //!
-//! An exit is reported when what the container wrote before it is in its log, or
-//! after [`PATIENCE`]: a disk that stalls delays no exit for longer. What a
+//! An exit is reported when what the container wrote before it is in its log and the
+//! exit itself is written down, or after [`PATIENCE`]: a disk that stalls delays no exit for longer. What a
 //! forgotten container left is kept until its log has taken it, for the last
 //! [`MOST_LEAVING`] of them.
 
@@ -79,6 +79,27 @@ impl Monitor {
         true
     }
 
+    /// A process was reaped: whether it wrote an exit record.
+    pub(crate) fn recorder_ended(&mut self, pid: Pid) -> bool {
+        let mut containers = self.containers.iter_mut();
+        let found = containers.find(|(_, container)| container.recorder == Some(pid));
+        let Some((key, container)) = found else {
+            return false;
+        };
+        container.recorder = None;
+        let key = *key;
+        self.tell_when_written(key);
+        true
+    }
+
+    /// Reports all exits that wait for something: nothing is waited for any more.
+    pub(crate) fn tell_all_exits(&mut self) {
+        let keys: Vec<Key> = self.containers.keys().copied().collect();
+        for key in keys {
+            self.tell_exit(key);
+        }
+    }
+
     /// Looks after writers whose time has come, and exits that waited long enough.
     pub(crate) fn look_after_logs(&mut self, now: u64) {
         let due = |log: Option<&Log>| {
@@ -152,7 +173,7 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
-        if container.untold.is_none() {
+        if container.untold.is_none() || container.recorder.is_some() {
             return;
         }
         let (scratch, reactor) = (&mut self.scratch, &mut self.reactor);
@@ -211,6 +232,7 @@ impl Monitor {
         let mut written = true;
         for container in self.containers.values_mut() {
             written &= container.output.wind_up(scratch, reactor);
+            written &= container.recorder.is_none();
         }
         self.let_leave();
         written && self.leaving.is_empty()

@@ -6,6 +6,8 @@
 //! that still wait for their start end too; running ones are the engine's to
 //! kill, by their cgroups.
 
+mod handover;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use rustix::process::{Pid, WaitStatus};
 use crate::connection::{Connection, ReplyTo, Sent};
 use crate::container::Container;
 use crate::execs::Exec;
+use crate::handover as upgrade;
 use crate::logs;
 use crate::output::{Output, Scratch};
 use crate::reactor::{Key, Reactor, Source};
@@ -98,6 +101,10 @@ pub(crate) struct Monitor {
     /// When memory that a launch needed is given back, monotonic nanoseconds.
     pub(crate) trim_at: Option<u64>,
     next_key: Key,
+    /// Which build this is.
+    pub(crate) build: String,
+    /// Who asked for the upgrade that led to this program.
+    asked: Option<protocol::HandoverReply>,
 }
 
 impl Monitor {
@@ -124,6 +131,8 @@ impl Monitor {
             scratch: Scratch::default(),
             trim_at: None,
             next_key: 0,
+            build: std::env::var(upgrade::BUILD).unwrap_or_default(),
+            asked: None,
         };
         monitor.connect(channel)?;
         Ok(monitor)
@@ -131,6 +140,13 @@ impl Monitor {
 
     /// Serves until it is shut down or, without a pod, left alone.
     pub(crate) fn run(mut self) -> Result<(), Errno> {
+        self.live()
+    }
+
+    /// Serves where another build was.
+    pub(crate) fn go_on_with(mut self) -> Result<(), Errno> {
+        let asked = self.asked.take();
+        upgrade::begin(&mut self, asked);
         self.live()
     }
 
@@ -367,6 +383,7 @@ impl Monitor {
     }
 
     fn say_goodbye(&mut self) {
+        self.tell_all_exits();
         if let Some(pod) = &self.pod {
             crate::setup::remove_files(pod);
         }

@@ -9,6 +9,8 @@
 //! that all streams share, and for a container whose log is full one read and its
 //! records ([`MOST_HELD`]).
 
+mod handover;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};

@@ -47,7 +47,7 @@ impl Monitor {
         {
             return;
         }
-        if self.writer_ended(pid) {
+        if self.writer_ended(pid) || self.recorder_ended(pid) {
             return;
         }
         if let Some(index) = self.dying.iter().position(|known| *known == pid) {

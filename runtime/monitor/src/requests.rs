@@ -31,6 +31,7 @@ impl Monitor {
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
+            Body::Upgrade(order) => return self.upgrade(&order, fds, reply),
             Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),
             Body::Start(name) => return self.start(&name.id, reply),
@@ -53,7 +54,7 @@ impl Monitor {
         self.tell_stalled_logs(connection);
     }
 
-    fn welcome(&self) -> Welcome {
+    pub(crate) fn welcome(&self) -> Welcome {
         Welcome {
             monitor: env!("CARGO_PKG_VERSION").to_owned(),
             pid: rustix::process::getpid().as_raw_nonzero().get(),
@@ -63,7 +64,7 @@ impl Monitor {
                 .map(|pod| pod.id.clone())
                 .unwrap_or_default(),
             features: Features::known().bits(),
-            build: String::new(),
+            build: self.build.clone(),
         }
     }
 

@@ -39,22 +39,29 @@ pub(crate) fn start() -> Result<Monitor, Errno> {
     close_from(3, Close::Now)?;
     // Fails for the leader of a process group, which is nobody's child group.
     let _already_leader = rustix::process::setsid();
-    // Executed by a descriptor's number, which is no name for `top`.
-    rustix::thread::set_name(c"slipway-monitor")?;
     rustix::process::chdir(c"/")?;
     rustix::process::umask(Mode::WGRP | Mode::WOTH);
-    // What is born in a container's pid namespace has nothing left that is the node's,
-    // but for a moment a copy of this memory: nobody there without CAP_SYS_PTRACE may
-    // look at it.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    let signals = take_signals()?;
+    let descriptors = take_on()?;
     let null = open(c"/dev/null", OFlags::RDWR)?;
     let channel = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::io::ioctl_fionbio(&channel, true)?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
-    Monitor::new(Reactor::new()?, Descriptors { signals }, channel)
+    Monitor::new(Reactor::new()?, descriptors, channel)
+}
+
+/// What every program that is a monitor does for itself, in a new process or not.
+pub(crate) fn take_on() -> Result<Descriptors, Errno> {
+    // Executed by a descriptor's number, which is no name for `top`.
+    rustix::thread::set_name(c"slipway-monitor")?;
+    // What is born in a container's pid namespace has nothing left that is the node's,
+    // but for a moment a copy of this memory: nobody there without CAP_SYS_PTRACE may
+    // look at it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(Descriptors {
+        signals: take_signals()?,
+    })
 }
 
 fn take_signals() -> Result<SignalFd, Errno> {

@@ -115,6 +115,26 @@ impl Cgroup {
             .is_ok_and(|dirs| dirs.iter().any(|dir| dir.exists()))
     }
 
+    /// Lets processes of this name go to the roots of their hierarchies, out of the
+    /// cgroup's end. For a cgroup where no container's process lives, which could call
+    /// itself anything. One that cannot leave stays: it holds the cgroup up then.
+    pub fn let_go(&self, name: &str) -> Result<(), CgroupError> {
+        let is_it = |pid: &str| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm"));
+            comm.is_ok_and(|comm| comm.trim_end() == name)
+        };
+        for tree in &self.layout.trees {
+            let list = file::read_optional(&self.dir(tree)?.join("cgroup.procs"))?;
+            let list = list.unwrap_or_default();
+            for pid in list.lines().filter(|pid| is_it(pid)) {
+                if let Err(error) = file::write(&tree.root.join("cgroup.procs"), pid) {
+                    tracing::debug!(pid, %error, "a process stays in its cgroup");
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Kills every process in the cgroup and below it, and waits until none
     /// is left. A cgroup that does not exist is empty.
     pub fn kill(&self, deadline: Duration) -> Result<(), CgroupError> {

@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sha2::{Digest, Sha256};
+
 use super::error::BinariesError;
 use crate::launcher::version_line;
 use crate::protocol::sealed_executable;
@@ -19,6 +21,7 @@ use crate::protocol::sealed_executable;
 pub struct MonitorBinaries {
     monitor: OwnedFd,
     libcontainer: OwnedFd,
+    build: String,
 }
 
 impl MonitorBinaries {
@@ -27,10 +30,17 @@ impl MonitorBinaries {
     /// # Errors
     /// One is missing, does not run, or is of another version.
     pub fn load(dir: &Path) -> Result<Self, BinariesError> {
+        let mut digest = Sha256::new();
         Ok(Self {
-            monitor: load_one(dir, "slipway-monitor")?,
-            libcontainer: load_one(dir, "slipway-libcontainer")?,
+            monitor: load_one(dir, crate::launcher::MONITOR_NAME, &mut digest)?,
+            libcontainer: load_one(dir, "slipway-libcontainer", &mut digest)?,
+            build: hex(&digest.finalize()),
         })
+    }
+
+    /// Which build they are: by their bytes.
+    pub(super) fn build(&self) -> &str {
+        &self.build
     }
 
     pub(super) fn monitor(&self) -> BorrowedFd<'_> {
@@ -47,7 +57,15 @@ pub(super) fn executable_path(fd: BorrowedFd<'_>) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
-fn load_one(dir: &Path, name: &str) -> Result<OwnedFd, BinariesError> {
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+fn load_one(dir: &Path, name: &str, digest: &mut Sha256) -> Result<OwnedFd, BinariesError> {
     let path = dir.join(name);
     let read = |path: &Path| {
         let mut bytes = Vec::new();
@@ -62,6 +80,7 @@ fn load_one(dir: &Path, name: &str) -> Result<OwnedFd, BinariesError> {
         path: path.clone(),
         source,
     })?;
+    digest.update(&bytes);
     check_version(&path, name, memfd.as_fd())?;
     Ok(memfd)
 }

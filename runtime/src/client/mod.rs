@@ -23,7 +23,7 @@ pub use crate::exit::ExitRecord;
 pub use crate::protocol::LauncherKind;
 pub use binaries::MonitorBinaries;
 pub use error::{BinariesError, ConnectError, MonitorError, SpawnError};
-pub use monitor::{Gone, Monitor, Reached};
+pub use monitor::{Gone, Monitor, Reached, Upgraded};
 pub use pool::MonitorPool;
 pub use types::{
     ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,

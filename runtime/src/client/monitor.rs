@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ use super::types::{
 };
 use crate::launcher::socket_path;
 use crate::protocol::{
-    Body, ContainerName, Empty, Features, Hello, Incoming, ProtocolError, ReopenLog, Signal,
+    Body, ContainerName, Empty, Features, HANDOVER_VERSION, Hello, Incoming, ProtocolError,
+    ReopenLog, Signal, Upgrade,
 };
 
 /// How long a monitor that lives may take to say hello.
@@ -35,6 +36,9 @@ pub(super) const HELLO: Duration = Duration::from_secs(3);
 
 /// How long one may take to tell of its containers.
 const LIST: Duration = Duration::from_secs(5);
+
+/// How long one may take to go on as another build.
+const UPGRADE: Duration = Duration::from_secs(10);
 
 /// How long one may take to kill what is left.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -65,6 +69,15 @@ enum Unreached {
     List(MonitorError),
 }
 
+/// What an upgrade came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upgraded {
+    /// It is of that build.
+    NotNeeded,
+    /// It is now.
+    Done,
+}
+
 /// A monitor: one pod's, or an idle one.
 #[derive(Debug, Clone)]
 pub struct Monitor {
@@ -75,7 +88,8 @@ pub struct Monitor {
 struct Inner {
     connection: Connection,
     pid: AtomicI32,
-    features: Features,
+    features: AtomicU64,
+    build: Mutex<String>,
     binaries: Option<Arc<MonitorBinaries>>,
     events: Mutex<Option<mpsc::UnboundedReceiver<Event>>>,
 }
@@ -189,7 +203,8 @@ impl Monitor {
         let inner = Inner {
             connection,
             pid: AtomicI32::new(welcome.pid),
-            features: Features::from_bits(welcome.features),
+            features: AtomicU64::new(welcome.features),
+            build: Mutex::new(welcome.build),
             binaries,
             events,
         };
@@ -418,7 +433,48 @@ impl Monitor {
 
     /// Whether the monitor can do something that its first version could not.
     fn can(&self, feature: Features) -> bool {
-        self.inner.features.has(feature)
+        Features::from_bits(self.inner.features.load(Ordering::Relaxed)).has(feature)
+    }
+
+    /// Which build it is, by the digest of its executables; empty: it cannot tell.
+    fn build(&self) -> std::sync::MutexGuard<'_, String> {
+        let build = self.inner.build.lock();
+        build.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the monitor go on as another build, in place: the process stays, with its
+    /// containers, its connections and everything that it knows.
+    ///
+    /// # Errors
+    /// `WrongState`: something is under way in it, which passes; `Unsupported`: it is
+    /// too old to be upgraded; otherwise the new build does not start. Whatever the
+    /// error, the former build goes on as if nothing had been asked.
+    pub async fn upgrade(&self, binaries: &MonitorBinaries) -> Result<Upgraded, MonitorError> {
+        if *self.build() == binaries.build() {
+            return Ok(Upgraded::NotNeeded);
+        }
+        let needed = Features::UPGRADE;
+        if !self.can(needed) {
+            return Err(MonitorError::Unsupported {
+                what: needed.missing_in(Features::default()).join(", "),
+                message: "the monitor is of an earlier version".to_owned(),
+            });
+        }
+        let fds = [binaries.monitor(), binaries.libcontainer()];
+        let order = Body::Upgrade(Upgrade {
+            executable: Some(0),
+            launcher_fd: Some(1),
+            build: binaries.build().to_owned(),
+            reads: HANDOVER_VERSION,
+        });
+        let answer = within(UPGRADE, "upgrade", self.inner.connection.ask(order, &fds)).await?;
+        let Some(Body::Welcome(welcome)) = answer.envelope.body else {
+            return Err(unexpected("upgrade"));
+        };
+        let features = &self.inner.features;
+        features.store(welcome.features, Ordering::Relaxed);
+        *self.build() = welcome.build;
+        Ok(Upgraded::Done)
     }
 
     /// All containers of the pod, in order of creation.

@@ -12,8 +12,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::process::{Child, Command};
 
 use super::binaries::{MonitorBinaries, executable_path};
-use super::error::SpawnError;
-use super::monitor::Monitor;
+use super::error::{MonitorError, SpawnError};
+use super::monitor::{Monitor, Upgraded};
 use super::reap;
 use crate::pool::{Maker, Pool};
 
@@ -57,6 +57,14 @@ impl MonitorPool {
         self.0.take().await
     }
 
+    /// Has a monitor of another build go on as this pool's build, in place.
+    ///
+    /// # Errors
+    /// See [`Monitor::upgrade`].
+    pub async fn upgrade(&self, monitor: &Monitor) -> Result<Upgraded, MonitorError> {
+        monitor.upgrade(&self.0.maker().0).await
+    }
+
     /// Spawns what is missing, in the background.
     pub fn refill(&self) {
         self.0.refill();
@@ -89,12 +97,16 @@ async fn spawn(binaries: &Arc<MonitorBinaries>) -> Result<Monitor, SpawnError> {
 /// thread, which keeps a third of the heap that a container's creation needed.
 const TUNABLES: &str = "glibc.malloc.tcache_count=0";
 
+/// Tells a monitor which build it is.
+const BUILD: &str = "SLIPWAY_MONITOR_BUILD";
+
 /// `Command` uses `posix_spawn` as long as no uid, gid or `pre_exec` is set.
 fn spawn_process(binaries: &MonitorBinaries, stdin: OwnedFd) -> std::io::Result<Child> {
     Command::new(executable_path(binaries.monitor()))
         .arg0("slipway-monitor")
         .env_clear()
         .env("GLIBC_TUNABLES", TUNABLES)
+        .env(BUILD, binaries.build())
         .stdin(Stdio::from(stdin))
         .stdout(Stdio::null())
         .stderr(Stdio::null())

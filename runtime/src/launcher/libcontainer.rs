@@ -34,6 +34,12 @@ impl Libcontainer {
         }
     }
 
+    /// Its parts, to be made of again.
+    #[must_use]
+    pub fn parts(&self) -> (BorrowedFd<'_>, &[u8]) {
+        (self.executable.as_fd(), &self.work_dir)
+    }
+
     /// `Command` uses `posix_spawn` and undoes what this process did to its
     /// signals.
     fn spawn(&self, socket: OwnedFd) -> io::Result<Pid> {

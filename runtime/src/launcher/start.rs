@@ -47,6 +47,12 @@ pub enum StartOutcome {
 }
 
 impl StartGate {
+    /// The gate of a process that waits already.
+    #[must_use]
+    pub fn resume(socket: OwnedFd) -> Self {
+        Self(socket)
+    }
+
     /// Lets the process go.
     ///
     /// # Errors

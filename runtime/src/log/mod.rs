@@ -12,3 +12,6 @@ mod stamp;
 pub use file::{LogError, LogFile, open};
 pub use splitter::{LineSplitter, MAX_LINE, Stream};
 pub use stamp::Stamp;
+
+/// What a container's log writer, a process of its own, calls itself.
+pub const WRITER_NAME: &str = "slipway-log";

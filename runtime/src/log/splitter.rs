@@ -53,6 +53,19 @@ impl LineSplitter {
         }
     }
 
+    /// A splitter in the middle of a line.
+    #[must_use]
+    pub fn resume(stream: Stream, mut unfinished: Vec<u8>) -> Self {
+        unfinished.truncate(MAX_LINE);
+        Self { stream, unfinished }
+    }
+
+    /// The line whose end is still to come.
+    #[must_use]
+    pub fn unfinished(&self) -> &[u8] {
+        &self.unfinished
+    }
+
     /// Bytes of memory that the unfinished line takes.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -5,6 +5,7 @@
 //! into the descriptors of the same packet. Holds no logic.
 
 mod container;
+mod handover;
 mod plan;
 mod pod;
 mod process;
@@ -12,6 +13,10 @@ mod process;
 pub use container::{
     Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, LogState,
     MountSource, ReopenLog, Signal, StartEnded, Started, State, StreamSlots,
+};
+pub use handover::{
+    HANDOVER_VERSION, Handover, HandoverConnection, HandoverContainer, HandoverExec, HandoverInit,
+    HandoverLog, HandoverOutput, HandoverPod, HandoverReader, HandoverReply, HandoverWriter,
 };
 pub use plan::{
     Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,
@@ -189,7 +194,7 @@ pub struct Welcome {
     /// What it can do, see [`Features`](super::Features).
     #[prost(uint64, tag = "4")]
     pub features: u64,
-    /// Which build it is, see [`build`](super::build).
+    /// Which build it is, as whoever started it named it.
     #[prost(string, tag = "5")]
     pub build: String,
 }
@@ -203,6 +208,12 @@ pub struct Upgrade {
     /// Which build it is.
     #[prost(string, tag = "2")]
     pub build: String,
+    /// The newest version of a [`Handover`] that it reads.
+    #[prost(uint32, tag = "3")]
+    pub reads: u32,
+    /// Slot of the launcher helper's executable of that build.
+    #[prost(uint32, optional, tag = "4")]
+    pub launcher_fd: Option<u32>,
 }
 
 /// Why something failed.

@@ -14,6 +14,7 @@ mod socket;
 
 pub use features::Features;
 pub use messages::*;
+pub(crate) use socket::read_memfd;
 pub use socket::{
     Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, receive,
     sealed_executable, sealed_memfd, send,

@@ -391,7 +391,13 @@ fn receive_packet(
     Ok(Some(message.bytes))
 }
 
-fn read_spilled(memfd: &OwnedFd, length: u64) -> Result<Envelope, ProtocolError> {
+/// All that is in a memfd, within bounds.
+pub(crate) fn read_memfd(memfd: &OwnedFd) -> Result<Vec<u8>, ProtocolError> {
+    let stat = rustix::fs::fstat(memfd).map_err(|source| ProtocolError::Socket {
+        step: "measure a spilled message",
+        source,
+    })?;
+    let length = u64::try_from(stat.st_size).unwrap_or(u64::MAX);
     if length > MAX_SPILLED {
         return Err(ProtocolError::TooLarge {
             what: "bytes",
@@ -400,15 +406,6 @@ fn read_spilled(memfd: &OwnedFd, length: u64) -> Result<Envelope, ProtocolError>
         });
     }
     let length = usize::try_from(length).map_err(|_| ProtocolError::BadSpill("length"))?;
-    let stat = rustix::fs::fstat(memfd).map_err(|source| ProtocolError::Socket {
-        step: "measure a spilled message",
-        source,
-    })?;
-    if u64::try_from(stat.st_size).ok() != Some(length as u64) {
-        return Err(ProtocolError::BadSpill(
-            "its length is not what was announced",
-        ));
-    }
     let mut bytes = vec![0_u8; length];
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -422,6 +419,23 @@ fn read_spilled(memfd: &OwnedFd, length: u64) -> Result<Envelope, ProtocolError>
             return Err(ProtocolError::BadSpill("it shrank while it was read"));
         }
         filled += read;
+    }
+    Ok(bytes)
+}
+
+fn read_spilled(memfd: &OwnedFd, length: u64) -> Result<Envelope, ProtocolError> {
+    if length > MAX_SPILLED {
+        return Err(ProtocolError::TooLarge {
+            what: "bytes",
+            got: length,
+            limit: MAX_SPILLED,
+        });
+    }
+    let bytes = read_memfd(memfd)?;
+    if bytes.len() as u64 != length {
+        return Err(ProtocolError::BadSpill(
+            "its length is not what was announced",
+        ));
     }
     let envelope = Envelope::decode(bytes.as_slice())?;
     if envelope.spilled != 0 {

@@ -36,6 +36,50 @@ pub fn close_from(first: u32, close: Close) -> Result<(), Errno> {
     super::check(result).map(drop)
 }
 
+/// Descriptors that a program was started with, by their numbers.
+#[derive(Debug, Default)]
+pub struct Inherited(std::collections::BTreeSet<RawFd>);
+
+impl Inherited {
+    /// None taken yet. Only for where a program begins, before it has opened
+    /// anything, and only once: every number then is nobody's.
+    #[must_use]
+    pub fn at_start() -> Self {
+        Self::default()
+    }
+
+    /// Takes one, which closes on exec from now on.
+    ///
+    /// # Errors
+    /// `BADF`: there is none, it is a stream, or it was taken.
+    pub fn take(&mut self, number: RawFd) -> Result<OwnedFd, Errno> {
+        if number <= 2 || !self.0.insert(number) {
+            return Err(Errno::BADF);
+        }
+        // SAFETY: setting a flag of a number that may mean nothing reads no memory.
+        let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        super::check(result.into())?;
+        // SAFETY: the kernel knows the number, and by the contract above and the
+        // set nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    }
+}
+
+/// Whether descriptors stay open in the program that this process executes next.
+/// Their owners keep them.
+///
+/// # Errors
+/// `BADF`: one of them is none.
+pub fn keep_on_exec(numbers: &[RawFd], keep: bool) -> Result<(), Errno> {
+    let flags = if keep { 0 } else { libc::FD_CLOEXEC };
+    for number in numbers {
+        // SAFETY: setting a flag reads no memory and changes no descriptor's meaning.
+        let result = unsafe { libc::fcntl(*number, libc::F_SETFD, flags) };
+        super::check(result.into())?;
+    }
+    Ok(())
+}
+
 /// Copies a descriptor to a number of the caller's choice; it closes on exec.
 ///
 /// Whoever owned that number before is left with another file: call it only in

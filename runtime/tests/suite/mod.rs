@@ -10,6 +10,7 @@ pub(crate) mod programs;
 mod stalls;
 pub(crate) mod streams;
 pub(crate) mod timing;
+mod upgrade;
 
 use runtime::client::{ExitRecord, MonitorError};
 

@@ -12,6 +12,7 @@ use super::super::machine::{Phase, State};
 use super::super::record::{ContainerRecord, PodRecord};
 use super::super::restore;
 use super::super::teardown;
+use super::super::upgrade;
 use super::{Command, Done, Slot, Task, exit_of, supervise};
 use crate::engine::Engine;
 use crate::ids::ContainerId;
@@ -101,6 +102,9 @@ impl Task {
                     events,
                     containers,
                 } = *reached;
+                if self.record.phase.is_ready() {
+                    upgrade::begin(&self.engine, &self.record.id, &monitor);
+                }
                 self.monitor = Some(monitor);
                 self.events = Some(events);
                 self.undo_creations();
