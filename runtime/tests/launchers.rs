@@ -82,6 +82,7 @@ macro_rules! launcher_suite {
                     missing_program_is_named,
                     working_directory_never_leads_out,
                     timeout_kills_the_session,
+                    unwanted_process_ends,
                     ended_container_takes_no_process,
                     end_of_the_container_ends_its_processes,
                     many_at_once_come_back,

@@ -36,6 +36,11 @@ impl ReplyTo {
         }
     }
 
+    /// Whether this is the place for the answer to a request.
+    pub(crate) fn is(&self, connection: u64, request: u64) -> bool {
+        (self.connection, self.request) == (connection, request)
+    }
+
     /// Notes that a step of the work is done.
     pub(crate) fn step(&mut self, name: &str) {
         self.steps.push(Step::now(name));

@@ -25,7 +25,7 @@ use crate::connection::ReplyTo;
 use crate::container::{Container, KILL, raw, send_signal};
 use crate::descent;
 use crate::monitor::Monitor;
-use crate::reactor::{Key, Source, Token};
+use crate::reactor::Key;
 use crate::reap::exit_code;
 
 /// A process that was run.
@@ -41,19 +41,10 @@ pub(crate) struct Exec {
     /// Missing once its program runs and another build of the monitor went on.
     plan: Option<Plan>,
     report: OwnedFd,
-    reader: Option<Reader>,
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
     reply: ReplyTo,
-}
-
-/// The output of a process that was run, watched for its reader's end.
-#[derive(Debug)]
-struct Reader {
-    key: Key,
-    output: OwnedFd,
-    token: Token,
 }
 
 impl Exec {
@@ -106,10 +97,9 @@ impl Monitor {
     /// Runs a process; the answer follows when it ended.
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
-            Ok((plan, begun, output)) => {
+            Ok((plan, begun)) => {
                 reply.step("clone");
                 let Begun { pid, report } = begun;
-                let reader = self.watch_reader(output);
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
@@ -119,7 +109,6 @@ impl Monitor {
                     problem: None,
                     plan: Some(plan),
                     report,
-                    reader,
                     deadline,
                     timed_out: false,
                     killed: false,
@@ -135,7 +124,7 @@ impl Monitor {
         &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Begun, OwnedFd), Failure> {
+    ) -> Result<(Plan, Begun), Failure> {
         let key = self.find(&request.id)?;
         let failed = |message: String| Failure::new(FailureKind::Launch, "exec", message);
         let stdio = self.take_streams(key, request, &mut fds)?;
@@ -165,27 +154,13 @@ impl Monitor {
             let message = problem.errno.to_string();
             Failure::new(FailureKind::Launch, problem.step.name(), message)
         })?;
-        Ok((plan, begun, stdio.stdout))
+        Ok((plan, begun))
     }
 
-    /// Watches for the client's end of the output to be closed: a client that gave up, or
-    /// an engine that died, waits for nothing any more. Output that is no pipe is nobody's.
-    fn watch_reader(&mut self, output: OwnedFd) -> Option<Reader> {
-        let key = self.new_key();
-        let token = self
-            .reactor
-            .watch(output.as_fd(), Source::Unread(key))
-            .ok()?;
-        Some(Reader { key, output, token })
-    }
-
-    /// Nobody waits for a process that was run any more.
-    pub(crate) fn client_gone(&mut self, key: Key) {
-        let is_its = |exec: &&mut Exec| exec.reader.as_ref().is_some_and(|one| one.key == key);
-        if let Some(exec) = self.execs.values_mut().find(is_its) {
-            if let Some(reader) = exec.reader.take() {
-                self.reactor.unwatch(reader.output.as_fd(), reader.token);
-            }
+    /// Ends what nobody waits for any more.
+    pub(crate) fn end_unwanted_execs(&mut self, is_unwanted: impl Fn(&ReplyTo) -> bool) {
+        let all = self.execs.values_mut();
+        for exec in all.filter(|exec| is_unwanted(&exec.reply)) {
             exec.end();
         }
     }
@@ -260,9 +235,6 @@ impl Monitor {
     /// All of a process that was run is known.
     fn exec_over(&mut self, mut exec: Exec, code: i32) {
         exec.reply.step("run");
-        if let Some(reader) = exec.reader.take() {
-            self.reactor.unwatch(reader.output.as_fd(), reader.token);
-        }
         let result = match exec.problem {
             Some(problem) if !exec.timed_out && self.is_end_of_container(problem, &exec) => {
                 let message = "it ended before it was entered";

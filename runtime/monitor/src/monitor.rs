@@ -232,7 +232,6 @@ impl Monitor {
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
             Source::Log(key) => self.log_has_room(key),
-            Source::Unread(key) => self.client_gone(key),
         }
     }
 
@@ -327,6 +326,7 @@ impl Monitor {
     fn disconnect(&mut self, number: u64) {
         if let Some(connection) = self.connections.remove(&number) {
             self.reactor.unwatch(connection.socket(), connection.token);
+            self.end_unwanted_execs(|asked| asked.connection == number);
         }
     }
 

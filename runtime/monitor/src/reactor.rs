@@ -36,8 +36,6 @@ pub(crate) enum Source {
     Output(Key, Stream),
     /// There is room for records of a container again.
     Log(Key),
-    /// Nobody reads what a process that was run writes.
-    Unread(Key),
 }
 
 /// A watched descriptor's number in the reactor.

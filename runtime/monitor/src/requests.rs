@@ -31,6 +31,11 @@ impl Monitor {
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
+            Body::CancelExec(order) => {
+                let connection = reply.connection;
+                self.end_unwanted_execs(|asked| asked.is(connection, order.request));
+                Ok(DONE)
+            }
             Body::Upgrade(order) => return self.upgrade(&order, fds, reply),
             Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),

@@ -24,7 +24,8 @@ use super::peer::Peer;
 use super::steps;
 use super::types::Event;
 use crate::protocol::{
-    self, Body, Envelope, Features, Hello, Incoming, ProtocolError, Received, monotonic_now,
+    self, Body, CancelExec, Envelope, Features, Hello, Incoming, ProtocolError, Received,
+    monotonic_now,
 };
 
 /// How long the end of a process may come behind that of its connections.
@@ -142,6 +143,14 @@ impl Connection {
         fds: &[BorrowedFd<'_>],
     ) -> Result<Pending<'_>, MonitorError> {
         self.shared.begin(body, fds).await
+    }
+
+    /// Lets the process that a request runs end when this is dropped.
+    pub(super) fn cancel_on_drop(&self, pending: &Pending<'_>) -> Cancel {
+        Cancel {
+            shared: Some(Arc::clone(&self.shared)),
+            request: pending._forget.request,
+        }
     }
 
     /// The end of this connection is asked for: it is no reason to worry.
@@ -269,6 +278,36 @@ impl Pending<'_> {
             Some(Body::Failure(failure)) => Err(MonitorError::from(*failure)),
             _ => Ok(incoming),
         }
+    }
+}
+
+/// A process that is to end when nobody waits for it.
+#[derive(Debug)]
+pub(super) struct Cancel {
+    shared: Option<Arc<Shared>>,
+    request: u64,
+}
+
+impl Cancel {
+    /// It has ended.
+    pub(super) fn is_over(&mut self) {
+        self.shared = None;
+    }
+}
+
+impl Drop for Cancel {
+    fn drop(&mut self) {
+        let runtime = tokio::runtime::Handle::try_current();
+        let (Some(shared), Ok(runtime)) = (self.shared.take(), runtime) else {
+            return;
+        };
+        let order = Body::CancelExec(CancelExec {
+            request: self.request,
+        });
+        runtime.spawn(async move {
+            // Without a connection the monitor has ended it already.
+            let _ended = shared.ask(order, &[]).await;
+        });
     }
 }
 

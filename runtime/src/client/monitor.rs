@@ -384,8 +384,8 @@ impl Monitor {
         .await
     }
 
-    /// Runs a process in a container: answers when it has ended. Nobody who reads its
-    /// output ends it before.
+    /// Runs a process in a container: answers when it has ended. When the future is
+    /// dropped before, the process ends with all that it started.
     ///
     /// # Errors
     /// `NotRunning`, or `Launch` when it could not be made.
@@ -396,7 +396,14 @@ impl Monitor {
         // The streams are the process's alone now: who reads them sees its end.
         drop(fds);
         drop(e);
-        match pending.answer().await?.envelope.body {
+        let mut cancel = self
+            .can(Features::CANCEL_EXEC)
+            .then(|| self.inner.connection.cancel_on_drop(&pending));
+        let answer = pending.answer().await;
+        if let Some(cancel) = &mut cancel {
+            cancel.is_over();
+        }
+        match answer?.envelope.body {
             Some(Body::ExecEnded(ended)) if ended.timed_out => Ok(ExecExit::TimedOut),
             Some(Body::ExecEnded(ended)) => Ok(ExecExit::Exited { code: ended.code }),
             _ => Err(unexpected("exec")),

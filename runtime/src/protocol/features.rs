@@ -19,11 +19,14 @@ impl Features {
     pub const LOG_DESCRIPTOR: Self = Self(1);
     /// Another build can go on in the monitor's place.
     pub const UPGRADE: Self = Self(1 << 1);
+    /// A process that was run can be ended.
+    pub const CANCEL_EXEC: Self = Self(1 << 2);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 2] = [
+    const NAMES: [(Self, &'static str); 3] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
+        (Self::CANCEL_EXEC, "ending a process that was run"),
     ];
 
     /// What this build knows.
@@ -75,6 +78,7 @@ impl Features {
         match body {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
             Body::Upgrade(_) => Self::UPGRADE,
+            Body::CancelExec(_) => Self::CANCEL_EXEC,
             _ => Self::default(),
         }
     }
@@ -92,7 +96,7 @@ mod tests {
         assert_eq!(newer.missing_in(Features::known()), ["feature 63"]);
         assert_eq!(
             Features::known().missing_in(Features::LOG_DESCRIPTOR),
-            ["upgrade in place"]
+            ["upgrade in place", "ending a process that was run"]
         );
     }
 

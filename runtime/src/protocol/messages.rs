@@ -53,7 +53,7 @@ pub struct Envelope {
     /// What is said.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
     )]
     pub body: Option<Body>,
 }
@@ -116,6 +116,9 @@ pub enum Body {
     /// Monitor to launcher helper: make this container.
     #[prost(message, boxed, tag = "20")]
     Launch(Box<Launch>),
+    /// Ends a process that was run: nobody waits for it any more.
+    #[prost(message, tag = "22")]
+    CancelExec(CancelExec),
     /// Goes on as another build of the monitor, in place.
     #[prost(message, tag = "21")]
     Upgrade(Upgrade),
@@ -197,6 +200,14 @@ pub struct Welcome {
     /// Which build it is, as whoever started it named it.
     #[prost(string, tag = "5")]
     pub build: String,
+}
+
+/// A process that is to end.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct CancelExec {
+    /// The number of the request that runs it, of the same connection.
+    #[prost(uint64, tag = "1")]
+    pub request: u64,
 }
 
 /// Another build to go on as.

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use runtime::client::{ExecExit, MonitorError};
+use runtime::client::{ExecExit, Monitor, MonitorError};
 use serde_json::json;
 
 use super::launch_error;
@@ -262,5 +262,40 @@ pub(crate) async fn output_ends_with_the_process(launcher: Kind) {
         ended = running => panic!("{ended:?}"),
         text = reading => assert_eq!(text.unwrap(), "a\n"),
     }
+    pod.end().await;
+}
+
+/// What nobody waits for any more ends with all that it started: the client went
+/// away, or the connection did.
+pub(crate) async fn unwanted_process_ends(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = sleeper(&mut pod).await;
+    let alone = container.cgroup.pids().len();
+    let spec = TestSpec::shell("setsid sleep 2000 & sleep 3000");
+    let running = || container.cgroup.pids().len() >= alone + 2;
+    let ended = || container.cgroup.pids().len() == alone;
+    let moment = Duration::from_millis(10);
+    {
+        let exec = pod.exec(&container, &spec);
+        tokio::pin!(exec);
+        while !running() {
+            assert!(tokio::time::timeout(moment, &mut exec).await.is_err());
+        }
+    }
+    assert!(wait_until(ended), "{:?}", container.cgroup.pids());
+    let (other, _) = Monitor::connect(&pod.state_dir()).await.unwrap();
+    let first = std::mem::replace(&mut pod.monitor, other);
+    {
+        let exec = pod.exec(&container, &spec);
+        tokio::pin!(exec);
+        while !running() {
+            assert!(tokio::time::timeout(moment, &mut exec).await.is_err());
+        }
+        assert_eq!(super::life::shut_connections(first.pid()), 1);
+        let lost = tokio::time::timeout(Duration::from_secs(10), exec).await;
+        assert!(matches!(lost, Ok(Err(MonitorError::Lost))), "{lost:?}");
+    }
+    assert!(wait_until(ended), "{:?}", container.cgroup.pids());
+    pod.monitor = first;
     pod.end().await;
 }

@@ -311,7 +311,7 @@ pub(crate) async fn broken_connection_comes_back(launcher: Kind) {
 }
 
 /// Shuts this process's sockets that are connected to a process.
-fn shut_connections(peer: i32) -> usize {
+pub(super) fn shut_connections(peer: i32) -> usize {
     let own = rustix::process::getpid();
     let own = rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty()).unwrap();
     let shut = |number: &i32| {

@@ -1,7 +1,5 @@
 //! What a process that was run hands over, once its program runs.
 
-use std::os::fd::AsFd;
-
 use runtime::protocol::HandoverExec;
 use runtime::sys::fds::Inherited;
 use rustix::event::{PollFd, PollFlags};
@@ -9,11 +7,10 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::time::Timespec;
 
-use super::{Exec, Reader};
+use super::Exec;
 use crate::connection::ReplyTo;
 use crate::container::raw;
 use crate::handover::Kept;
-use crate::reactor::{Key, Reactor, Source};
 
 impl Exec {
     /// Whether its program runs: nothing more will be reported of its making.
@@ -27,12 +24,10 @@ impl Exec {
 
     /// The process, for the next program.
     pub(crate) fn hand_over(&self, kept: &mut Kept) -> HandoverExec {
-        let output = self.reader.as_ref().map(|reader| &reader.output);
         HandoverExec {
             container: self.container.clone(),
             pid: raw(self.pid),
             report: kept.add(&self.report),
-            output: output.map(|output| kept.add(output)),
             deadline: self.deadline,
             timed_out: self.timed_out,
             killed: self.killed,
@@ -40,32 +35,18 @@ impl Exec {
         }
     }
 
-    /// The process that the program before gave; `key` is its output's.
-    pub(crate) fn resume(
-        key: Key,
-        exec: HandoverExec,
-        fds: &mut Inherited,
-        reactor: &mut Reactor,
-    ) -> Result<(Pid, Self), Errno> {
+    /// The process that the program before gave.
+    pub(crate) fn resume(exec: HandoverExec, fds: &mut Inherited) -> Result<(Pid, Self), Errno> {
         let HandoverExec {
             container,
             pid,
             report,
-            output,
             deadline,
             timed_out,
             killed,
             asked,
         } = exec;
         let pid = Pid::from_raw(pid).ok_or(Errno::BADMSG)?;
-        let reader = match output {
-            Some(output) => {
-                let output = fds.take(output)?;
-                let token = reactor.watch(output.as_fd(), Source::Unread(key))?;
-                Some(Reader { key, output, token })
-            }
-            None => None,
-        };
         let exec = Self {
             container,
             pid,
@@ -73,7 +54,6 @@ impl Exec {
             problem: None,
             plan: None,
             report: fds.take(report)?,
-            reader,
             deadline,
             timed_out,
             killed,

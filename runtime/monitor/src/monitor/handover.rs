@@ -124,8 +124,7 @@ impl Monitor {
             monitor.leaving.push_back(resumed);
         }
         for exec in execs {
-            let key = monitor.new_key();
-            let (pid, exec) = Exec::resume(key, exec, fds, &mut monitor.reactor)?;
+            let (pid, exec) = Exec::resume(exec, fds)?;
             monitor.execs.insert(raw(pid), exec);
         }
         Ok(monitor)

@@ -275,9 +275,6 @@ pub struct HandoverExec {
     /// What its maker reported by.
     #[prost(int32, tag = "3")]
     pub report: i32,
-    /// Its output, watched for the reader's end.
-    #[prost(int32, optional, tag = "4")]
-    pub output: Option<i32>,
     /// When its time is up, monotonic nanoseconds.
     #[prost(uint64, optional, tag = "5")]
     pub deadline: Option<u64>,
