@@ -7,7 +7,7 @@
 //! lives, whether somebody has it open or not; a grandchild that holds a stream
 //! open after an exit is read on. What memory output takes is bounded: buffers
 //! that all streams share, and for a container whose log is full one read and its
-//! records ([`MOST_HELD`]).
+//! records, which is some 200 KiB at most.
 
 mod handover;
 
