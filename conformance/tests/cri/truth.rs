@@ -280,6 +280,34 @@ fn a_value_that_is_not_utf_8_arrives_as_it_is() {
 }
 
 #[test]
+fn the_nodes_processes_are_for_pods_that_have_them() {
+    with_engine(async |rig| {
+        let sandbox = rig.sandbox("own-pids");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let options = security(&mut config).namespace_options.as_mut();
+        options.expect("namespaces").pid = v1::NamespaceMode::Node as i32;
+        let refused = rig.client.create(&pod, &config, &sandbox).await;
+        let refused = refused.expect_err("the pod has no hostPID");
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+        assert!(refused.message().contains("pid"), "{refused}");
+    });
+}
+
+#[test]
+fn shared_memory_may_be_executed_from_and_no_link_of_dev_leads_nowhere() {
+    with_engine(async |rig| {
+        let (_, id) = rig.running("dev", &["/bin/sleep", "1000"]).await;
+        let script = "cat /bin/busybox > /dev/shm/sh; chmod 755 /dev/shm/sh; /dev/shm/sh -c 'echo ran'; \
+                      for link in /dev/*; do if [ -L $link ] && ! [ -e $link ]; then echo dangling $link; fi; done";
+        // Those of standard streams lead to what an exec has closed or not.
+        let said = says(rig, &id, &["sh", "-c", script]).await;
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains("std")).collect();
+        assert_eq!(said, ["ran"]);
+    });
+}
+
+#[test]
 fn a_relative_working_directory_of_an_image_is_refused() {
     let extras = Extras {
         config: json!({ "WorkingDir": "srv" }),

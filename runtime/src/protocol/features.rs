@@ -21,12 +21,15 @@ impl Features {
     pub const UPGRADE: Self = Self(1 << 1);
     /// A process that was run can be ended.
     pub const CANCEL_EXEC: Self = Self(1 << 2);
+    /// Processes that are run get the flags of the container's seccomp filter.
+    pub const SECCOMP_FLAGS: Self = Self(1 << 3);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 3] = [
+    const NAMES: [(Self, &'static str); 4] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
+        (Self::SECCOMP_FLAGS, "flags of a seccomp filter"),
     ];
 
     /// What this build knows.
@@ -79,6 +82,7 @@ impl Features {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
+            Body::Create(order) if order.seccomp_flags != 0 => Self::SECCOMP_FLAGS,
             _ => Self::default(),
         }
     }
@@ -96,7 +100,11 @@ mod tests {
         assert_eq!(newer.missing_in(Features::known()), ["feature 63"]);
         assert_eq!(
             Features::known().missing_in(Features::LOG_DESCRIPTOR),
-            ["upgrade in place", "ending a process that was run"]
+            [
+                "upgrade in place",
+                "ending a process that was run",
+                "flags of a seccomp filter"
+            ]
         );
     }
 
