@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod client;
 pub mod devices;
 pub mod exec;
+pub mod executable;
 pub mod exit;
 pub mod frozen;
 pub mod launcher;

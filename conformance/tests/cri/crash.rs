@@ -282,6 +282,62 @@ fn a_sandbox_whose_record_is_damaged_is_listed_and_can_be_removed() {
 }
 
 #[test]
+fn a_container_whose_record_is_damaged_is_ended_and_can_be_made_again() {
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("lost", &["/bin/sleep", "1000"]).await;
+        rig.engine.kill().expect("kill");
+        let file = format!("root/pods/{pod}/containers/{id}.json");
+        std::fs::write(rig.engine.path(&file), "\0\0\0").expect("damage");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let scope = format!("/{id}");
+        let gone = conformance::eventually(DEADLINE, async || {
+            let table = std::fs::read_dir("/proc").ok()?.flatten();
+            let mut lists =
+                table.filter_map(|entry| std::fs::read_to_string(entry.path().join("cgroup")).ok());
+            let runs = lists.any(|list| list.contains(&scope));
+            (!runs && !rig.engine.path(&file).exists()).then_some(())
+        });
+        gone.await.expect("nothing of it runs unseen");
+        let sandbox = rig.sandbox("lost");
+        let config = rig.container("main", &["/bin/sleep", "1000"]);
+        rig.started(&pod, &config, &sandbox).await;
+    });
+}
+
+#[test]
+fn a_pod_whose_first_process_has_ended_is_not_ready() {
+    with_own_engine(async |rig| {
+        let mut sandbox = rig.sandbox("headless");
+        let linux = sandbox.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a security context");
+        let options = context.namespace_options.as_mut().expect("namespaces");
+        options.pid = v1::NamespaceMode::Pod as i32;
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let linux = config.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a security context");
+        let options = context.namespace_options.as_mut().expect("namespaces");
+        options.pid = v1::NamespaceMode::Pod as i32;
+        let id = rig.started(&pod, &config, &sandbox).await;
+        // No signal of a container ends it.
+        let script = "kill -TERM 1; kill -INT 1; kill -KILL 1; sleep 0.3; echo alive";
+        let said = rig.client.exec(&id, &["sh", "-c", script], 5).await;
+        assert!(said.expect("exec").stdout.contains("alive"));
+        let state = rig.client.pod(&pod).await.expect("status").status;
+        assert_eq!(
+            state.expect("there").state,
+            v1::PodSandboxState::SandboxReady as i32
+        );
+        let record = rig.engine.path("root/pods").join(&pod).join("pod.json");
+        let init = newest(&std::fs::read_to_string(record).expect("record"))["init_pid"].as_i64();
+        let init = i32::try_from(init.expect("a PID 1")).expect("a pid");
+        kill(Pid::from_raw(init), Signal::SIGKILL).expect("end it from the node");
+        assert_eq!(rig.exited(&id).await.exit_code, 137);
+        rig.assert_not_ready(&pod).await;
+    });
+}
+
+#[test]
 fn what_another_boot_left_damaged_is_given_back_unasked() {
     with_own_engine(async |rig| {
         let (pod, _) = rig.running("lost", &["/bin/sleep", "1000"]).await;

@@ -369,7 +369,7 @@ fn inputs<'a>(
 
 /// Whether a process is still the one that was meant: a number may have been given
 /// to another since, but not the cgroup of this id.
-fn is_in_cgroup(pid: i32, id: &str) -> bool {
+pub(super) fn is_in_cgroup(pid: i32, id: &str) -> bool {
     let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     // Or one below it: systemd in a container moves itself.
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +23,12 @@ const MAX_STREAM: usize = 16 * 1024 * 1024;
 /// The most that is answered of both: what the kubelet takes as one message, with
 /// room for the rest of it.
 const MAX_ANSWER: usize = proto::MAX_MESSAGE_BYTES - 1024;
+
+/// The most that is kept of all streams at once: commands that flood must not fill the
+/// node's memory, however many run.
+const MAX_KEPT: usize = 128 * 1024 * 1024;
+/// What is kept now.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// Room for the word about what was cut off.
 const WORD: usize = 128;
@@ -90,8 +97,8 @@ pub(crate) async fn exec_sync(
                 tracing::warn!(container = %container.id, stdout = lost.0, stderr = lost.1, "bytes of a command's output were cut off");
             }
             Ok(Output {
-                stdout: out.bytes.into(),
-                stderr: err.bytes.into(),
+                stdout: std::mem::take(&mut out.bytes).into(),
+                stderr: std::mem::take(&mut err.bytes).into(),
                 exit_code: code,
             })
         }
@@ -135,11 +142,27 @@ fn half_blocking_pipe() -> io::Result<(Receiver, OwnedFd)> {
     Ok((Receiver::from_owned_fd(read)?, write))
 }
 
+/// Takes room for bytes of a stream, as much as there is.
+fn room(wanted: usize) -> usize {
+    let take = |kept: usize| Some(kept + wanted.min(MAX_KEPT.saturating_sub(kept)));
+    match KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+        Ok(before) | Err(before) => wanted.min(MAX_KEPT.saturating_sub(before)),
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        KEPT.fetch_sub(self.reserved, Ordering::Relaxed);
+    }
+}
+
 struct Collector {
     pipe: Receiver,
     bytes: Vec<u8>,
     /// Bytes that were thrown away.
     lost: u64,
+    /// Its part of what is kept of all streams.
+    reserved: usize,
     finished: bool,
 }
 
@@ -149,6 +172,7 @@ impl Collector {
             pipe,
             bytes: Vec::new(),
             lost: 0,
+            reserved: 0,
             finished: false,
         }
     }
@@ -184,7 +208,8 @@ impl Collector {
         match self.pipe.try_read(&mut buffer) {
             Ok(0) => self.finished = true,
             Ok(read) => {
-                let kept = read.min(MAX_STREAM - self.bytes.len());
+                let kept = room(read.min(MAX_STREAM.saturating_sub(self.bytes.len())));
+                self.reserved += kept;
                 self.bytes.extend_from_slice(&buffer[..kept]);
                 self.lost += (read - kept) as u64;
                 return true;
@@ -202,10 +227,9 @@ mod tests {
 
     fn collector(bytes: usize) -> Collector {
         let (receiver, _) = half_blocking_pipe().unwrap();
-        Collector {
-            bytes: vec![b'x'; bytes],
-            ..Collector::new(receiver)
-        }
+        let mut collector = Collector::new(receiver);
+        collector.bytes = vec![b'x'; bytes];
+        collector
     }
 
     #[tokio::test]

@@ -316,14 +316,27 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
         path: path.to_owned(),
         source,
     })?;
-    let Versioned { version: found } = last(&text, serde_json::from_slice).map_err(parse)?;
-    if found != VERSION {
-        return Err(RecordError::Version {
-            path: path.to_owned(),
-            found,
-        });
+    // A line that is damaged is passed over for the one before, whose intents cover
+    // what may have happened since; one of another version is not.
+    let mut newest = None;
+    for line in text.rsplit(|byte| *byte == b'\n') {
+        let parsed = match serde_json::from_slice::<Versioned>(line) {
+            Ok(Versioned { version }) if version != VERSION => {
+                return Err(RecordError::Version {
+                    path: path.to_owned(),
+                    found: version,
+                });
+            }
+            Ok(_) => serde_json::from_slice(line),
+            Err(error) => Err(error),
+        };
+        match parsed {
+            Ok(record) => return Ok(record),
+            Err(error) => drop(newest.get_or_insert(error)),
+        }
     }
-    last(&text, serde_json::from_slice).map_err(parse)
+    let empty = || serde_json::Error::io(io::ErrorKind::UnexpectedEof.into());
+    Err(parse(newest.unwrap_or_else(empty)))
 }
 
 #[cfg(test)]
@@ -352,6 +365,15 @@ mod tests {
         }
         write(&path, &record(4)).expect("written");
         assert_eq!(states(&path).expect("read"), record(4));
+        // What is damaged, or no record, is passed over.
+        for damage in ["\n\0\0\0\0", "\n{\"other\":1}"] {
+            let text = std::fs::read(&path).expect("read");
+            std::fs::write(&path, [&text[..], damage.as_bytes()].concat()).expect("written");
+            assert_eq!(states(&path).expect("read"), record(4));
+        }
+        let newer = serde_json::json!({"version": VERSION + 1});
+        write(&path, &newer).expect("written");
+        assert!(matches!(states(&path), Err(RecordError::Version { .. })));
         std::fs::write(&path, "{\"version\":1,").expect("written");
         assert!(matches!(states(&path), Err(RecordError::Parse { .. })));
     }

@@ -161,6 +161,7 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<ones
     let same_boot = record.boot_id == engine.boot_id;
     let monitored = same_boot && record.phase != Phase::Stopped;
     let containers = containers(engine, dir, &record.id);
+    unreadable::end_containers(engine, &record.id, dir, &containers);
     if !same_boot && !matches!(record.phase, Phase::Starting | Phase::Stopped) {
         // Nothing runs any more; what plugins keep on disk is given back by the
         // pod's task, which tries again until it is.

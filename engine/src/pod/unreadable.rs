@@ -1,7 +1,8 @@
 //! Sandboxes whose record cannot be read: cut short by a power loss, damaged, or written
 //! by a newer engine.
 //!
-//! They are listed as NOTREADY and keep their identity, so that no second sandbox
+//! They are listed as NOTREADY, with their containers as those are recorded, and keep
+//! their identity where the rest of the record tells it, so that no second sandbox
 //! starts beside what may still run. Whoever stops or removes one ends all that bears
 //! its id: the monitor, cgroups, network, mounts and writable layers are all named by it. After
 //! another boot nothing of it runs, and that is done at once. Until then a crash, or a
@@ -14,12 +15,12 @@ use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
 use super::error::PodError;
-use super::record::PodDir;
+use super::record::{ContainerRecord, PodDir};
 use super::task::{Command, refuse};
-use super::view::PodView;
+use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
 use crate::engine::{Engine, blocking, blocking_with, on_disk};
-use crate::ids::PodId;
+use crate::ids::{ContainerId, PodId};
 use crate::model::{IpcMode, NetworkMode, Pairs, PidMode, SandboxConfig, SandboxKey};
 
 /// How long a monitor may take to end what it has.
@@ -55,6 +56,65 @@ pub(super) fn give_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) {
     });
 }
 
+/// Ends the containers of a readable sandbox whose own records cannot be read: nothing
+/// is known of them, so that they could not be listed, stopped or run into again.
+pub(super) fn end_containers(
+    engine: &Arc<Engine>,
+    pod: &PodId,
+    dir: &PodDir,
+    known: &[ContainerRecord],
+) {
+    let mut lost = dir.container_ids();
+    lost.retain(|id| known.iter().all(|record| record.id.as_str() != id));
+    if lost.is_empty() {
+        return;
+    }
+    tracing::error!(%pod, ?lost, "containers whose records cannot be read are ended and removed");
+    let (engine, pod, dir) = (Arc::clone(engine), pod.clone(), dir.clone());
+    tokio::spawn(async move {
+        let mut backoff = Backoff::default();
+        while let Err(error) = remove_containers(&engine, &dir, &lost).await {
+            let reason = crate::network::chain(&error);
+            tracing::warn!(%pod, reason, "containers without readable records are not given back yet");
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    });
+}
+
+async fn remove_containers(
+    engine: &Arc<Engine>,
+    dir: &PodDir,
+    ids: &[String],
+) -> Result<(), PodError> {
+    end_cgroups(engine, ids.to_vec()).await?;
+    give_layers_back(engine, ids).await?;
+    for id in ids
+        .iter()
+        .filter_map(|id| ContainerId::try_from(id.as_str()).ok())
+    {
+        let dir = dir.clone();
+        blocking(move || Ok(dir.remove_container(&id)?)).await?;
+    }
+    Ok(())
+}
+
+/// Kills what is in the cgroups that bear these names, and removes them.
+async fn end_cgroups(engine: &Arc<Engine>, names: Vec<String>) -> Result<(), PodError> {
+    blocking_with(engine, move |engine| {
+        let mut found = names.iter().flat_map(|name| engine.cgroups.find(name));
+        found.try_for_each(|cgroup| teardown::kill_and_remove(engine, cgroup.path()))
+    })
+    .await
+}
+
+async fn give_layers_back(engine: &Engine, containers: &[String]) -> Result<(), PodError> {
+    for container in containers {
+        engine.images.remove_snapshot(container).await?;
+        engine.images.release(container);
+    }
+    Ok(())
+}
+
 fn unknown(id: &PodId) -> SandboxConfig {
     SandboxConfig {
         key: SandboxKey {
@@ -79,6 +139,10 @@ fn unknown(id: &PodId) -> SandboxConfig {
 }
 
 fn publish(engine: &Engine, id: &PodId, config: SandboxConfig, reason: &str) {
+    // As they are recorded: nobody says more of them.
+    let containers = engine.pod_dir(id).read_containers().into_iter();
+    let containers = containers.filter_map(Result::ok);
+    let containers = containers.map(|record| Arc::new(ContainerView::of(&record, id)));
     engine.index.publish(&Arc::new(PodView {
         id: id.clone(),
         transition: engine.index.next_transition(),
@@ -91,7 +155,7 @@ fn publish(engine: &Engine, id: &PodId, config: SandboxConfig, reason: &str) {
         netns: None,
         ips: Vec::new(),
         monitor: None,
-        containers: Vec::new(),
+        containers: containers.collect(),
     }));
 }
 
@@ -139,13 +203,7 @@ async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodEr
     let containers = dir.container_ids();
     let mut names = containers.clone();
     names.push(id.to_string());
-    blocking_with(engine, move |engine| {
-        let found = names.iter().flat_map(|name| engine.cgroups.find(name));
-        found
-            .map(|cgroup| teardown::kill_and_remove(engine, cgroup.path()))
-            .collect::<Result<Vec<()>, _>>()
-    })
-    .await?;
+    end_cgroups(engine, names).await?;
     let netns = engine.netns(id);
     engine.network.detach_unrecorded(id, &netns).await?;
     let own = id.clone();
@@ -154,9 +212,5 @@ async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodEr
         teardown::remove_state(engine, &own)
     })
     .await?;
-    for container in &containers {
-        engine.images.remove_snapshot(container).await?;
-        engine.images.release(container);
-    }
-    Ok(())
+    give_layers_back(engine, &containers).await
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use runtime::client::Monitor;
 
 use super::machine::State;
-use super::record::User;
+use super::record::{ContainerRecord, User};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{Bytes, ContainerConfig, Resources, SandboxConfig};
 
@@ -33,6 +33,31 @@ pub(crate) struct ContainerView {
     pub(crate) pid: Option<i32>,
     pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
     pub(crate) raw_environment: Option<Arc<Vec<Bytes>>>,
+}
+
+impl ContainerView {
+    /// What a record says.
+    pub(crate) fn of(record: &ContainerRecord, pod: &PodId) -> Self {
+        Self {
+            id: record.id.clone(),
+            pod: pod.clone(),
+            state: record.state.clone(),
+            config: Arc::clone(&record.config),
+            resources: record.config.resources.clone(),
+            image_id: record.image_id.clone(),
+            image_ref: record.image_ref.clone(),
+            image_name: record.image_name.clone(),
+            created_at: record.created_at,
+            cgroup: record.cgroup.clone(),
+            log_path: record.log_path.clone(),
+            log_stalled: false,
+            stop_signal: record.stop_signal,
+            user: record.user.clone(),
+            pid: None,
+            process: record.process.clone(),
+            raw_environment: record.raw_environment.clone(),
+        }
+    }
 }
 
 /// A sandbox and its containers at one moment.

@@ -9,8 +9,10 @@ use super::{Inputs, SpecError};
 use crate::convert::MAX_ID;
 use crate::model::RunAs;
 
-/// A user database larger than this is none.
-const MAX_FILE: u64 = 16 * 1024 * 1024;
+/// The most that is read of a user database: tens of thousands of lines.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+/// The kernel takes no more groups of a process.
+const MAX_GROUPS: usize = 65_536;
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
@@ -24,24 +26,43 @@ pub(super) struct Account {
     pub(super) home: String,
 }
 
-struct Passwd {
-    name: String,
+/// A line of /etc/passwd.
+struct Passwd<'a> {
+    name: &'a str,
     uid: u32,
     gid: u32,
-    home: String,
+    home: &'a str,
 }
 
-struct Group {
-    name: String,
+/// A line of /etc/group.
+struct Group<'a> {
+    name: &'a str,
     gid: u32,
-    members: Vec<String>,
+    members: &'a str,
 }
 
-/// The two user databases.
+impl Group<'_> {
+    fn has(&self, user: &str) -> bool {
+        self.members.split(',').any(|member| member == user)
+    }
+}
+
+/// The two user databases as text, of which only what is asked for is looked at: an
+/// image may fill them with whatever it likes.
 #[derive(Default)]
 struct Databases {
-    passwd: Vec<Passwd>,
-    groups: Vec<Group>,
+    passwd: String,
+    groups: String,
+}
+
+impl Databases {
+    fn users(&self) -> impl Iterator<Item = Passwd<'_>> {
+        self.passwd.lines().filter_map(passwd)
+    }
+
+    fn groups(&self) -> impl Iterator<Item = Group<'_>> {
+        self.groups.lines().filter_map(group)
+    }
 }
 
 /// A user or a group as a request or an image names it.
@@ -54,8 +75,8 @@ enum Named<'a> {
 /// The account a container runs as.
 pub(super) fn resolve(inputs: &Inputs<'_>, seen: &Seen<'_>) -> Result<Account, SpecError> {
     let databases = Databases {
-        passwd: passwd(&read(seen, PASSWD)?),
-        groups: groups(&read(seen, GROUP)?),
+        passwd: read(seen, PASSWD)?,
+        groups: read(seen, GROUP)?,
     };
     let image = inputs.image.config().as_ref();
     let image_user = image.and_then(|config| config.user().clone());
@@ -79,7 +100,6 @@ struct Asked<'a> {
 }
 
 fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account, SpecError> {
-    let Databases { passwd, groups } = databases;
     let (of_image, group_of_image) = image.split_once(':').unwrap_or((image, ""));
     let user = match asked.user {
         RunAs::Uid(uid) => Named::Id(*uid),
@@ -88,10 +108,10 @@ fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account
         RunAs::Image => named("user", of_image)?,
     };
     let entry = match user {
-        Named::Id(uid) => passwd.iter().find(|entry| entry.uid == uid),
-        Named::Name(name) => passwd.iter().find(|entry| entry.name == name),
+        Named::Id(uid) => databases.users().find(|entry| entry.uid == uid),
+        Named::Name(name) => databases.users().find(|entry| entry.name == name),
     };
-    let uid = match (user, entry) {
+    let uid = match (user, &entry) {
         (Named::Id(uid), _) => uid,
         (Named::Name(_), Some(entry)) => entry.uid,
         (Named::Name(name), None) => return Err(no_such("user", name, PASSWD)),
@@ -99,20 +119,21 @@ fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account
     let gid = match asked.group {
         Some(gid) => gid,
         None if *asked.user == RunAs::Image && !group_of_image.is_empty() => {
-            group_id(group_of_image, groups)?
+            group_id(group_of_image, databases)?
         }
-        None => entry.map_or(0, |entry| entry.gid),
+        None => entry.as_ref().map_or(0, |entry| entry.gid),
     };
     let mut all = asked.supplemental.to_vec();
     all.push(gid);
-    if let (false, Some(entry)) = (asked.strict, entry) {
-        let member = |group: &&Group| group.members.contains(&entry.name);
-        all.extend(groups.iter().filter(member).map(|group| group.gid));
+    if let (false, Some(entry)) = (asked.strict, &entry) {
+        let of_user = databases.groups().filter(|group| group.has(entry.name));
+        let room = MAX_GROUPS.saturating_sub(all.len());
+        all.extend(of_user.map(|group| group.gid).take(room));
     }
     all.sort_unstable();
     all.dedup();
     checked(uid, &all)?;
-    let home = entry.map(|entry| entry.home.as_str());
+    let home = entry.map(|entry| entry.home);
     Ok(Account {
         uid,
         gid,
@@ -149,11 +170,11 @@ fn checked(uid: u32, groups: &[u32]) -> Result<(), SpecError> {
     }
 }
 
-fn group_id(group: &str, groups: &[Group]) -> Result<u32, SpecError> {
+fn group_id(group: &str, databases: &Databases) -> Result<u32, SpecError> {
     match named("group", group)? {
         Named::Id(gid) => Ok(gid),
         Named::Name(name) => {
-            let known = groups.iter().find(|known| known.name == name);
+            let known = databases.groups().find(|known| known.name == name);
             known
                 .map(|known| known.gid)
                 .ok_or_else(|| no_such("group", name, GROUP))
@@ -169,37 +190,23 @@ fn no_such(what: &'static str, name: &str, file: &'static str) -> SpecError {
     }
 }
 
-fn passwd(text: &str) -> Vec<Passwd> {
-    let parse = |line: &str| {
-        let mut parts = line.split(':');
-        let name = parts.next()?.to_owned();
-        let uid = parts.nth(1)?.parse().ok()?;
-        let gid = parts.next()?.parse().ok()?;
-        let home = parts.nth(1).unwrap_or_default().to_owned();
-        Some(Passwd {
-            name,
-            uid,
-            gid,
-            home,
-        })
-    };
-    text.lines().filter_map(parse).collect()
+fn passwd(line: &str) -> Option<Passwd<'_>> {
+    let mut parts = line.split(':');
+    Some(Passwd {
+        name: parts.next()?,
+        uid: parts.nth(1)?.parse().ok()?,
+        gid: parts.next()?.parse().ok()?,
+        home: parts.nth(1).unwrap_or_default(),
+    })
 }
 
-fn groups(text: &str) -> Vec<Group> {
-    let parse = |line: &str| {
-        let mut parts = line.split(':');
-        let name = parts.next()?.to_owned();
-        let gid = parts.nth(1)?.parse().ok()?;
-        let members = parts
-            .next()
-            .unwrap_or_default()
-            .split(',')
-            .map(str::to_owned)
-            .collect();
-        Some(Group { name, gid, members })
-    };
-    text.lines().filter_map(parse).collect()
+fn group(line: &str) -> Option<Group<'_>> {
+    let mut parts = line.split(':');
+    Some(Group {
+        name: parts.next()?,
+        gid: parts.nth(1)?.parse().ok()?,
+        members: parts.next().unwrap_or_default(),
+    })
 }
 
 /// A user database as text; empty where the container has none.
@@ -207,7 +214,8 @@ fn read(seen: &Seen<'_>, file: &'static str) -> Result<String, SpecError> {
     let bytes = seen
         .read(file, MAX_FILE)
         .map_err(|source| SpecError::UserDatabase { file, source })?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 #[cfg(test)]
@@ -216,8 +224,8 @@ mod tests {
 
     fn databases(passwd: &str, group: &str) -> Databases {
         Databases {
-            passwd: super::passwd(passwd),
-            groups: groups(group),
+            passwd: passwd.to_owned(),
+            groups: group.to_owned(),
         }
     }
 
@@ -279,14 +287,26 @@ mod tests {
 
     #[test]
     fn broken_lines_of_the_database_are_passed_over() {
-        let users = passwd("root:x:0:0::/root:/bin/sh\n\nbroken\nx:y:z\nu:x:7:8:g:/home/u:\n");
+        let all = databases(
+            "root:x:0:0::/root:/bin/sh\n\nbroken\nx:y:z\nu:x:7:8:g:/home/u:\n",
+            "wheel:x:10:root,u\nempty:x:11:\nbad\n",
+        );
+        let users: Vec<_> = all.users().collect();
         assert_eq!(users.len(), 2);
         assert_eq!(
-            (users[1].uid, users[1].gid, users[1].home.as_str()),
+            (users[1].uid, users[1].gid, users[1].home),
             (7, 8, "/home/u")
         );
-        let all = groups("wheel:x:10:root,u\nempty:x:11:\nbad\n");
-        assert_eq!(all.len(), 2);
-        assert_eq!(all[0].members, ["root", "u"]);
+        let groups: Vec<_> = all.groups().collect();
+        assert_eq!(groups.len(), 2);
+        assert!(groups[0].has("u") && groups[0].has("root") && !groups[0].has("oot"));
+    }
+
+    #[test]
+    fn a_database_that_puts_a_user_in_every_group_is_cut_at_the_kernels_limit() {
+        let lines: String = (0..100_000).map(|gid| format!("g:x:{gid}:u\n")).collect();
+        let hostile = databases("u:x:5:5::/:\n", &lines);
+        let got = account(&RunAs::Image, "u", &hostile).expect("an account");
+        assert_eq!(got.groups.len(), MAX_GROUPS);
     }
 }

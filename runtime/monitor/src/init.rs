@@ -2,7 +2,8 @@
 //!
 //! The same executable in another life: PID 1 of a pid namespace, in a mount
 //! namespace whose root is empty and read-only, without capabilities, as
-//! nobody. Reaps, and ends on SIGTERM, SIGINT or SIGKILL; with it the kernel
+//! nobody. Reaps, and ends on the node's SIGKILL only: no signal of a container
+//! reaches the first process of its namespace that has no handler. With it the kernel
 //! ends the namespace. Containers see it as process 1: it has nothing to take.
 
 use std::ffi::CString;
@@ -68,7 +69,7 @@ fn wait_ready(ready: &OwnedFd) -> bool {
 
 /// The init's life.
 pub(crate) fn run() -> ExitCode {
-    match become_init().and_then(|signals| reap_until_told(&signals)) {
+    match become_init().and_then(|signals| reap_for_ever(&signals)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -79,9 +80,7 @@ fn become_init() -> Result<SigSet, Errno> {
     runtime::sys::signals::reset_all()?;
     // PID 1 only gets signals that it blocks or handles.
     let mut signals = SigSet::empty();
-    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
-        signals.add(signal);
-    }
+    signals.add(Signal::SIGCHLD);
     signals
         .thread_block()
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
@@ -146,14 +145,11 @@ fn give_up_privileges() -> Result<(), Errno> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
 }
 
-fn reap_until_told(signals: &SigSet) -> Result<(), Errno> {
+fn reap_for_ever(signals: &SigSet) -> Result<(), Errno> {
     loop {
         while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
-        let signal = signals
+        signals
             .wait()
             .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
-        if signal != Signal::SIGCHLD {
-            return Ok(());
-        }
     }
 }

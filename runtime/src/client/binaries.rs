@@ -1,6 +1,6 @@
 //! The executables of monitor and launcher helper, held in memory.
 //!
-//! Owns sealed copies, so that an upgrade of the files never mixes versions
+//! Owns copies that nobody can change, so that an upgrade of the files never mixes versions
 //! and no container can change what the next one is started by. Writes
 //! nothing; a crash leaves nothing.
 
@@ -13,8 +13,8 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use super::error::BinariesError;
+use crate::executable;
 use crate::launcher::version_line;
-use crate::protocol::sealed_executable;
 
 /// Sealed copies of `slipway-monitor` and `slipway-libcontainer`.
 #[derive(Debug)]
@@ -76,17 +76,17 @@ fn load_one(dir: &Path, name: &str, digest: &mut Sha256) -> Result<OwnedFd, Bina
         path: path.clone(),
         source,
     })?;
-    let memfd = sealed_executable(name, &bytes).map_err(|source| BinariesError::Copy {
+    let copy = executable::copy(name, &bytes).map_err(|source| BinariesError::Copy {
         path: path.clone(),
         source,
     })?;
     digest.update(&bytes);
-    check_version(&path, name, memfd.as_fd())?;
-    Ok(memfd)
+    check_version(&path, name, copy.as_fd())?;
+    Ok(copy)
 }
 
-fn check_version(path: &Path, name: &str, memfd: BorrowedFd<'_>) -> Result<(), BinariesError> {
-    let output = Command::new(executable_path(memfd))
+fn check_version(path: &Path, name: &str, copy: BorrowedFd<'_>) -> Result<(), BinariesError> {
+    let output = Command::new(executable_path(copy))
         .arg("--version")
         .env_clear()
         .stdin(Stdio::null())
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn another_version_is_refused_and_both_are_named() {
         let dir = tempfile::tempdir().unwrap();
-        // The kernel starts a script's interpreter with a path to the memfd
+        // The kernel starts a script's interpreter with a path to the copy
         // that is closed by then: it prints nothing, which is no version.
         script(
             dir.path(),

@@ -20,7 +20,7 @@ pub enum BinariesError {
         /// Why.
         source: io::Error,
     },
-    /// The sealed copy cannot be made.
+    /// The copy cannot be made.
     #[error("copy {} into memory", path.display())]
     Copy {
         /// Of which.

@@ -213,7 +213,7 @@ pub struct CancelExec {
 /// Another build to go on as.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Upgrade {
-    /// Slot of the executable, a sealed memfd.
+    /// Slot of the executable.
     #[prost(uint32, optional, tag = "1")]
     pub executable: Option<u32>,
     /// Which build it is.

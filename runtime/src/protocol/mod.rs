@@ -17,7 +17,7 @@ pub use messages::*;
 pub(crate) use socket::read_memfd;
 pub use socket::{
     Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, receive,
-    sealed_executable, sealed_memfd, send,
+    sealed_memfd, send,
 };
 
 /// The version that this build speaks.

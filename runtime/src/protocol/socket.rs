@@ -220,20 +220,6 @@ pub fn sealed_memfd(name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
     seal(rustix::fs::memfd_create(name, SEALABLE)?, bytes)
 }
 
-/// The same, to be executed.
-///
-/// # Errors
-/// The kernel refuses the memory.
-pub fn sealed_executable(name: &str, bytes: &[u8]) -> Result<OwnedFd, Errno> {
-    // Machines may be set up to make memfds not executable unless asked to;
-    // kernels before 6.3 do not know the question.
-    let memfd = match rustix::fs::memfd_create(name, SEALABLE | MemfdFlags::EXEC) {
-        Err(Errno::INVAL) => rustix::fs::memfd_create(name, SEALABLE)?,
-        other => other?,
-    };
-    seal(memfd, bytes)
-}
-
 fn seal(memfd: OwnedFd, bytes: &[u8]) -> Result<OwnedFd, Errno> {
     let mut rest = bytes;
     while !rest.is_empty() {

@@ -385,23 +385,9 @@ impl Task {
         let record = &slot.record;
         slot.view = (record.state != State::Creating).then(|| {
             Arc::new(ContainerView {
-                id: id.clone(),
-                pod: self.record.id.clone(),
-                state: record.state.clone(),
-                config: Arc::clone(&record.config),
-                resources: record.config.resources.clone(),
-                image_id: record.image_id.clone(),
-                image_ref: record.image_ref.clone(),
-                image_name: record.image_name.clone(),
-                created_at: record.created_at,
-                cgroup: record.cgroup.clone(),
-                log_path: record.log_path.clone(),
-                log_stalled: slot.log_stalled,
-                stop_signal: record.stop_signal,
-                user: record.user.clone(),
                 pid: slot.pid,
-                process: record.process.clone(),
-                raw_environment: record.raw_environment.clone(),
+                log_stalled: slot.log_stalled,
+                ..ContainerView::of(record, &self.record.id)
             })
         });
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use runtime::client::ExitRecord;
 
+use super::super::container::is_in_cgroup;
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, State};
 use super::super::teardown;
@@ -18,6 +19,13 @@ use crate::ids::ContainerId;
 const KILL_PATIENCE: Duration = Duration::from_secs(4);
 /// The same once the engine has killed the cgroup: what the monitor says is truer.
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether a process has ended and was perhaps not reaped yet.
+fn is_dead(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map_or("X", |(_, rest)| rest);
+    state.starts_with(['Z', 'X'])
+}
 
 impl Task {
     pub(super) fn monitor_gone(&mut self) {
@@ -110,6 +118,22 @@ impl Task {
         if let Err(error) = self.step(id, Input::Exited(exit)) {
             tracing::debug!(container = %id, %error, "end without a monitor");
         }
+    }
+
+    /// Without PID 1 of its PID namespace a pod can have no process any more: it has
+    /// failed, and the kubelet makes another.
+    pub(super) fn fail_without_init(&mut self) {
+        let Some(init) = self.record.init_pid else {
+            return;
+        };
+        let lives = || is_in_cgroup(init, self.record.id.as_str()) && !is_dead(init);
+        if self.record.phase != Phase::Ready || on_disk(lives) {
+            return;
+        }
+        tracing::error!(pod = %self.record.id, "PID 1 of the pod's PID namespace has ended");
+        let reason = "PID 1 of the pod's shared PID namespace has ended".to_owned();
+        self.record.phase = Phase::Failed { reason };
+        self.keep_pod();
     }
 
     /// Sends SIGKILL and sees to it that it leads to something.

@@ -232,6 +232,7 @@ impl Task {
                 answer(&mut slot.creating, &Err(error));
                 answer(&mut slot.removing, &Ok(()));
             }
+            self.fail_without_init();
             return self.tear_down_when_ended();
         };
         // It stays, and is listed, until all of it is given back.
@@ -294,6 +295,7 @@ impl Task {
             Ok(())
         };
         self.job(work, |_: Result<(), PodError>| Done::Quiet);
+        self.fail_without_init();
         // Whoever asks next must see what they are told now.
         self.publish();
         if let Some(slot) = self.slots.get_mut(id) {
