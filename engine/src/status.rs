@@ -77,6 +77,8 @@ fn network_code(error: &NetworkError) -> Code {
         NetworkError::NothingAttached { .. }
         | NetworkError::Plugin { .. }
         | NetworkError::Result { .. } => Code::Unknown,
+        NetworkError::Survivor { .. } => Code::DeadlineExceeded,
+        NetworkError::Processes(_) => Code::Internal,
         NetworkError::Cache { .. } => disk_code(error),
     }
 }

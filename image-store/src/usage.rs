@@ -1,16 +1,21 @@
 //! What a directory tree occupies.
 //!
 //! Walks by descriptors and follows no link: the tree belongs to a container
-//! that may change it meanwhile, so what vanishes on the way is left out.
+//! that may change it meanwhile, so what vanishes on the way is left out. However deep
+//! the tree is, few directories are held open. The way back into one that was closed
+//! is `..`, taken only if it leads to that same directory: a rename leads nowhere else.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-const MAX_DEPTH: usize = 512;
+/// Directories that are held open at either end of the way from the top to where the walk
+/// is. From the lowest one of the first it goes on where the way back is lost.
+const HELD: usize = 128;
 /// Files with several names that are remembered. Of further ones each name counts
 /// for its share, which is the same where all names are in the tree.
 const MAX_SEEN: usize = 1 << 16;
@@ -26,25 +31,9 @@ pub struct Usage {
 
 /// Adds up a tree.
 pub(crate) fn usage(path: &Path) -> Result<Usage, Errno> {
-    usage_with(path, MAX_SEEN)
-}
-
-fn usage_with(path: &Path, remembered: usize) -> Result<Usage, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let top = rustix::fs::open(path, flags, Mode::empty())?;
-    let stat = rustix::fs::fstat(&top)?;
-    let mut walk = Walk {
-        total: Usage {
-            bytes: blocks(stat.st_blocks),
-            inodes: 1,
-        },
-        shares: 0,
-        seen: HashSet::new(),
-        remembered,
-    };
-    walk.add(&top, 0)?;
-    walk.total.inodes += walk.shares >> SHARE_BITS;
-    Ok(walk.total)
+    let mut walk = Walk::of(path, MAX_SEEN, HELD)?;
+    while walk.step()? {}
+    Ok(walk.sum())
 }
 
 fn blocks(count: i64) -> u64 {
@@ -54,45 +43,145 @@ fn blocks(count: i64) -> u64 {
 /// Shares of an inode are counted in this many bits after the point.
 const SHARE_BITS: u32 = 20;
 
+/// Device and inode.
+type Identity = (u64, u64);
+
+fn identity(stat: &Stat) -> Identity {
+    (stat.st_dev, stat.st_ino)
+}
+
+/// A directory on the way from the top to where the walk is.
+struct Level {
+    /// Its stream; `None` while it is closed, which should take little memory.
+    dir: Option<Box<Dir>>,
+    identity: Identity,
+    /// Where its stream goes on.
+    offset: i64,
+}
+
 struct Walk {
     total: Usage,
     /// Inodes of which each name counts for a part.
     shares: u64,
-    seen: HashSet<(u64, u64)>,
+    seen: HashSet<Identity>,
     remembered: usize,
+    /// The first `held` and the last `held` are open, but for those of the last that
+    /// the walk has yet to come back to.
+    levels: Vec<Level>,
+    /// The directories of `levels`. One of them that is moved to below where the walk is
+    /// is not entered again: two that change places again and again would have no end.
+    entered: HashSet<Identity>,
+    held: usize,
 }
 
 impl Walk {
-    fn add(&mut self, dir: &OwnedFd, depth: usize) -> Result<(), Errno> {
-        for item in Dir::read_from(dir)? {
-            let item = item?;
-            let name = item.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            let stat = match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => continue,
-                Err(e) => return Err(e),
-            };
-            let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-            self.count(&stat, is_dir);
-            if is_dir && depth < MAX_DEPTH {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-                    Ok(sub) => self.add(&sub, depth + 1)?,
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                    Err(e) => return Err(e),
-                }
+    fn of(path: &Path, remembered: usize, held: usize) -> Result<Self, Errno> {
+        let mut walk = Self {
+            total: Usage::default(),
+            shares: 0,
+            seen: HashSet::new(),
+            remembered,
+            levels: Vec::new(),
+            entered: HashSet::new(),
+            held,
+        };
+        let top = rustix::fs::open(path, flags(), Mode::empty())?;
+        walk.enter(top)?;
+        Ok(walk)
+    }
+
+    fn sum(&self) -> Usage {
+        let mut total = self.total;
+        total.inodes += self.shares >> SHARE_BITS;
+        total
+    }
+
+    /// Takes the next entry of the directory where the walk is; false at the end.
+    fn step(&mut self) -> Result<bool, Errno> {
+        let Some(level) = self.levels.last_mut() else {
+            return Ok(false);
+        };
+        match level.dir.as_mut().and_then(|dir| dir.read()) {
+            None => self.leave()?,
+            Some(entry) => {
+                let entry = entry?;
+                level.offset = entry.offset();
+                self.look_at(&entry)?;
             }
         }
+        Ok(true)
+    }
+
+    fn look_at(&mut self, entry: &DirEntry) -> Result<(), Errno> {
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            return Ok(());
+        }
+        let Some(Level { dir: Some(dir), .. }) = self.levels.last() else {
+            return Ok(());
+        };
+        if entry.file_type() != FileType::Directory {
+            let stat = match rustix::fs::statat(dir.fd()?, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => return Ok(()),
+                Err(e) => return Err(e),
+            };
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                self.count(&stat, false);
+                return Ok(());
+            }
+        }
+        match open_below(dir, name)? {
+            Some(sub) => self.enter(sub),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a directory and goes on with what is in it.
+    fn enter(&mut self, dir: OwnedFd) -> Result<(), Errno> {
+        let stat = rustix::fs::fstat(&dir)?;
+        let identity = identity(&stat);
+        if !self.entered.insert(identity) {
+            return Ok(());
+        }
+        self.count(&stat, true);
+        self.levels.push(Level {
+            dir: Some(Box::new(Dir::new(dir)?)),
+            identity,
+            offset: 0,
+        });
+        let closed = self.levels.len().checked_sub(self.held + 1);
+        if let Some(closed) = closed.filter(|closed| *closed >= self.held) {
+            self.levels[closed].dir = None;
+        }
         Ok(())
+    }
+
+    /// Goes back to the directory above, or to the lowest open one where the directory
+    /// that was read is in another one by now.
+    fn leave(&mut self) -> Result<(), Errno> {
+        let Some(done) = self.pop() else {
+            return Ok(());
+        };
+        if let (Some(above), Some(done)) = (self.levels.last_mut(), done.dir) {
+            above.open_above(&done)?;
+        }
+        while self.levels.last().is_some_and(|level| level.dir.is_none()) {
+            self.pop();
+        }
+        Ok(())
+    }
+
+    fn pop(&mut self) -> Option<Level> {
+        let level = self.levels.pop()?;
+        self.entered.remove(&level.identity);
+        Some(level)
     }
 
     fn count(&mut self, stat: &Stat, is_dir: bool) {
         let bytes = blocks(stat.st_blocks);
         if stat.st_nlink > 1 && !is_dir {
-            let inode = (stat.st_dev, stat.st_ino);
+            let inode = identity(stat);
             if self.seen.contains(&inode) {
                 return;
             }
@@ -113,9 +202,149 @@ impl Walk {
     }
 }
 
+impl Level {
+    /// Opens it again if it was closed, and if a directory that was in it still is.
+    fn open_above(&mut self, below: &Dir) -> Result<(), Errno> {
+        if self.dir.is_some() {
+            return Ok(());
+        }
+        let Some(above) = open_below(below, c"..")? else {
+            return Ok(());
+        };
+        if identity(&rustix::fs::fstat(&above)?) == self.identity {
+            let mut dir = Dir::new(above)?;
+            dir.seek(self.offset)?;
+            self.dir = Some(Box::new(dir));
+        }
+        Ok(())
+    }
+}
+
+fn flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
+}
+
+/// Opens a directory by its name in another; `None` if it is none any more.
+fn open_below(dir: &Dir, name: &CStr) -> Result<Option<OwnedFd>, Errno> {
+    match rustix::fs::openat(dir.fd()?.as_fd(), name, flags(), Mode::empty()) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::remove::remove_tree;
+
+    fn usage_with(path: &Path, remembered: usize) -> Result<Usage, Errno> {
+        let mut walk = Walk::of(path, remembered, HELD)?;
+        while walk.step()? {}
+        Ok(walk.sum())
+    }
+
+    /// Directories below one another, each with a directory with a file beside the next
+    /// one: no path is long enough to name the last ones.
+    fn make_deep(top: &Path, depth: usize) {
+        let mut dir = rustix::fs::open(top, flags(), Mode::empty()).unwrap();
+        let below = |dir: &OwnedFd, name: &str| {
+            rustix::fs::mkdirat(dir, name, Mode::RWXU).unwrap();
+            rustix::fs::openat(dir, name, flags(), Mode::empty()).unwrap()
+        };
+        for level in 0..depth {
+            // Some of these names come before that of the next level, and some after it.
+            let side = below(&dir, &format!("side{level}"));
+            let create = OFlags::CREATE | OFlags::WRONLY;
+            let file = rustix::fs::openat(&side, "file", create, Mode::RUSR).unwrap();
+            rustix::io::write(&file, &[1; 1000]).unwrap();
+            dir = below(&dir, "next");
+        }
+    }
+
+    /// A tree that is removed however deep it is.
+    struct Tree(tempfile::TempDir);
+
+    impl Drop for Tree {
+        fn drop(&mut self) {
+            let top = self.0.path().join("top");
+            remove_tree(rustix::fs::CWD, top.as_os_str().as_encoded_bytes()).unwrap();
+        }
+    }
+
+    fn deep(depth: usize) -> (Tree, PathBuf) {
+        let tree = Tree(tempfile::tempdir().unwrap());
+        let top = tree.0.path().join("top");
+        std::fs::create_dir(&top).unwrap();
+        make_deep(&top, depth);
+        (tree, top)
+    }
+
+    #[test]
+    fn a_file_counts_however_deep_it_is_and_few_directories_are_open() {
+        let (_tree, top) = deep(2000);
+        let whole = usage(&top).unwrap();
+        // Of each level: two directories and a file.
+        assert_eq!(whole.inodes, 1 + 2000 * 3);
+        assert!(whole.bytes >= 2000 * 1000, "{whole:?}");
+        for held in [1, 3, 4000] {
+            let mut walk = Walk::of(&top, MAX_SEEN, held).unwrap();
+            while walk.step().unwrap() {
+                if held < 4000 && walk.levels.len() > 1990 {
+                    let open = walk.levels.iter().filter(|level| level.dir.is_some());
+                    assert!(open.count() <= 2 * held + 1);
+                }
+            }
+            assert_eq!(walk.sum(), whole, "{held}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_is_moved_meanwhile_leads_nowhere_else() {
+        let (tree, top) = deep(20);
+        let outside = tree.0.path().join("outside");
+        std::fs::create_dir(&outside).unwrap();
+        std::fs::write(outside.join("big"), vec![1; 1 << 20]).unwrap();
+        let mut walk = Walk::of(&top, MAX_SEEN, 2).unwrap();
+        while walk.levels.len() < 18 {
+            assert!(walk.step().unwrap());
+        }
+        let moved = top.join("next/".repeat(10));
+        std::fs::rename(moved, outside.join("moved")).unwrap();
+        while walk.step().unwrap() {}
+        let got = walk.sum();
+        assert!(got.bytes < 1 << 20, "{got:?}");
+        // The levels that are held open are read to their ends, and so are those
+        // that were moved.
+        assert!(got.inodes >= 1 + 2 * 3 + 10 * 3, "{got:?}");
+        assert!(got.inodes <= 1 + 20 * 3, "{got:?}");
+    }
+
+    #[test]
+    fn directories_that_are_moved_into_one_another_end_the_walk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (top, other) = (dir.path().join("top"), dir.path().join("b"));
+        std::fs::create_dir_all(top.join("a")).unwrap();
+        std::fs::create_dir(&other).unwrap();
+        let mut walk = Walk::of(&top, MAX_SEEN, HELD).unwrap();
+        let until = |walk: &mut Walk, depth: usize| {
+            while walk.levels.len() < depth {
+                assert!(walk.step().unwrap());
+            }
+        };
+        until(&mut walk, 2);
+        std::fs::rename(&other, top.join("a/b")).unwrap();
+        until(&mut walk, 3);
+        // Now the one that the walk came from lies in the one where it is.
+        std::fs::rename(top.join("a/b"), &other).unwrap();
+        std::fs::rename(top.join("a"), other.join("a")).unwrap();
+        while walk.step().unwrap() {
+            assert!(walk.levels.len() <= 3);
+        }
+        assert_eq!(walk.sum().inodes, 3);
+    }
 
     #[test]
     fn hard_links_count_once_and_links_are_not_followed() {

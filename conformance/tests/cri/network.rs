@@ -228,6 +228,72 @@ fn a_plugin_that_is_not_installed_has_given_nothing_back() {
     });
 }
 
+/// A plugin whose ADD waits for a file, as does what that starts in its turn, and then
+/// allocates; its DEL succeeds. Answers where the processes of ADD are noted, what they
+/// wait for, what they allocate, and where DEL notes those that it runs beside.
+fn write_slow_plugin(rig: &Rig) -> [PathBuf; 4] {
+    write_broken_plugin(rig);
+    let places = ["adding", "go", "allocation", "beside"].map(|name| rig.engine.path(name));
+    let [adding, go, allocation, beside] = &places;
+    let script = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND = DEL ] && for pid in $(cat {adding}); do\n\
+         [ -z \"$(tr -d '\\0' < /proc/$pid/cmdline)\" ] || echo $pid >> {beside}; done\n\
+         [ $CNI_COMMAND = ADD ] || exit 0\n\
+         work='echo $$ >> {adding}; i=0\n\
+         while [ ! -e {go} ] && [ $i -lt 600 ]; do i=$((i + 1)); sleep 0.1; done\n\
+         echo $$ >> {allocation}'\n\
+         sh -c \"$work\" & eval \"$work\"; wait\n\
+         echo '{{\"cniVersion\": \"1.0.0\", \"ips\": [{{\"address\": \"10.9.9.9/24\"}}]}}'\n",
+        adding = adding.display(),
+        go = go.display(),
+        allocation = allocation.display(),
+        beside = beside.display(),
+    );
+    std::fs::write(rig.engine.path("bin/broken"), script).expect("script");
+    places
+}
+
+/// Whether a process can still do anything; a zombie cannot.
+fn acts(pid: &str) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty())
+}
+
+#[test]
+fn what_is_attaching_a_pod_when_the_engine_dies_ends_before_the_pod_is_detached() {
+    with_own_engine(async |rig| {
+        let [adding, go, allocation, beside] = write_slow_plugin(rig);
+        rig.engine.kill().expect("kill");
+        let config = format!("[cni]\nbin_dirs = [{:?}]\n", rig.engine.path("bin"));
+        std::fs::write(rig.engine.path("config/30-network.toml"), config).expect("write");
+        edit(rig, |list| list["plugins"] = json!([{"type": "broken"}]));
+        rig.client = rig.engine.start().await.expect("an engine");
+        let (mut client, sandbox) = (rig.client.clone(), rig.sandbox("cut-off"));
+        let call = tokio::task::spawn_local(async move { client.run_pod(&sandbox).await });
+        let processes = eventually(DEADLINE, async || {
+            let text = std::fs::read_to_string(&adding).ok()?;
+            let pids: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+            (pids.len() == 2).then_some(pids)
+        });
+        let processes = processes.await.expect("ADD runs");
+        rig.crash_and_restart().await;
+        call.await.expect("a task").expect_err("cut off");
+        let undone = eventually(DEADLINE, async || {
+            let left = |dir| std::fs::read_dir(rig.engine.path(dir)).map_or(0, Iterator::count);
+            let left = ["root/pods", "netns", "state/pods"].map(left);
+            (left == [0; 3]).then_some(())
+        });
+        let undone = undone.await;
+        let acting: Vec<_> = processes.iter().filter(|pid| acts(pid)).collect();
+        let acting = format!("{acting:?}");
+        // Those that live after all end now.
+        std::fs::write(&go, "").expect("go");
+        undone.expect("the sandbox is undone");
+        assert_eq!(acting, "[]");
+        assert!(!beside.exists() && !allocation.exists());
+        assert!(rig.client.pods().await.expect("list").is_empty());
+    });
+}
+
 #[test]
 fn a_network_whose_plugin_is_missing_is_not_ready_and_names_it() {
     with_own_engine(async |rig| {

@@ -11,6 +11,7 @@ mod chain;
 mod conf;
 mod plugin;
 mod readiness;
+mod survivors;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -38,6 +39,8 @@ pub(crate) const INTERFACE: &str = "eth0";
 /// RunPodSandbox has four minutes from the kubelet; the network must give up before.
 const ADD_DEADLINE: Duration = Duration::from_secs(200);
 const DEL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long killed plugins may take to be gone.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What can go wrong with a pod's network.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +81,15 @@ pub(crate) enum NetworkError {
         /// Its error.
         source: PluginError,
     },
+    /// A plugin that nobody waits for was killed and is still there.
+    #[error("process {pid} of a plugin that was cut off does not end")]
+    Survivor {
+        /// Its process.
+        pid: i32,
+    },
+    /// Plugins that nobody waits for could not be looked for, or killed.
+    #[error("end processes of plugins that were cut off")]
+    Processes(#[source] std::io::Error),
     /// The result has no address, or is not understood.
     #[error("network {network}: the result of the last plugin {problem}")]
     Result {
@@ -236,6 +248,19 @@ impl Network {
         Ok(())
     }
 
+    /// Ends what is left of plugins of an attachment that were cut off, by their deadline
+    /// or with an earlier engine: before its DEL, beside which an ADD must not go on.
+    pub(crate) async fn end_survivors(
+        &self,
+        id: &PodId,
+        attachment: &Attachment,
+    ) -> Result<(), NetworkError> {
+        if self.runners(attachment).contains(&Runner::External) {
+            return end_survivors(id).await;
+        }
+        Ok(())
+    }
+
     /// Gives back what a pod was attached to whose record cannot be read: what the
     /// cached results say, or else what the configured network may have.
     pub(crate) async fn detach_unrecorded(
@@ -243,6 +268,7 @@ impl Network {
         id: &PodId,
         netns: &Path,
     ) -> Result<(), NetworkError> {
+        end_survivors(id).await?;
         let mut attachments = on_disk(|| cache::of_pod(&self.cache, id));
         if attachments.is_empty() {
             let list = on_disk(|| conf::load(&self.cni.conf_dir))?;
@@ -345,6 +371,17 @@ impl Network {
             told,
             deadline: Instant::now() + patience,
         }
+    }
+}
+
+async fn end_survivors(id: &PodId) -> Result<(), NetworkError> {
+    let pod = id.to_string();
+    let work = tokio::task::spawn_blocking(move || survivors::end(&pod, KILL_PATIENCE));
+    // A process may have whoever reads its environment wait for a disk.
+    match tokio::time::timeout(2 * KILL_PATIENCE, work).await {
+        Ok(Ok(ended)) => ended,
+        Ok(Err(error)) => Err(NetworkError::Processes(std::io::Error::other(error))),
+        Err(late) => Err(NetworkError::Processes(late.into())),
     }
 }
 

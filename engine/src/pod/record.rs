@@ -88,6 +88,15 @@ pub(crate) struct PodRecord {
     pub(crate) trouble: Option<String>,
 }
 
+impl PodRecord {
+    /// Whether a plugin may still run that was cut off, with an engine or by its
+    /// deadline: of a sandbox that never was READY, and of one that a try to give
+    /// it back has left.
+    pub(crate) const fn may_be_adding(&self) -> bool {
+        matches!(self.phase, Phase::Starting) || self.trouble.is_some()
+    }
+}
+
 /// The ids the first process of a container really has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct User {

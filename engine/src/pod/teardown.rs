@@ -80,6 +80,9 @@ async fn give_network_back(engine: &Arc<Engine>, record: &PodRecord) -> Result<(
     };
     if let Some(attachment) = &record.attachment {
         let _step = mark("network");
+        if record.may_be_adding() {
+            engine.network.end_survivors(&record.id, attachment).await?;
+        }
         let detached = engine.network.detach(&record.id, &netns, attachment);
         detached.await?;
     }
