@@ -2,23 +2,20 @@
 //!
 //! Processes that make others as fast as they can outrun whoever lists and kills them.
 //! Frozen ones make none: what is listed then is all, and has its end pending when the
-//! cgroup is thawed. The v2 tree has `cgroup.kill` for the same. A crash in between
-//! leaves a frozen cgroup; whoever kills it again thaws it.
+//! cgroup is thawed. Whoever else kills the cgroup may thaw it at any moment, so numbers
+//! are trusted no more than elsewhere. The v2 tree has `cgroup.kill` for the same. A crash in
+//! between leaves a frozen cgroup; whoever kills it again thaws it.
 
 use std::io;
 use std::path::Path;
 
-use rustix::process::Pid;
-
-use crate::sys::signals;
+use crate::pidfd;
 use crate::ways::PROCS;
 
 /// The freezer's file.
 pub const STATE: &str = "freezer.state";
 /// How often the processes are listed until all of them are frozen.
 const ROUNDS: usize = 200;
-/// SIGKILL.
-const KILL: i32 = 9;
 
 /// Freezes a cgroup with all below it, kills every process, and thaws it.
 ///
@@ -39,14 +36,8 @@ pub fn kill(dir: &Path) -> io::Result<()> {
 }
 
 fn kill_listed(dir: &Path) {
-    let listed = std::fs::read_to_string(dir.join(PROCS)).unwrap_or_default();
-    // Processes outside of this pid namespace are listed as 0.
-    let pids = listed
-        .lines()
-        .filter_map(|line| line.parse().ok().and_then(Pid::from_raw));
-    for pid in pids {
-        let _gone = signals::send(pid, KILL);
-    }
+    let procs = dir.join(PROCS);
+    let _unread = pidfd::kill_listed(|| pidfd::listed(&procs));
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             kill_listed(&entry.path());

@@ -21,6 +21,7 @@ pub mod log;
 pub mod mount;
 #[cfg(feature = "engine")]
 pub mod netns;
+pub mod pidfd;
 #[cfg(feature = "engine")]
 mod pool;
 pub mod protocol;

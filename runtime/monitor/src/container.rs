@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use runtime::exit::ExitRecord;
 use runtime::frozen;
 use runtime::launcher::{Launch, Launcher, Order, StartGate, null};
+use runtime::pidfd;
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
 use rustix::io::Errno;
@@ -337,12 +338,8 @@ impl Container {
             return;
         };
         for _ in 0..KILL_ROUNDS {
-            let pids = crate::execs::processes(procs);
-            if pids.is_empty() {
+            if !pidfd::kill_listed(|| pidfd::listed(procs)).unwrap_or(false) {
                 return;
-            }
-            for pid in pids {
-                let _gone = send_signal(pid, KILL);
             }
         }
     }

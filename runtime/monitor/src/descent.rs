@@ -3,44 +3,113 @@
 //! Owns looking for it and killing it. A process that is a reaper of its own keeps
 //! all of its descendants as long as it lives, whatever sessions they began; so they are
 //! stopped before any is killed, from the top: what is stopped neither makes others nor
-//! ends and leaves them to somebody else.
+//! ends and leaves them to somebody else. Others in its container may wake what is
+//! stopped, so a number that was seen may be anybody's a moment later: a descendant is
+//! signalled by a descriptor that was opened before it was made sure whose child it is
+//! (`runtime::pidfd`). What is too many to be held at once is killed in parts, and
+//! what outruns all rounds is left to the end of the container.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
-use rustix::process::Pid;
+use runtime::pidfd::{self, has_ended};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 
-use crate::container::{KILL, raw, send_signal};
+use crate::container::{raw, send_signal};
 
 /// SIGSTOP.
 const STOP: i32 = 19;
 /// How often descendants are looked for: each round stops what was born meanwhile.
 const ROUNDS: usize = 64;
+/// How long they are looked for: the monitor does nothing else meanwhile.
+const TIME: Duration = Duration::from_secs(2);
 
-/// Kills what descends from a child of this process, but not the child itself.
+/// Kills what descends from a child of this process that is not reaped, but not the
+/// child itself.
 pub(crate) fn kill(ancestor: Pid) {
+    let until = Instant::now() + TIME;
     let _gone = send_signal(ancestor, STOP);
-    let mut stopped: Vec<Pid> = Vec::new();
+    let mut family = Family::new(ancestor);
     for _ in 0..ROUNDS {
-        let found = descendants(ancestor);
-        let new: Vec<Pid> = found
-            .into_iter()
-            .filter(|pid| !stopped.contains(pid))
-            .collect();
-        if new.is_empty() {
+        if !family.take(&descendants(ancestor)) || Instant::now() > until {
             break;
         }
-        for pid in &new {
-            let _gone = send_signal(*pid, STOP);
-        }
-        stopped.extend(new);
     }
-    // Stopped and not reaped, their numbers are still theirs.
-    for pid in stopped {
-        let _gone = send_signal(pid, KILL);
+    family.kill();
+}
+
+/// A process and those of its descendants that are held and stopped.
+struct Family {
+    /// Not reaped before its parent, which is this process, does it: its number is its own.
+    ancestor: i32,
+    held: BTreeMap<i32, OwnedFd>,
+}
+
+impl Family {
+    fn new(ancestor: Pid) -> Self {
+        Self {
+            ancestor: raw(ancestor),
+            held: BTreeMap::new(),
+        }
+    }
+
+    /// Holds and stops those of the processes seen that belong to it, parents first.
+    /// `false`: there was no other.
+    fn take(&mut self, seen: &[Pid]) -> bool {
+        let mut grown = false;
+        for pid in seen {
+            if self.is_held(raw(*pid)) {
+                continue;
+            }
+            if self.held.len() >= pidfd::MOST {
+                // Their children come to the ancestor and are seen there.
+                grown |= self.kill();
+            }
+            match self.hold(*pid) {
+                Ok(Some(pidfd)) => {
+                    let _gone = pidfd_send_signal(&pidfd, Signal::STOP);
+                    self.held.insert(raw(*pid), pidfd);
+                    grown = true;
+                }
+                Ok(None) => {}
+                // No descriptor is left: those that are held make room.
+                Err(_) => grown |= self.kill(),
+            }
+        }
+        grown
+    }
+
+    /// The process that has a number, if it belongs to the family and lives.
+    fn hold(&self, pid: Pid) -> Result<Option<OwnedFd>, Errno> {
+        let Some(pidfd) = pidfd::open(pid)? else {
+            return Ok(None);
+        };
+        // Read after the descriptor was opened: it is this process's parent, or this one
+        // is gone. And the parent has not ended after that: its number was its own.
+        let is_child =
+            parent_of(pid).is_some_and(|parent| parent == self.ancestor || self.is_held(parent));
+        Ok((is_child && !has_ended(&pidfd)).then_some(pidfd))
+    }
+
+    /// Whether the number is that of a process that is held and lives.
+    fn is_held(&self, pid: i32) -> bool {
+        self.held.get(&pid).is_some_and(|pidfd| !has_ended(pidfd))
+    }
+
+    /// Kills those that are held, and lets go of them; `false`: there was none.
+    fn kill(&mut self) -> bool {
+        let held = std::mem::take(&mut self.held);
+        for pidfd in held.values() {
+            let _gone = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+        !held.is_empty()
     }
 }
 
-/// All that descend from a process and are not dead.
+/// All that are seen to descend from a process, parents first; be they dead: the first
+/// thread of one that lives may have ended.
 fn descendants(ancestor: Pid) -> Vec<Pid> {
     let mut children: BTreeMap<i32, Vec<Pid>> = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
@@ -49,7 +118,7 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
         let Some(pid) = number.and_then(Pid::from_raw) else {
             continue;
         };
-        if let Some(parent) = parent_of(&entry.path()) {
+        if let Some(parent) = parent_of(pid) {
             children.entry(parent).or_default().push(pid);
         }
     }
@@ -65,39 +134,150 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
     found
 }
 
-/// The parent of a process that is not dead.
-fn parent_of(process: &std::path::Path) -> Option<i32> {
-    let stat = std::fs::read_to_string(process.join("stat")).ok()?;
+/// The parent of the process that has a number.
+fn parent_of(pid: Pid) -> Option<i32> {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", raw(pid))).ok()?;
     // The name in brackets may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?;
-    let parent = fields.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(parent)
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
+    /// A process of a test; killed with it, and with all that descends from it.
+    struct Process(Child);
+
+    impl Process {
+        fn new(script: &str) -> Self {
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", script])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+            Self(shell.spawn().unwrap())
+        }
+
+        fn pid(&self) -> Pid {
+            Pid::from_child(&self.0)
+        }
+
+        fn pidfd(&self) -> OwnedFd {
+            pidfd::open(self.pid()).unwrap().unwrap()
+        }
+
+        fn end(&mut self) {
+            self.0.kill().unwrap();
+            self.0.wait().unwrap();
+        }
+
+        /// Neither stopped nor killed: a request to end ends it.
+        fn is_untouched(&mut self) -> bool {
+            send_signal(self.pid(), 15).unwrap();
+            let mut status = None;
+            wait_until(|| {
+                status = self.0.try_wait().unwrap();
+                status.is_some()
+            });
+            status.is_some_and(|status| status.signal() == Some(15))
+        }
+    }
+
+    impl Drop for Process {
+        fn drop(&mut self) {
+            if let Ok(None) = self.0.try_wait() {
+                kill(self.pid());
+            }
+            let _dead_already = self.0.kill();
+            let _reaped = self.0.wait();
+        }
+    }
+
+    fn wait_until(mut condition: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < end);
+            std::thread::yield_now();
+        }
+    }
+
+    fn living(ancestor: Pid) -> usize {
+        let lives = |pid: &&Pid| {
+            pidfd::open(**pid)
+                .unwrap()
+                .is_some_and(|it| !has_ended(&it))
+        };
+        descendants(ancestor).iter().filter(lives).count()
+    }
+
     #[test]
     fn children_of_children_are_found_and_killed() {
-        let script = "setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000";
-        let mut shell = Command::new("sh");
-        shell.args(["-c", script]).stdout(Stdio::null());
-        let mut child = shell.spawn().unwrap();
-        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while descendants(pid).len() < 4 {
-            assert!(std::time::Instant::now() < end, "{:?}", descendants(pid));
-        }
-        kill(pid);
-        while !descendants(pid).is_empty() {
-            assert!(std::time::Instant::now() < end, "{:?}", descendants(pid));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+        let shell = Process::new("setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000");
+        wait_until(|| living(shell.pid()) == 4);
+        kill(shell.pid());
+        wait_until(|| living(shell.pid()) == 0);
+    }
+
+    #[test]
+    fn more_than_can_be_held_are_killed_in_parts() {
+        let shell = Process::new("for i in $(seq 300); do sleep 1000 & done; wait");
+        wait_until(|| living(shell.pid()) == 300);
+        let mut family = Family::new(shell.pid());
+        assert!(family.take(&descendants(shell.pid())));
+        assert!(family.held.len() <= pidfd::MOST);
+        family.kill();
+        kill(shell.pid());
+        wait_until(|| living(shell.pid()) == 0);
+    }
+
+    /// A number that was a descendant's when it was seen, and another's when it is taken.
+    #[test]
+    fn a_number_that_was_given_to_another_is_not_signalled() {
+        let ancestor = Process::new("sleep 1000; true");
+        wait_until(|| living(ancestor.pid()) == 1);
+        let mut stranger = Process::new("exec sleep 1000");
+        let mut gone = Process::new("exec sleep 1000");
+        gone.end();
+        let mut family = Family::new(ancestor.pid());
+        assert!(!family.take(&[gone.pid(), stranger.pid()]));
+        family.kill();
+        assert!(stranger.is_untouched());
+    }
+
+    /// The number of a descendant that ended is that of a stranger's parent now: here
+    /// of this process.
+    #[test]
+    fn a_child_of_one_that_got_the_number_is_not_signalled() {
+        let ancestor = Process::new("exec sleep 1000");
+        let mut parent = Process::new("exec sleep 1000");
+        let mut stranger = Process::new("exec sleep 1000");
+        let mut family = Family::new(ancestor.pid());
+        let own = raw(rustix::process::getpid());
+        family.held.insert(own, parent.pidfd());
+        assert!(family.hold(stranger.pid()).unwrap().is_some());
+        parent.end();
+        assert!(!family.take(&[stranger.pid()]));
+        family.kill();
+        assert!(stranger.is_untouched());
+    }
+
+    /// Who was held, has ended and was reaped keeps nobody from being taken.
+    #[test]
+    fn a_descendant_with_the_number_of_one_that_ended_is_taken() {
+        let ancestor = Process::new("sleep 1000; true");
+        wait_until(|| living(ancestor.pid()) == 1);
+        let mut gone = Process::new("exec sleep 1000");
+        let pidfd = gone.pidfd();
+        gone.end();
+        let seen = descendants(ancestor.pid());
+        let mut family = Family::new(ancestor.pid());
+        family.held.insert(raw(seen[0]), pidfd);
+        assert!(family.take(&seen) && !family.take(&seen));
+        family.kill();
+        wait_until(|| living(ancestor.pid()) == 0);
     }
 }

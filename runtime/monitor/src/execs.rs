@@ -10,16 +10,14 @@
 mod handover;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 
 use runtime::exec::{self, Begun, Message, Plan, Problem, Stdio, Step};
+use runtime::pidfd::has_ended;
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
-use rustix::time::Timespec;
 
 use crate::connection::ReplyTo;
 use crate::container::{Container, KILL, raw, send_signal};
@@ -287,19 +285,4 @@ impl Monitor {
             }
         }
     }
-}
-
-/// Whether a process has ended, be it reaped or not.
-fn has_ended(pidfd: &OwnedFd) -> bool {
-    let mut ended = [PollFd::new(pidfd, PollFlags::IN)];
-    rustix::event::poll(&mut ended, Some(&Timespec::default())) == Ok(1)
-}
-
-/// Processes of a cgroup, by its `cgroup.procs`. None that cannot be told.
-pub(crate) fn processes(procs: &Path) -> Vec<Pid> {
-    let text = std::fs::read_to_string(procs).unwrap_or_default();
-    // Processes outside of this pid namespace are listed as 0.
-    text.lines()
-        .filter_map(|line| line.parse().ok().and_then(Pid::from_raw))
-        .collect()
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::detect::Tree;
@@ -172,26 +173,34 @@ impl Cgroup {
         }
     }
 
-    /// Sends SIGKILL through descriptors, so that a reused number is not hit
-    /// between this and the wait.
+    /// Sends SIGKILL through descriptors to those that are still listed once they are
+    /// held: a number may be another's by then.
     fn signal_all(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
-        let mut targets = Vec::with_capacity(pids.len());
+        let failed = |pid, error: Errno| CgroupError::Signal {
+            pid,
+            path: self.path().into(),
+            source: error.into(),
+        };
+        let mut held = Vec::with_capacity(pids.len());
         for &pid in pids {
             let Some(number) = Pid::from_raw(pid) else {
                 continue;
             };
-            let sent = pidfd_open(number, PidfdFlags::empty())
-                .and_then(|fd| pidfd_send_signal(&fd, Signal::KILL).map(|()| fd));
-            match sent {
-                Ok(fd) => targets.push(fd),
-                Err(e) if e == rustix::io::Errno::SRCH => {}
-                Err(e) => {
-                    let (path, source) = (self.path().into(), e.into());
-                    return Err(CgroupError::Signal { pid, path, source });
-                }
+            match pidfd_open(number, PidfdFlags::empty()) {
+                Ok(pidfd) => held.push((pid, pidfd)),
+                Err(Errno::SRCH) => {}
+                Err(error) => return Err(failed(pid, error)),
             }
         }
-        Ok(targets)
+        let still: BTreeSet<i32> = self.pids()?.into_iter().collect();
+        held.retain(|(pid, _)| still.contains(pid));
+        for (pid, pidfd) in &held {
+            match pidfd_send_signal(pidfd, Signal::KILL) {
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(error) => return Err(failed(*pid, error)),
+            }
+        }
+        Ok(held.into_iter().map(|(_, pidfd)| pidfd).collect())
     }
 
     /// Kills all that the v1 freezer holds, where it is used.
