@@ -83,8 +83,14 @@ fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
             whole.clone().count() > 1000,
             "what was in the pipes is there"
         );
+        let last = whole.clone().count() - 1;
         for (number, line) in whole.enumerate() {
-            assert!(line.ends_with(&format!(" {number}")), "{line}");
+            let said = line.rsplit(' ').next().unwrap_or_default();
+            let number = number.to_string();
+            // A process that is killed while the pipe is full has written part of a line.
+            let cut = said.len() < number.len() && number.starts_with(said);
+            let may_be_cut = last.to_string() == number;
+            assert!(said == number || may_be_cut && cut, "{number}: {line}");
         }
     });
 }
