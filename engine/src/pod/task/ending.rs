@@ -19,6 +19,9 @@ impl Task {
             return;
         }
         slot.removal_runs = true;
+        if let Some(retry) = &mut slot.unmade {
+            retry.disarm();
+        }
         self.steps = super::steps_of(&slot.removing);
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
         let (record, monitor, own) = (slot.record.clone(), self.monitor.clone(), id.clone());
@@ -51,9 +54,13 @@ impl Task {
     /// Tries later again to give a container back that could not be made.
     pub(super) fn retry_removal(&mut self, id: &ContainerId) {
         let slot = self.slots.get_mut(id);
-        if let Some(backoff) = slot.and_then(|slot| slot.unmade.as_mut()) {
-            let pause = backoff.pause();
-            self.timer(pause, Done::RetryRemoval(id.clone()));
+        let Some(mut retry) = slot.and_then(|slot| slot.unmade.take()) else {
+            return;
+        };
+        let pause = retry.backoff.pause();
+        retry.arm(self.timer(pause, Done::RetryRemoval(id.clone())));
+        if let Some(slot) = self.slots.get_mut(id) {
+            slot.unmade = Some(retry);
         }
     }
 
@@ -165,9 +172,9 @@ impl Task {
     /// Tries later again to give the sandbox's parts back; a caller who asks for it
     /// meanwhile has it tried at once, in the place of this.
     pub(super) fn retry_later(&mut self) {
-        self.retry.disarm();
         let pause = self.retry.backoff.pause();
-        self.retry.timer = Some(self.timer(pause, Done::Retry));
+        let timer = self.timer(pause, Done::Retry);
+        self.retry.arm(timer);
     }
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {

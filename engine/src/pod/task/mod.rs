@@ -109,7 +109,7 @@ struct Slot {
     creation: Option<oneshot::Sender<()>>,
     /// Of a container that could not be made and not be given back: it is removed
     /// as soon as that works.
-    unmade: Option<Backoff>,
+    unmade: Option<Retry>,
     /// The grace periods that run.
     graces: Vec<AbortHandle>,
     /// Waits for what SIGKILL leads to.
@@ -181,7 +181,7 @@ pub(crate) struct Task {
     steps: Option<Steps>,
 }
 
-/// When the sandbox's parts are tried to be given back again.
+/// When what could not be given back is tried again: one timer, however many ask.
 #[derive(Default)]
 struct Retry {
     backoff: Backoff,
@@ -189,6 +189,12 @@ struct Retry {
 }
 
 impl Retry {
+    /// The timer of the next try takes the place of the one before.
+    fn arm(&mut self, timer: AbortHandle) {
+        self.disarm();
+        self.timer = Some(timer);
+    }
+
     /// The try is made now, or is not needed any more.
     fn disarm(&mut self) {
         if let Some(timer) = self.timer.take() {

@@ -244,7 +244,7 @@ impl Task {
         tracing::warn!(container = %id, message, "a container could not be made");
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
-            slot.unmade = Some(super::Backoff::default());
+            slot.unmade = Some(super::Retry::default());
             answer(&mut slot.creating, &Err(error));
         }
         let at = now();
