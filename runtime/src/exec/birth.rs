@@ -5,8 +5,9 @@
 //! tracer's. So a process that still has something of the node never lives there. An
 //! intermediate process, which does not, enters all other namespaces, closes what is
 //! the monitor's, takes on the user, the capabilities and the filter of system calls,
-//! and only then copies itself into the pid namespace: what is born there has no more
-//! than the container's own processes.
+//! and only then copies itself into the pid namespace: what is born there reaches no
+//! more than the container's own processes do. It still *knows* more: until execve its
+//! memory is a copy of the monitor's, with what that keeps of the pod's containers.
 //!
 //! ```text
 //! monitor ─clone─▶ intermediate: cgroups, namespaces, root, descriptors, privileges
