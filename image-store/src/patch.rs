@@ -261,15 +261,10 @@ pub(crate) fn copy_attributes(from: impl AsFd, to: impl AsFd) -> Result<(), Errn
     let stat = rustix::fs::fstat(from)?;
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     rustix::fs::fchown(to, Some(owner.0), Some(owner.1))?;
-    // Most have none: asked for its length first, the list needs no room then.
-    let len = match rustix::fs::flistxattr(from, &mut [0u8; 0][..]) {
+    let mut names = vec![0u8; 64 << 10];
+    let len = match rustix::fs::flistxattr(from, &mut names[..]) {
         Err(Errno::NOTSUP) => 0,
         other => other?,
-    };
-    let mut names = vec![0u8; if len == 0 { 0 } else { 64 << 10 }];
-    let len = match len {
-        0 => 0,
-        _ => rustix::fs::flistxattr(from, &mut names[..])?,
     };
     for name in names[..len].split(|&b| b == 0).filter(|name| is_kept(name)) {
         let mut value = vec![0u8; 64 << 10];
