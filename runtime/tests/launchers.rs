@@ -105,7 +105,7 @@ macro_rules! launcher_suite {
                     kernel_parameters_are_set,
                     shared_init_has_nothing_to_take,
                     shared_processes_end_with_their_container,
-                    shared_init_ends_on_sigterm,
+                    shared_init_ends_on_kill_only,
                     a_fork_bomb_ends_with_its_container,
                     host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
@@ -141,6 +141,9 @@ macro_rules! own_launcher {
                 missing_program_fails_the_start,
                 environment_is_kept_as_it_is,
                 missing_path_and_home_are_no_error,
+            }
+            pods {
+                missing_program_is_named_among_shared_processes,
             }
             isolation {
                 unsupported_wishes_are_refused_by_name,

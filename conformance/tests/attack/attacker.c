@@ -120,6 +120,67 @@ static int trace(int count, char **words) {
     return 0;
 }
 
+/* Whether a text is in what a process has in memory. */
+static int remembers(const char *pid, const char *text, size_t length) {
+    char path[64], line[512];
+    snprintf(path, sizeof path, "/proc/%s/mem", pid);
+    int memory = open(path, O_RDONLY);
+    snprintf(path, sizeof path, "/proc/%s/maps", pid);
+    FILE *maps = fopen(path, "r");
+    int found = 0;
+    while (maps && memory >= 0 && !found && fgets(line, sizeof line, maps)) {
+        unsigned long from, to;
+        char may[8];
+        if (sscanf(line, "%lx-%lx %7s", &from, &to, may) != 3 || may[1] != 'w') continue;
+        char *copy = malloc(to - from);
+        for (unsigned long at = from; copy && at < to; at += 4096)
+            if (pread(memory, copy + (at - from), 4096, at) != 4096)
+                memset(copy + (at - from), 0, 4096);
+        found = copy && memmem(copy, to - from, text, length);
+        if (copy) memset(copy, 0, to - from);
+        free(copy);
+    }
+    if (maps) fclose(maps);
+    if (memory >= 0) close(memory);
+    return found;
+}
+
+/* A text the other way round: as it is given, it is in memory anyway. */
+static char *backwards(const char *given) {
+    size_t length = strlen(given);
+    char *text = calloc(length + 1, 1);
+    for (size_t i = 0; text && i < length; i++) text[i] = given[length - 1 - i];
+    return text;
+}
+
+/* remember SECONDS SECRET KNOWN, both backwards: looks for them in the memory of every
+ * new process, which is stopped for that and may have what is known. */
+static int remember(char **words) {
+    time_t end = time(NULL) + atoi(words[0]);
+    char *secret = backwards(words[1]), *known = backwards(words[2]);
+    long seen = 0, before = 0;
+    int last = getpid();
+    puts("remembering");
+    fflush(stdout);
+    while (secret && known && time(NULL) < end) {
+        /* Numbers go up: the next process has the next one. */
+        for (int pid = last + 1; pid < last + 16; pid++) {
+            char number[16], exe[64], is[256];
+            if (kill(pid, SIGSTOP)) continue;
+            snprintf(number, sizeof number, "%d", pid);
+            snprintf(exe, sizeof exe, "/proc/%d/exe", pid);
+            int early = !link_of(exe, is, sizeof is) && strstr(is, "slipway");
+            if (remembers(number, secret, strlen(secret))) find("memory", "a secret");
+            before += early && remembers(number, known, strlen(known));
+            kill(pid, SIGCONT);
+            last = pid;
+            seen++;
+        }
+    }
+    printf("saw %ld, before their programs %ld\n", seen, before);
+    return 0;
+}
+
 static long keyctl(long what, long a, long b, long c, long d) {
     return syscall(SYS_keyctl, what, a, b, c, d);
 }
@@ -164,7 +225,8 @@ static int keys(int count, char **words) {
 
 int main(int count, char **words) {
     if (count > 5 && !strcmp(words[1], "trace")) return trace(count - 2, words + 2);
+    if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
-    fprintf(stderr, "trace or keys\n");
+    fprintf(stderr, "trace, remember or keys\n");
     return 2;
 }

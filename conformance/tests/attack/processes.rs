@@ -51,12 +51,13 @@ fn of_the_node(rig: &Rig) -> Vec<String> {
     all
 }
 
-/// The tracer's container, with what `kubectl debug` grants.
-async fn tracer(rig: &mut Rig, pod: &str, sandbox: &v1::PodSandboxConfig) -> String {
-    let secret = rig.engine.path("config/10-scratch.toml");
-    let mut words = vec![ATTACKER.to_owned(), "trace".to_owned(), "12".to_owned()];
-    words.extend([MOST.to_owned(), secret.to_string_lossy().into_owned()]);
-    words.extend(of_the_node(rig));
+/// A tracer's container, with what `kubectl debug` grants.
+async fn tracer(
+    rig: &mut Rig,
+    pod: &str,
+    sandbox: &v1::PodSandboxConfig,
+    words: &[String],
+) -> String {
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut config = sharer(rig, "main", &words);
     unconfined(&mut config);
@@ -69,6 +70,15 @@ async fn tracer(rig: &mut Rig, pod: &str, sandbox: &v1::PodSandboxConfig) -> Str
     rig.started(pod, &config, sandbox).await
 }
 
+/// What looks at every process of its pid namespace for twelve seconds.
+fn tracing(rig: &Rig) -> Vec<String> {
+    let secret = rig.engine.path("config/10-scratch.toml");
+    let mut words = vec![ATTACKER.to_owned(), "trace".to_owned(), "12".to_owned()];
+    words.extend([MOST.to_owned(), secret.to_string_lossy().into_owned()]);
+    words.extend(of_the_node(rig));
+    words
+}
+
 #[test]
 fn a_tracer_finds_nothing_of_the_node_in_execs_and_creates() {
     with_every_launcher(&armed(), async |rig, launcher| {
@@ -77,32 +87,84 @@ fn a_tracer_finds_nothing_of_the_node_in_execs_and_creates() {
         let pod = rig.pod_of(launcher, &sandbox).await;
         let target = sharer(rig, "target", &["/bin/sleep", "1000"]);
         let target = rig.started(&pod, &target, &sandbox).await;
-        let tracer = tracer(rig, &pod, &sandbox).await;
+        let words = tracing(rig);
+        let tracer = tracer(rig, &pod, &sandbox, &words).await;
         rig.log_with(&name, "tracing").await;
-        let mut number = 0;
-        loop {
-            let execs = (0..4).map(|_| {
-                let (mut client, target) = (rig.client.clone(), target.clone());
-                tokio::task::spawn_local(async move { client.exec(&target, &["true"], 30).await })
-            });
-            for exec in execs.collect::<Vec<_>>() {
-                exec.await.expect("no panic").expect("ExecSync");
-            }
-            // Only the launcher made here gives up everything before the birth: the
-            // others make their first processes by themselves.
-            if launcher == "native" && number < 40 {
-                let config = sharer(rig, &format!("more{number}"), &["/bin/true"]);
-                rig.started(&pod, &config, &sandbox).await;
-            }
-            number += 1;
-            let status = rig.client.container(&tracer).await.expect("status");
-            if status.state == v1::ContainerState::ContainerExited as i32 {
-                break;
-            }
-        }
+        let rounds = keep_busy(rig, (&pod, &sandbox), (&target, &tracer), launcher).await;
         let log = rig.log_with(&name, "saw ").await;
         let found: Vec<_> = log.lines().filter(|line| line.contains("FOUND")).collect();
-        assert!(found.is_empty(), "{launcher}, {number} rounds: {found:#?}");
+        assert!(found.is_empty(), "{launcher}, {rounds} rounds: {found:#?}");
+    });
+}
+
+/// Runs commands in a container, and makes others beside it where their first processes
+/// give up everything before they are born, until the tracer has ended. Tells how often.
+async fn keep_busy(
+    rig: &mut Rig,
+    (pod, sandbox): (&str, &v1::PodSandboxConfig),
+    (target, tracer): (&str, &str),
+    launcher: &str,
+) -> usize {
+    for round in 0.. {
+        let execs = (0..4).map(|_| {
+            let (mut client, target) = (rig.client.clone(), target.to_owned());
+            tokio::task::spawn_local(async move { client.exec(&target, &["true"], 30).await })
+        });
+        for exec in execs.collect::<Vec<_>>() {
+            exec.await.expect("no panic").expect("ExecSync");
+        }
+        // The other launchers make first processes by themselves.
+        if launcher == "native" && round < 40 {
+            let config = sharer(rig, &format!("more{round}"), &["/bin/true"]);
+            rig.started(pod, &config, sandbox).await;
+        }
+        let status = rig.client.container(tracer).await.expect("status");
+        if status.state == v1::ContainerState::ContainerExited as i32 {
+            return round;
+        }
+    }
+    unreachable!("the tracer ends");
+}
+
+fn variable(value: &str) -> Vec<v1::KeyValue> {
+    vec![v1::KeyValue {
+        key: "TEXT".to_owned(),
+        value: value.as_bytes().to_vec(),
+    }]
+}
+
+#[test]
+fn a_tracer_finds_nothing_of_the_pods_other_containers_in_execs_and_creates() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("remembered-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        // One that the tracer cannot see: its processes are its own.
+        let [secret, known] = ["secret", "known"]
+            .map(|what| format!("{what}-text-of-{launcher}-{}", std::process::id()));
+        let mut other = rig.container("other", &["/bin/sleep", "1000"]);
+        other.envs = variable(&secret);
+        let other = rig.started(&pod, &other, &sandbox).await;
+        let mut target = sharer(rig, "target", &["/bin/sleep", "1000"]);
+        target.envs = variable(&known);
+        let target = rig.started(&pod, &target, &sandbox).await;
+        let texts = [secret, known].map(|text| text.chars().rev().collect());
+        let words = [ATTACKER, "remember", "12"].map(str::to_owned);
+        let tracer = tracer(rig, &pod, &sandbox, &[&words[..], &texts].concat()).await;
+        rig.log_with(&name, "remembering").await;
+        // The monitor knows the environment of what it runs meanwhile.
+        let mut client = rig.client.clone();
+        let runs = tokio::task::spawn_local(async move {
+            client.exec(&other, &["/bin/sleep", "14"], 30).await
+        });
+        keep_busy(rig, (&pod, &sandbox), (&target, &tracer), launcher).await;
+        runs.await.expect("no panic").expect("ExecSync");
+        let log = rig.log_with(&name, "saw ").await;
+        println!("{launcher}: {}", log.lines().last().unwrap_or_default());
+        assert!(!log.contains("FOUND"), "{launcher}: {log}");
+        let read = log.rsplit("before their programs ").next();
+        let read: usize = read.expect("a count").trim().parse().expect("a number");
+        assert!(read > 0, "{launcher}: it could read nothing in time: {log}");
     });
 }
 

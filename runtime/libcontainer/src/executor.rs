@@ -42,9 +42,8 @@ impl Executor for Waiting {
             // The monitor is gone: nobody would look after the container.
             std::process::exit(CANNOT_START);
         }
-        let errno = self.program.execute();
-        let (message, not_found) = self.program.explain(errno);
-        start.fail(&message, not_found);
+        let refused = self.program.command().execute();
+        start.fail(refused, refused.is_unusable());
         std::process::exit(CANNOT_START);
     }
 

@@ -194,7 +194,7 @@ impl Start {
                     ..
                 }
             );
-            socket.fail(&error.to_string(), not_found);
+            socket.fail(&error, not_found);
         }
     }
 }

@@ -87,6 +87,15 @@ impl Program {
             environment: CStrings::new(environment),
         })
     }
+
+    /// Replaces this process; returns only when that failed.
+    fn execute(&self, arguments: &CStrings) -> Errno {
+        execve(
+            &self.path,
+            arguments.pointers(),
+            self.environment.pointers(),
+        )
+    }
 }
 
 impl Monitor {
@@ -143,7 +152,7 @@ impl Monitor {
             .map_err(|errno| ("rehearse the new build", errno))?;
         let executed = keep_on_exec(&kept.0, true)
             .err()
-            .unwrap_or_else(|| execve(&program.path, &program.real, &program.environment));
+            .unwrap_or_else(|| program.execute(&program.real));
         // Their owners are all here: none of them is missing.
         let _restored = keep_on_exec(&kept.0, false);
         Err(("execute the new build", executed))
@@ -153,7 +162,7 @@ impl Monitor {
     fn rehearse(&mut self, program: &Program, kept: &Kept) -> Result<(), Errno> {
         let child = fork::spawn(NewNamespaces::default(), || {
             if keep_on_exec(&kept.0, true).is_ok() {
-                let _failed = execve(&program.path, &program.rehearsal, &program.environment);
+                let _failed = program.execute(&program.rehearsal);
             }
             127
         })?;

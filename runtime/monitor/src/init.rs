@@ -49,7 +49,7 @@ pub(crate) fn start() -> Result<Pid, Errno> {
                 return 127;
             }
             // What is left of the monitor's descriptors closes on exec.
-            let _failed = execve(c"/proc/self/exe", &name, &environment);
+            let _failed = execve(c"/proc/self/exe", name.pointers(), environment.pointers());
             127
         },
     )?;

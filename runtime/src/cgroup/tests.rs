@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use super::tree::HELD_AT_ONCE;
 use super::{Cgroup, CgroupError, Hierarchies, Resources, Selection, Version};
 
 const MIB: i64 = 1 << 20;
@@ -196,6 +197,19 @@ fn kill_and_remove_reach_below() {
     assert!(sleeper.was_killed());
     cgroup.remove().unwrap();
     assert!(!cgroup.exists() && !inner.exists());
+}
+
+#[test]
+fn more_are_killed_than_are_held_at_once() {
+    let scratch = Scratch::new();
+    let cgroup = scratch.child("container");
+    let count = HELD_AT_ONCE + 50;
+    let mut sleepers: Vec<_> = (0..count).map(|_| Sleeper::start_in(&cgroup)).collect();
+    let pids = cgroup.pids().unwrap();
+    assert_eq!(pids.len(), count);
+    let held = cgroup.signal_all(&pids).unwrap();
+    assert!(held.len() <= HELD_AT_ONCE);
+    assert!(sleepers.iter_mut().all(Sleeper::was_killed));
 }
 
 #[test]

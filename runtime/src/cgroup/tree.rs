@@ -30,6 +30,9 @@ const MAKE_TRIES: usize = 1000;
 /// leave their cgroup a little after they were reaped.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Processes that are held by descriptors at once when they are killed: a cgroup may
+/// have more than this process may open.
+pub(super) const HELD_AT_ONCE: usize = 256;
 /// The longest wait before a killed cgroup is looked at again.
 const KILL_ROUND: Duration = Duration::from_millis(100);
 
@@ -174,8 +177,18 @@ impl Cgroup {
     }
 
     /// Sends SIGKILL through descriptors to those that are still listed once they are
-    /// held: a number may be another's by then.
-    fn signal_all(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
+    /// held: a number may be another's by then. Gives some of the descriptors.
+    pub(super) fn signal_all(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
+        let mut held = Vec::new();
+        for some in pids.chunks(HELD_AT_ONCE) {
+            // Those of the ones before are closed first.
+            held.clear();
+            held = self.signal_some(some)?;
+        }
+        Ok(held)
+    }
+
+    fn signal_some(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
         let failed = |pid, error: Errno| CgroupError::Signal {
             pid,
             path: self.path().into(),

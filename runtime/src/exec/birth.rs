@@ -5,9 +5,9 @@
 //! tracer's. So a process that still has something of the node never lives there. An
 //! intermediate process, which does not, enters all other namespaces, closes what is
 //! the monitor's, takes on the user, the capabilities and the filter of system calls,
-//! and only then copies itself into the pid namespace: what is born there reaches no
-//! more than the container's own processes do. It still *knows* more: until execve its
-//! memory is a copy of the monitor's, with what that keeps of the pod's containers.
+//! packs what the program needs, and only then makes a process in the pid namespace
+//! that has no other memory ([`crate::sys::parcel`]): what is born there reaches and
+//! knows no more than the container's own processes do.
 //!
 //! ```text
 //! monitor ─clone─▶ intermediate: cgroups, namespaces, root, descriptors, privileges
@@ -15,83 +15,92 @@
 //!    ◀─────"born N"─────┤                           ▲
 //!                       └────────── "go" ───────────┘   then it ends
 //! ```
-//! The copy shares no memory with the intermediate, which would be the tracer's then,
-//! out of the container's pid namespace. It waits for a word that comes after its id
-//! was told: one whose intermediate was killed before ends by itself, and no process is
-//! left that the monitor does not know.
+//! The two share no memory, which would be the tracer's then, out of the container's
+//! pid namespace. What is born waits for a word that comes after its id was told: one
+//! whose intermediate was killed before ends by itself, and no process is left that
+//! the monitor does not know.
 
-use std::os::fd::OwnedFd;
+use std::convert::Infallible;
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
 use super::plan::Plan;
+use super::program::Command;
 use super::report::{Problem, Step};
 use super::steps::{self, Filtered, at};
-use crate::sys::fork;
-
-/// Where the intermediate process tells the other to go on.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    go: OwnedFd,
-    wait: OwnedFd,
-}
-
-impl Gate {
-    /// Makes it. Before a filter of system calls is in force.
-    pub(crate) fn new() -> Result<Self, Problem> {
-        let (wait, go) = at(Step::Birth, rustix::pipe::pipe_with(PipeFlags::CLOEXEC))?;
-        Ok(Self { go, wait })
-    }
-
-    /// Copies this process into the pid namespace of its children, and goes on there;
-    /// this process ends. `tell` makes the id known.
-    fn pass(self, tell: impl FnOnce(Pid) -> Result<(), Errno>) -> Result<(), Errno> {
-        let Self { go, wait } = self;
-        if let Some(pid) = fork::go_on_as_sibling()? {
-            let told = tell(pid).and_then(|()| rustix::io::write(&go, b"g").map(drop));
-            fork::end(u8::from(told.is_err()));
-        }
-        // It would hold its own end open.
-        drop(go);
-        let word = rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0; 1]));
-        if word != Ok(1) {
-            fork::end(UNKNOWN);
-        }
-        Ok(())
-    }
-}
+use crate::sys::parcel::{CLONE_PARENT, Parcel};
+use crate::sys::{fds, fork};
 
 /// Exit code of a process that the monitor was not told of.
 const UNKNOWN: u8 = 127;
 
-/// Takes on what is the process's own and goes on as a process that is born in the pid
-/// namespace of this one's children.
+/// Takes on what is the process's own and has it go on as a process that is born in the
+/// pid namespace of this one's children, with `life`; this process ends. `tell` makes
+/// the id known. Returns only when there is no such process.
+///
+/// `life` runs where there is no heap: see [`crate::sys::parcel`].
 pub(crate) fn take_on_and_cross(
     plan: &Plan,
     terminal: bool,
     tell: impl FnOnce(Pid) -> Result<(), Errno>,
-) -> Result<(), Problem> {
-    let gate = Gate::new()?;
-    let filtered = filter_time(plan, terminal)?;
-    steps::take_on(plan, filtered)?;
-    at(Step::Birth, gate.pass(tell))?;
-    steps::begin_session(terminal)?;
-    match filtered {
-        Filtered::Now => Ok(()),
-        Filtered::Later => steps::load_filter(plan),
+    life: impl FnOnce(Result<Command<'static>, Problem>) -> u8 + Copy + 'static,
+) -> Problem {
+    match cross(plan, terminal, tell, life) {
+        Err(problem) => problem,
+        Ok(never) => match never {},
     }
 }
 
-/// Makes this process the reaper of what descends from it, by which all of that is found
-/// when it has to end. One whose filter does not let it ask for that goes without.
-pub(crate) fn reap_own(plan: &Plan) {
+fn cross(
+    plan: &Plan,
+    terminal: bool,
+    tell: impl FnOnce(Pid) -> Result<(), Errno>,
+    life: impl FnOnce(Result<Command<'static>, Problem>) -> u8 + Copy + 'static,
+) -> Result<Infallible, Problem> {
+    let (wait, go) = at(Step::Birth, rustix::pipe::pipe_with(PipeFlags::CLOEXEC))?;
+    let filtered = filter_time(plan, terminal)?;
+    let later = plan
+        .seccomp
+        .as_ref()
+        .filter(|_| filtered == Filtered::Later);
+    let room = later.map_or(0, |filter| filter.room());
+    let mut parcel = at(Step::Birth, Parcel::new(plan.program.room() + room))?;
+    let program = at(Step::Birth, plan.program.pack(&mut parcel))?;
+    let packed = later.map(|filter| filter.pack(&mut parcel)).transpose();
+    let filter = at(Step::Birth, packed)?;
+    let closed = parcel.close([wait, go], move |[wait, go]| {
+        // It would hold its own end open.
+        fds::close(go);
+        let word = rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0; 1]));
+        fds::close(wait);
+        if word != Ok(1) {
+            return UNKNOWN;
+        }
+        let ready = steps::begin_session(terminal);
+        let load = || filter.map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()));
+        life(ready.and_then(|()| load()).map(|()| program))
+    });
+    let closed = at(Step::Birth, closed)?;
+    steps::take_on(plan, filtered)?;
+    let (pid, [_wait, go]) = at(Step::Birth, closed.go())?;
+    let told = tell(pid).and_then(|()| rustix::io::write(&go, b"g").map(drop));
+    fork::end(u8::from(told.is_err()))
+}
+
+/// Whether a process may become the reaper of what descends from it, by which all of
+/// that is found when it has to end. One whose filter does not let it ask for that goes
+/// without.
+pub(crate) fn may_reap(plan: &Plan) -> bool {
     let filter = plan.seccomp.as_ref();
-    if filter.is_none_or(|filter| filter.allows(libc::SYS_prctl, SUBREAPER)) {
-        let own = rustix::process::getpid();
-        let _left = rustix::process::set_child_subreaper(Some(own));
-    }
+    filter.is_none_or(|filter| filter.allows(libc::SYS_prctl, SUBREAPER))
+}
+
+/// Makes this process that reaper.
+pub(crate) fn reap_own() {
+    let own = rustix::process::getpid();
+    let _left = rustix::process::set_child_subreaper(Some(own));
 }
 
 /// `PR_SET_CHILD_SUBREAPER`.
@@ -104,14 +113,13 @@ fn filter_time(plan: &Plan, terminal: bool) -> Result<Filtered, Problem> {
     let Some(filter) = &plan.seccomp else {
         return Ok(Filtered::Now);
     };
-    let flags = u64::try_from(fork::CLONE_PARENT).unwrap_or_default();
     let others = [
         libc::SYS_read,
         libc::SYS_write,
         libc::SYS_close,
         libc::SYS_setsid,
     ];
-    let passes = filter.allows(libc::SYS_clone, flags)
+    let passes = filter.allows(libc::SYS_clone, CLONE_PARENT)
         && others.iter().all(|number| filter.allows(*number, 0))
         && (!terminal || filter.allows(libc::SYS_ioctl, 0));
     match (passes, plan.no_new_privileges) {

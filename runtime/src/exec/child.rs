@@ -14,8 +14,8 @@ use rustix::thread::ThreadNameSpaceType;
 use super::plan::Plan;
 use super::report::{Message, Problem, Step};
 use super::{birth, steps};
-use crate::sys::fork;
 use crate::sys::fork::{Child, NewNamespaces};
+use crate::sys::{fds, fork};
 
 /// The streams of the process.
 #[derive(Debug)]
@@ -81,18 +81,25 @@ fn become_process(
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
     };
-    let born = |pid| rustix::io::write(&moved, &Message::Born(pid).to_bytes()).map(drop);
-    let problem = match birth::take_on_and_cross(plan, false, born) {
-        Ok(()) => {
-            birth::reap_own(plan);
-            Problem {
-                step: Step::Exec,
-                errno: plan.program.execute(),
+    let report = fds::leave_open(moved);
+    let born = |pid| rustix::io::write(report, &Message::Born(pid).to_bytes()).map(drop);
+    let reaps = birth::may_reap(plan);
+    let problem = birth::take_on_and_cross(plan, false, born, move |program| {
+        let problem = match program {
+            Ok(program) => {
+                if reaps {
+                    birth::reap_own();
+                }
+                Problem {
+                    step: Step::Exec,
+                    errno: program.execute().errno,
+                }
             }
-        }
-        Err(problem) => problem,
-    };
-    tell(moved.as_fd(), problem)
+            Err(problem) => problem,
+        };
+        tell(report, problem)
+    });
+    tell(report, problem)
 }
 
 /// The exit code tells that something is wrong even where the pipe does not.

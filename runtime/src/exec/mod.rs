@@ -16,5 +16,5 @@ pub(crate) mod steps;
 
 pub use child::{Begun, Stdio, spawn};
 pub use plan::{BadProcess, Plan, capability_number};
-pub use program::{DEFAULT_PATH, Program};
+pub use program::{Command, DEFAULT_PATH, Program, Refused};
 pub use report::{Message, Problem, Step};

@@ -228,7 +228,10 @@ impl Plan {
     #[must_use]
     pub fn explain(&self, problem: super::Problem) -> (String, bool) {
         match problem.step {
-            super::Step::Exec => self.program.explain(problem.errno),
+            super::Step::Exec => {
+                let refused = self.program.command().refused(problem.errno);
+                (refused.to_string(), refused.is_unusable())
+            }
             _ => (format!("{}", problem.errno), false),
         }
     }
@@ -337,6 +340,15 @@ mod tests {
     fn missing_capabilities_are_none() {
         let plan = Plan::new(&process(), &[], None).unwrap();
         assert_eq!(plan.capabilities, CapabilitySets::default());
+    }
+
+    /// The kernel refuses a flag that it does not know before it looks at the program.
+    #[test]
+    fn flags_of_the_filter_reach_the_kernel() {
+        let allow = [[6, 0, 0, 0], [0, 0, 0xff, 0x7f]].concat();
+        let plan = Plan::new(&process(), &[], Some(&allow)).unwrap();
+        let plan = plan.with_seccomp_flags(1 << 30);
+        assert_eq!(plan.seccomp.unwrap().load(), Err(Errno::INVAL));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! or words come back. When the monitor dies, what waits reads the end of the
 //! socket and gives up.
 
+use std::fmt::{self, Display, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -106,17 +107,50 @@ impl<'a> StartSocket<'a> {
         read == Ok(1)
     }
 
-    /// Says why the program cannot be executed.
-    pub fn fail(&self, message: &str, not_found: bool) {
-        let mut text = vec![if not_found { b'n' } else { b'e' }];
-        text.extend_from_slice(
-            message
-                .as_bytes()
-                .get(..MAX_MESSAGE - 1)
-                .unwrap_or(message.as_bytes()),
-        );
+    /// Says why the program cannot be executed. Takes no memory but what the message
+    /// takes.
+    pub fn fail(&self, message: impl Display, not_found: bool) {
+        let mut words = Words::new(if not_found { b'n' } else { b'e' });
+        // What does not fit is cut.
+        let _cut = write!(words, "{message}");
         // The exit code tells that something went wrong, should this fail.
-        let _lost = rustix::io::write(self.0, &text);
+        let _lost = rustix::io::write(self.0, words.bytes());
+    }
+}
+
+/// A text that takes no memory.
+struct Words {
+    text: [u8; MAX_MESSAGE],
+    length: usize,
+}
+
+impl Words {
+    fn new(first: u8) -> Self {
+        let mut text = [0; MAX_MESSAGE];
+        text[0] = first;
+        Self { text, length: 1 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.text.get(..self.length).unwrap_or_default()
+    }
+}
+
+impl Write for Words {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        let place = self.text.get_mut(self.length..).unwrap_or_default();
+        let length = part.len().min(place.len());
+        let (Some(place), Some(fits)) = (place.get_mut(..length), part.as_bytes().get(..length))
+        else {
+            return Err(fmt::Error);
+        };
+        place.copy_from_slice(fits);
+        self.length += length;
+        if length == part.len() {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
     }
 }
 
@@ -159,7 +193,7 @@ mod tests {
     #[test]
     fn long_words_are_cut() {
         let (gate, socket) = start_pair().unwrap();
-        StartSocket::new(socket.as_fd()).fail(&"x".repeat(10_000), true);
+        StartSocket::new(socket.as_fd()).fail("x".repeat(10_000), true);
         let outcome = gate.outcome();
         assert!(matches!(outcome, Some(StartOutcome::Failed { message, .. })
             if message.len() == MAX_MESSAGE - 1));

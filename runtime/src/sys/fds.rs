@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "bare system calls")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -34,6 +34,19 @@ pub fn close_from(first: u32, close: Close) -> Result<(), Errno> {
     // the contract above to processes without owners that will ever run.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
     super::check(result).map(drop)
+}
+
+/// Leaves a descriptor open until this process ends or executes a program.
+#[must_use]
+pub fn leave_open(fd: OwnedFd) -> BorrowedFd<'static> {
+    // SAFETY: its owner is gone without closing it, so that nobody will.
+    unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
+}
+
+/// Closes a descriptor without the C library, whose `close` needs thread-local storage.
+pub fn close(fd: OwnedFd) {
+    // SAFETY: its owner hands it over.
+    unsafe { rustix::io::close(fd.into_raw_fd()) }
 }
 
 /// Descriptors that a program was started with, by their numbers.

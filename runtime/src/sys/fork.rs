@@ -105,29 +105,6 @@ pub fn spawn_sibling_into(
     clone(arguments, child)
 }
 
-/// Copies this process into a sibling: a child of this process's parent, born in the
-/// pid namespace that this process has chosen for its children. Gives its id here, as
-/// seen from here, and `None` in the copy, which goes on behind the call.
-///
-/// Only for a child made by one of the others here, which has one thread. By `clone`:
-/// filters of system calls, one of which may be in force, let that pass.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn go_on_as_sibling() -> Result<Option<Pid>, Errno> {
-    // SAFETY: without CLONE_VM the copy has memory of its own, as after fork, and with
-    // a null stack it goes on with a copy of this one. There is one thread, by the
-    // contract above. All other arguments are unused with these flags.
-    let result = unsafe { libc::syscall(libc::SYS_clone, CLONE_PARENT, NULL, NULL, NULL, NULL) };
-    let pid = i32::try_from(super::check(result)?).map_err(|_| Errno::INVAL)?;
-    Ok(Pid::from_raw(pid))
-}
-
-/// The flag with which [`go_on_as_sibling`] calls the kernel.
-pub const CLONE_PARENT: libc::c_long = libc::CLONE_PARENT as libc::c_long;
-/// A null pointer as wide as a register.
-const NULL: libc::c_long = 0;
-
 /// Ends this process at once, without destructors or exit handlers.
 pub fn end(code: u8) -> ! {
     exit_now(code)

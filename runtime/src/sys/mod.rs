@@ -16,9 +16,11 @@ pub mod fork;
 pub mod heap;
 pub mod keyring;
 pub(crate) mod mount_attr;
+pub mod parcel;
 #[cfg(feature = "engine")]
 pub(crate) mod peer;
 pub mod propagation;
+mod rseq;
 pub mod seccomp_load;
 pub mod signals;
 #[cfg(feature = "engine")]

@@ -3,6 +3,9 @@
 #![expect(unsafe_code, reason = "bare system calls")]
 
 use rustix::io::Errno;
+use syscalls::Sysno;
+
+use super::parcel::{self, Parcel};
 
 /// Longest program that the kernel takes.
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -121,21 +124,60 @@ impl Filter {
     /// # Errors
     /// The kernel's answer: `EACCES` without that, `EINVAL` for no program.
     pub fn load(&self) -> Result<(), Errno> {
+        self.borrow().load()
+    }
+
+    fn borrow(&self) -> Borrowed<'_> {
+        Borrowed {
+            program: &self.program,
+            flags: self.flags,
+        }
+    }
+
+    /// How much room it takes in a [`Parcel`].
+    #[must_use]
+    pub fn room(&self) -> usize {
+        parcel::room(&self.program)
+    }
+
+    /// Packs it.
+    ///
+    /// # Errors
+    /// `ENOMEM`: there is not as much room left.
+    pub fn pack(&self, parcel: &mut Parcel) -> Result<Borrowed<'static>, Errno> {
+        Ok(Borrowed {
+            program: parcel.pack(&self.program)?,
+            flags: self.flags,
+        })
+    }
+}
+
+/// A filter that is somewhere else.
+#[derive(Debug, Clone, Copy)]
+pub struct Borrowed<'a> {
+    program: &'a [libc::sock_filter],
+    flags: libc::c_ulong,
+}
+
+impl Borrowed<'_> {
+    /// See [`Filter::load`]. Works in a process without thread-local storage
+    /// ([`super::parcel`]).
+    ///
+    /// # Errors
+    /// See there.
+    pub fn load(&self) -> Result<(), Errno> {
         let program = libc::sock_fprog {
             len: u16::try_from(self.program.len()).map_err(|_| Errno::INVAL)?,
             filter: self.program.as_ptr().cast_mut(),
         };
-        // SAFETY: `program` describes the array that `self` owns; the kernel
-        // copies it and never writes to it.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_seccomp,
-                libc::SECCOMP_SET_MODE_FILTER,
-                self.flags,
-                std::ptr::from_ref(&program),
-            )
-        };
-        super::check(result).map(drop)
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        let described = std::ptr::from_ref(&program);
+        // SAFETY: `program` describes an array that is borrowed; the kernel copies it
+        // and never writes to it.
+        let result = unsafe { syscalls::syscall!(Sysno::seccomp, mode, self.flags, described) };
+        result
+            .map(drop)
+            .map_err(|errno| Errno::from_raw_os_error(errno.into_raw()))
     }
 }
 

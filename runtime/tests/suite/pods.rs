@@ -3,7 +3,7 @@
 use runtime::client::MonitorError;
 use serde_json::json;
 
-use super::stdout;
+use super::{launch_error, stdout};
 use crate::support::{Kind, Pod, PodOptions, TestContainer, TestSpec, wait_until};
 
 /// The monitor is in the pod's cgroups and namespaces, which its entries in
@@ -198,15 +198,44 @@ pub(crate) async fn a_fork_bomb_ends_with_its_container(launcher: Kind) {
     pod.end().await;
 }
 
-/// The init ends on SIGTERM, and its containers with it.
-pub(crate) async fn shared_init_ends_on_sigterm(launcher: Kind) {
+/// A process that is born where others can trace it has no heap for its words.
+pub(crate) async fn missing_program_is_named_among_shared_processes(launcher: Kind) {
     let mut pod = shared(launcher).await;
     let init = pod.ready.init_pid.unwrap();
+    for (name, message) in [
+        (
+            "nothing",
+            "exec: \"nothing\": executable file not found in $PATH",
+        ),
+        ("/tmp", "exec: \"/tmp\": permission denied"),
+    ] {
+        let spec = in_pid_namespace(init, "").set("process.args", json!([name]));
+        let container = pod.create(&spec).await;
+        let (_, said, not_found) = launch_error(pod.monitor.start(&container.id).await);
+        assert_eq!((said.as_str(), not_found), (message, true));
+        assert_eq!(pod.exit(&container).await.exit_code, 128);
+    }
+    pod.end().await;
+}
+
+/// The init ends on the node's SIGKILL, and its containers with it: on nothing that one of
+/// them sends.
+pub(crate) async fn shared_init_ends_on_kill_only(launcher: Kind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    // Processes of a container may send it what they like.
+    let container = pod
+        .run(&in_pid_namespace(
+            init,
+            "kill -TERM 1; kill -KILL 1; sleep 0.1; exit 3",
+        ))
+        .await;
+    assert_eq!(pod.exit(&container).await.exit_code, 3);
     let container = pod
         .run(&in_pid_namespace(init, "trap '' TERM; sleep 1000"))
         .await;
     let pid = rustix::process::Pid::from_raw(init).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     assert_eq!(pod.exit(&container).await.exit_code, 137);
     assert!(wait_until(|| !std::path::Path::new(&format!(
         "/proc/{init}"

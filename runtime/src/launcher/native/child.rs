@@ -18,7 +18,8 @@ use super::report::{self, Moments, Own, Problem};
 use super::tree::{Held, Tree};
 use super::{dev, mounts};
 use crate::exec::steps::{Filtered, Honoured};
-use crate::exec::{self, Step, birth, steps};
+use crate::exec::{Command, Step, birth, steps};
+use crate::sys::fds;
 
 /// Exit code of a process whose program could not be executed.
 const CANNOT_START: u8 = 128;
@@ -33,32 +34,45 @@ pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
         Ok(done) => done,
         Err(problem) => return give_up(socket, problem),
     };
-    if let Err(problem) = take_on(prepared, socket.as_fd()) {
-        return give_up(socket.as_fd(), problem.into());
+    let process = &prepared.process;
+    let terminal = prepared.stdio.is_none();
+    if prepared.pid_namespace.is_none() {
+        let taken_on =
+            steps::begin_session(terminal).and_then(|()| steps::take_on(process, Filtered::Now));
+        return match taken_on {
+            Ok(()) => {
+                wait_and_execute(socket.as_fd(), honoured, moments, process.program.command())
+            }
+            Err(problem) => give_up(socket.as_fd(), problem.into()),
+        };
     }
-    if report::send_ready(socket.as_fd(), honoured, &moments).is_err() {
+    // Others live in its pid namespace: it is born there when it has taken all on.
+    let socket = fds::leave_open(socket);
+    let tell = |pid| report::send_born(socket, pid);
+    let problem = birth::take_on_and_cross(process, terminal, tell, move |program| match program {
+        Ok(program) => wait_and_execute(socket, honoured, moments, program),
+        Err(problem) => give_up(socket, problem.into()),
+    });
+    give_up(socket, problem.into())
+}
+
+/// Waits for the start; returns only when there was none. Takes no memory.
+fn wait_and_execute(
+    socket: BorrowedFd<'_>,
+    honoured: Honoured,
+    moments: Moments,
+    program: Command<'_>,
+) -> u8 {
+    if report::send_ready(socket, honoured, &moments).is_err() {
         return CANNOT_START;
     }
-    let start = StartSocket::new(socket.as_fd());
+    let start = StartSocket::new(socket);
     if start.wait() {
-        let program = &prepared.process.program;
-        let (message, not_found) = program.explain(program.execute());
-        start.fail(&message, not_found);
+        let refused = program.execute();
+        start.fail(refused, refused.is_unusable());
     }
     // Without a monitor nobody would look after the container.
     CANNOT_START
-}
-
-/// Takes on what is the process's own; in a pid namespace that others live in it is
-/// born only then.
-fn take_on(prepared: &Prepared, socket: BorrowedFd<'_>) -> Result<(), exec::Problem> {
-    let (process, terminal) = (&prepared.process, prepared.stdio.is_none());
-    if prepared.pid_namespace.is_some() {
-        let tell = |pid| report::send_born(socket, pid);
-        return birth::take_on_and_cross(process, terminal, tell);
-    }
-    steps::begin_session(terminal)?;
-    steps::take_on(process, Filtered::Now)
 }
 
 fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
