@@ -210,6 +210,7 @@ pub(crate) async fn start_whose_engine_died_is_told(launcher: Kind) {
     }
     let state = &next.list().await.unwrap()[0].state;
     assert!(matches!(state, ContainerState::Running { .. }), "{state:?}");
+    good.logged("ready");
     pod.monitor.signal(&good.id, 15).await.unwrap();
     pod.exit(&good).await;
     pod.end().await;
