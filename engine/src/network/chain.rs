@@ -47,18 +47,27 @@ fn runner(cni: &Cni, plugin: &Value) -> Runner {
 }
 
 /// What was decided of the firewalls that are configured.
-static FIREWALLS: Mutex<BTreeMap<String, bool>> = Mutex::new(BTreeMap::new());
+static FIREWALLS: Decisions = Decisions(Mutex::new(BTreeMap::new()));
 
 /// Whether the built-in does all that a configuration asks for. For a firewall that
 /// depends on what else filters packets on the node, and is decided once: the rules of
 /// pods must not go one way today and another when a module was loaded.
 fn accepted(plugin: &Value) -> bool {
-    if kind(plugin) != "firewall" {
-        return cni::is_builtin_config(plugin);
+    match kind(plugin) {
+        "firewall" => FIREWALLS.of(plugin, cni::is_builtin_config),
+        _ => cni::is_builtin_config(plugin),
     }
-    let mut decided = FIREWALLS.lock().unwrap_or_else(PoisonError::into_inner);
-    let decide = || cni::is_builtin_config(plugin);
-    *decided.entry(plugin.to_string()).or_insert_with(decide)
+}
+
+/// Answers that stay, by the configuration that they are about.
+struct Decisions(Mutex<BTreeMap<String, bool>>);
+
+impl Decisions {
+    fn of(&self, plugin: &Value, decide: impl FnOnce(&Value) -> bool) -> bool {
+        let mut decided = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = decided.entry(plugin.to_string());
+        *entry.or_insert_with(|| decide(plugin))
+    }
 }
 
 /// How the plugins ran that made an attachment whose record does not say it:
@@ -297,5 +306,24 @@ impl Limits {
             adding: Semaphore::new(MOST_PROCESSES),
             others: Semaphore::new(MOST_PROCESSES / 2),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_a_firewall_runs_as_is_decided_once_for_each_configuration() {
+        let decisions = Decisions(Mutex::default());
+        let (one, other) = (
+            json!({"type": "firewall"}),
+            json!({"type": "firewall", "a": 1}),
+        );
+        assert!(decisions.of(&one, |_| true));
+        assert!(decisions.of(&one, |_| false), "a module was loaded since");
+        assert!(!decisions.of(&other, |_| false));
     }
 }
