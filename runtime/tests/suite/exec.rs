@@ -7,7 +7,7 @@ use runtime::client::{ExecExit, Monitor, MonitorError};
 use serde_json::json;
 
 use super::launch_error;
-use crate::support::{Kind, Pod, TestContainer, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestContainer, TestSpec, until, wait_until};
 
 async fn sleeper(pod: &mut Pod) -> TestContainer {
     pod.run(&TestSpec::new(&["sleep", "1000"])).await
@@ -276,12 +276,12 @@ pub(crate) async fn unwanted_process_ends(launcher: Kind) {
     let spec = TestSpec::shell("setsid sleep 2000 & sleep 3000");
     let running = || container.cgroup.pids().len() >= alone + 2;
     let ended = || container.cgroup.pids().len() == alone;
-    let moment = Duration::from_millis(10);
     {
         let exec = pod.exec(&container, &spec);
         tokio::pin!(exec);
-        while !running() {
-            assert!(tokio::time::timeout(moment, &mut exec).await.is_err());
+        tokio::select! {
+            ended = &mut exec => panic!("{ended:?}"),
+            () = until(running) => {}
         }
     }
     assert!(wait_until(ended), "{:?}", container.cgroup.pids());
@@ -290,8 +290,9 @@ pub(crate) async fn unwanted_process_ends(launcher: Kind) {
     {
         let exec = pod.exec(&container, &spec);
         tokio::pin!(exec);
-        while !running() {
-            assert!(tokio::time::timeout(moment, &mut exec).await.is_err());
+        tokio::select! {
+            ended = &mut exec => panic!("{ended:?}"),
+            () = until(running) => {}
         }
         assert_eq!(super::life::shut_connections(first.pid()), 1);
         let lost = tokio::time::timeout(Duration::from_secs(10), exec).await;

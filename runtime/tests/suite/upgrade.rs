@@ -15,7 +15,9 @@ use runtime::protocol::{
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::support::{Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, wait_until};
+use crate::support::{
+    Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
+};
 
 /// The same executables in another build: what follows an ELF file's end means
 /// nothing, but other bytes are another build.
@@ -183,9 +185,7 @@ async fn running_execs_go_on_across_an_upgrade() {
             request.timeout = Some(Duration::from_secs(8));
         }),
         async {
-            while container.cgroup.pids().len() < alone + 2 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            until(|| container.cgroup.pids().len() >= alone + 2).await;
             upgrade(&pod, &build).await;
             pod.exec(&container, &go).await.unwrap();
         },

@@ -27,6 +27,16 @@ pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
     false
 }
 
+/// Does the same beside other tasks; ends the test where it takes too long.
+pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
+    let come = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, come).await.unwrap();
+}
+
 /// What differs between pods.
 #[derive(Debug, Clone)]
 pub(crate) struct PodOptions {
