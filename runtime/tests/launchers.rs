@@ -133,7 +133,7 @@ macro_rules! own_launcher {
     ($launcher:ident, $kind:expr) => {
         launcher_suite! { $launcher, $kind;
             life {
-                start_is_answered_whoever_holds_the_socket,
+                start_is_answered_whoever_holds_the_gate,
                 start_whose_engine_died_is_told,
                 launch_that_hangs_can_be_deleted,
             }

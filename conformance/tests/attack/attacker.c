@@ -59,8 +59,8 @@ static void descriptors(const char *pid) {
         if (one->d_name[0] == '.') continue;
         snprintf(path, sizeof path, "%s/%s", dir, one->d_name);
         if (link_of(path, is, sizeof is)) continue;
-        int fine = !strncmp(is, "pipe:", 5) || !strncmp(is, "socket:", 7) ||
-                   !strcmp(is, "/dev/null") || !strcmp(is, "/null");
+        /* A socket leads on to whoever has its other end. */
+        int fine = !strncmp(is, "pipe:", 5) || !strcmp(is, "/dev/null") || !strcmp(is, "/null");
         if (!fine) find("descriptor", is);
     }
     closedir(all);
@@ -104,7 +104,7 @@ static int trace(int count, char **words) {
         struct dirent *one;
         while (all && (one = readdir(all))) {
             int pid = atoi(one->d_name);
-            if (pid <= 1 || !strcmp(one->d_name, own)) continue;
+            if (pid < 1 || !strcmp(one->d_name, own)) continue;
             char path[1024];
             snprintf(path, sizeof path, "/proc/%s/root%s", one->d_name, words[2]);
             if (!access(path, F_OK)) find("root", words[2]);

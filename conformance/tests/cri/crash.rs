@@ -304,6 +304,43 @@ fn a_container_whose_record_is_damaged_is_ended_and_can_be_made_again() {
     });
 }
 
+/// What a full disk leaves: the end of the sandbox was written down, and no longer those
+/// of its containers.
+#[test]
+fn containers_of_a_stopped_sandbox_have_ended_whatever_their_records_say() {
+    with_own_engine(async |rig| {
+        let (pod, ran) = rig.running("unwritten", &["/bin/sleep", "1000"]).await;
+        let sandbox = rig.sandbox("unwritten");
+        let config = rig.container("waits", &["/bin/sleep", "1000"]);
+        let waited = rig.client.create(&pod, &config, &sandbox).await;
+        let waited = waited.expect("create");
+        let record = |id: &str| format!("root/pods/{pod}/containers/{id}.json");
+        let files = [&ran, &waited].map(|id| rig.engine.path(&record(id)));
+        let before = files
+            .each_ref()
+            .map(|file| std::fs::read(file).expect("a record"));
+        rig.client.stop_pod(&pod).await.expect("stop the pod");
+        rig.engine.kill().expect("kill");
+        for (file, text) in files.iter().zip(before) {
+            std::fs::write(file, text).expect("as it was");
+        }
+        let exits = rig.engine.path(&format!("root/pods/{pod}/exits"));
+        for exit in std::fs::read_dir(exits).expect("exits").flatten() {
+            std::fs::remove_file(exit.path()).expect("remove");
+        }
+        rig.client = rig.engine.start().await.expect("an engine");
+        for id in [&ran, &waited] {
+            let ended = conformance::eventually(DEADLINE, async || {
+                let status = rig.client.clone().container(id).await.ok()?;
+                let exited = v1::ContainerState::ContainerExited as i32;
+                (status.state == exited && status.exit_code != 0).then_some(())
+            });
+            ended.await.expect("it is shown as ended");
+        }
+        rig.client.remove_pod(&pod).await.expect("remove the pod");
+    });
+}
+
 #[test]
 fn a_pod_whose_first_process_has_ended_is_not_ready() {
     with_own_engine(async |rig| {

@@ -16,7 +16,7 @@ use libcontainer::oci_spec::runtime::Spec;
 use libcontainer::syscall::syscall::SyscallType;
 use runtime::exec::Program;
 use runtime::exec::keyring::{self, Keyring};
-use runtime::launcher::{LaunchError, null};
+use runtime::launcher::{LaunchError, StartEnd, null};
 use runtime::protocol::{Create, Fds, Launch, LauncherKind, MountSource, StreamSlots};
 use rustix::fs::{FileType, Gid, Uid};
 use rustix::io::Errno;
@@ -58,19 +58,23 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         create,
         work_dir,
         start_fd,
+        words_fd,
         stdio,
     } = launch;
     let create = create.ok_or_else(|| LaunchError::failed("read the order", "it is empty"))?;
+    let start = StartEnd {
+        go: fds.take(start_fd, "the start")?,
+        words: fds.take(words_fd, "the words")?,
+    };
     if create.launcher() == LauncherKind::Oci {
         return oci::create(oci::Order {
             create: *create,
             work_dir,
-            start_fd,
+            start,
             streams: stdio.unwrap_or_default(),
             fds,
         });
     }
-    let start = fds.take(start_fd, "the start")?;
     let mut spec = spec::read(&fds.take(create.spec_fd, "the spec")?)?;
     let given = |index| create.mounts.iter().any(|mount| is_at(mount, index));
     check::check(&spec, given)?;

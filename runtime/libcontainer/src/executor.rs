@@ -5,7 +5,6 @@
 //! executed. Runs in the container, with the container's filter in force.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use libcontainer::oci_spec::runtime::Spec;
@@ -13,7 +12,7 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use runtime::exec::Program;
-use runtime::launcher::StartSocket;
+use runtime::launcher::StartEnd;
 
 /// Exit code of a process whose program could not be executed.
 const CANNOT_START: i32 = 128;
@@ -22,12 +21,12 @@ const CANNOT_START: i32 = 128;
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     program: Rc<Program>,
-    start: Rc<OwnedFd>,
+    start: Rc<StartEnd>,
 }
 
 impl Waiting {
-    /// The program and the socket to wait on, which closes on exec.
-    pub(crate) fn new(program: Program, start: OwnedFd) -> Self {
+    /// The program and what to wait at, which closes on exec.
+    pub(crate) fn new(program: Program, start: StartEnd) -> Self {
         Self {
             program: Rc::new(program),
             start: Rc::new(start),
@@ -37,7 +36,7 @@ impl Waiting {
 
 impl Executor for Waiting {
     fn exec(&self, _spec: &Spec) -> Result<(), ExecutorError> {
-        let start = StartSocket::new(self.start.as_fd());
+        let start = self.start.waiting();
         if !start.wait() {
             // The monitor is gone: nobody would look after the container.
             std::process::exit(CANNOT_START);

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use libcontainer::oci_spec::runtime::{Linux, LinuxDeviceCgroup, LinuxResources, Spec};
-use runtime::launcher::{LaunchError, StartSocket};
+use runtime::launcher::{LaunchError, StartEnd};
 use runtime::protocol::{Create, Fds, StreamSlots};
 use runtime::sys::fork::{self, NewNamespaces};
 use rustix::fs::{Mode, OFlags};
@@ -47,7 +47,7 @@ const NOT_FOUND: [&str; 5] = [
 pub(crate) struct Order {
     pub(crate) create: Create,
     pub(crate) work_dir: Vec<u8>,
-    pub(crate) start_fd: Option<u32>,
+    pub(crate) start: StartEnd,
     pub(crate) streams: StreamSlots,
     pub(crate) fds: Fds,
 }
@@ -57,7 +57,7 @@ pub(crate) struct Order {
 pub(crate) struct Start {
     runtime: Runtime,
     id: String,
-    socket: OwnedFd,
+    end: StartEnd,
 }
 
 /// The runtime, with its state.
@@ -110,13 +110,12 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     let Order {
         create,
         work_dir,
-        start_fd,
+        start,
         streams,
         mut fds,
     } = order;
     let path = create.runtime.clone();
     let path = path.ok_or_else(|| LaunchError::failed("read the order", "it names no runtime"))?;
-    let socket = fds.take(start_fd, "the start")?;
     let mut spec = spec::read(&fds.take(create.spec_fd, "the spec")?)?;
     let streams = Streams::take(&streams, &mut fds)?;
     streams.give_to(owner(&spec))?;
@@ -169,7 +168,7 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
         start: Some(Start {
             runtime,
             id: create.id,
-            socket,
+            end: start,
         }),
     })
 }
@@ -177,9 +176,9 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
 impl Start {
     /// Waits for the word and starts the container; says so where it cannot.
     pub(crate) fn wait(self) {
-        let socket = StartSocket::new(self.socket.as_fd());
+        let waiting = self.end.waiting();
         // Without a monitor nobody would look after the container.
-        if !socket.wait() {
+        if !waiting.wait() {
             return;
         }
         let mut command = self.runtime.command("start");
@@ -194,7 +193,7 @@ impl Start {
                     ..
                 }
             );
-            socket.fail(&error, not_found);
+            waiting.fail(&error, not_found);
         }
     }
 }

@@ -11,11 +11,12 @@ mod handover;
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use runtime::exec::{self, Begun, Message, Plan, Problem, Stdio, Step};
+use runtime::exec::{self, Begun, Plan, Problem, Stdio, Step};
 use runtime::pidfd::has_ended;
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
+use runtime::sys::note::Note;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 
@@ -33,7 +34,8 @@ pub(crate) struct Exec {
     container: String,
     /// The process, or until it is born the one that makes it.
     pid: Pid,
-    born: bool,
+    /// Who is born, until that is known.
+    note: Option<Note>,
     /// Why it could not be, where that is known already.
     problem: Option<Problem>,
     /// Missing once its program runs and another build of the monitor went on.
@@ -59,37 +61,26 @@ impl Exec {
 
     /// Whether the process itself is known.
     pub(crate) fn is_born(&self) -> bool {
-        self.born
+        self.note.is_none()
     }
 
     /// Ends it with all that descends from it. Before its birth there is nothing that
     /// does: the one that makes it ends, and what it has just made ends with it.
     fn end(&mut self) {
         self.killed = true;
-        if self.born {
+        if self.is_born() {
             descent::kill(self.pid);
         }
         let _gone = send_signal(self.pid, KILL);
     }
 
-    /// Reads what was said until now; gives who is said to be born.
-    fn listen(&mut self) -> Vec<Pid> {
-        let mut born = Vec::new();
-        for _ in 0..MOST_MESSAGES {
-            match Message::read(self.report.as_fd()) {
-                None => break,
-                Some(Message::Born(pid)) => born.push(pid),
-                Some(Message::Problem(problem)) => {
-                    self.problem.get_or_insert(problem);
-                }
-            }
+    /// Reads what was said until now.
+    fn listen(&mut self) {
+        if let Some(problem) = Problem::read(self.report.as_fd()) {
+            self.problem.get_or_insert(problem);
         }
-        born
     }
 }
-
-/// More messages than a process and its maker have to say: others may write, too.
-const MOST_MESSAGES: usize = 16;
 
 impl Monitor {
     /// Runs a process; the answer follows when it ended.
@@ -97,13 +88,13 @@ impl Monitor {
         match self.begin_exec(request, fds) {
             Ok((plan, begun)) => {
                 reply.step("clone");
-                let Begun { pid, report } = begun;
+                let Begun { pid, note, report } = begun;
                 let deadline =
                     (request.timeout > 0).then(|| monotonic_now().saturating_add(request.timeout));
                 let exec = Exec {
                     container: request.id.clone(),
                     pid,
-                    born: false,
+                    note: Some(note),
                     problem: None,
                     plan: Some(plan),
                     report,
@@ -203,31 +194,32 @@ impl Monitor {
         let Some(mut exec) = self.execs.remove(&raw(pid)) else {
             return;
         };
-        let born = exec.listen();
-        if exec.born {
+        exec.listen();
+        // The one that made it has ended: whoever was born is noted.
+        let Some(note) = exec.note.take() else {
+            return self.exec_over(exec, exit_code(status));
+        };
+        let Some(pid) = note.born() else {
+            if exec.problem.is_none() && !exec.timed_out {
+                exec.problem = Some(Problem {
+                    step: Step::Birth,
+                    errno: note.failed().unwrap_or(Errno::CHILD),
+                });
+            }
+            return self.exec_over(exec, exit_code(status));
+        };
+        let known = |(known, _): &(Pid, WaitStatus)| *known == pid;
+        if let Some(index) = self.unknown_exits.iter().position(known) {
+            let (_, status) = self.unknown_exits.swap_remove(index);
             return self.exec_over(exec, exit_code(status));
         }
-        exec.born = true;
-        for pid in born {
-            let ended = self
-                .unknown_exits
-                .iter()
-                .position(|(known, _)| *known == pid);
-            if let Some(index) = ended {
-                let (_, status) = self.unknown_exits.swap_remove(index);
-                return self.exec_over(exec, exit_code(status));
-            }
-            if self.is_new_child(pid) {
-                exec.pid = pid;
-                exec.reply.step("birth");
-                if exec.killed {
-                    exec.end();
-                }
-                self.execs.insert(raw(pid), exec);
-                return self.forget_unknown_exits();
-            }
+        exec.pid = pid;
+        exec.reply.step("birth");
+        if exec.killed {
+            exec.end();
         }
-        self.exec_over(exec, exit_code(status));
+        self.execs.insert(raw(pid), exec);
+        self.forget_unknown_exits();
     }
 
     /// All of a process that was run is known.

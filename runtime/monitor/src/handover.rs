@@ -189,7 +189,7 @@ pub(crate) fn resume(state: &str) -> Result<Monitor, Errno> {
     let state: RawFd = state.parse().map_err(|_| Errno::INVAL)?;
     let state = fds.take(state)?;
     let state = Handover::read(&state).map_err(|_| Errno::BADMSG)?;
-    if state.version == 0 || state.version > HANDOVER_VERSION {
+    if state.version != HANDOVER_VERSION {
         return Err(Errno::PROTO);
     }
     let descriptors = startup::take_on()?;

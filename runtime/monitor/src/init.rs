@@ -2,7 +2,8 @@
 //!
 //! The same executable in another life: PID 1 of a pid namespace, in a mount
 //! namespace whose root is empty and read-only, without capabilities, as
-//! nobody. Reaps, and ends on the node's SIGKILL only: no signal of a container
+//! nobody, with a keyring and a cgroup namespace of its own, and a filter that leaves it
+//! the calls it makes. Reaps, and ends on the node's SIGKILL only: no signal of a container
 //! reaches the first process of its namespace that has no handler. With it the kernel
 //! ends the namespace. Containers see it as process 1: it has nothing to take.
 
@@ -10,9 +11,12 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
+use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use runtime::sys::execve::{CStrings, execve};
 use runtime::sys::fork::{NewNamespaces, spawn};
+use runtime::sys::keyring;
+use runtime::sys::seccomp_load::Filter;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -32,6 +36,16 @@ const READY_TIME: Timespec = Timespec {
     tv_sec: 10,
     tv_nsec: 0,
 };
+
+/// The calls that it makes: to reap, to wait and to end.
+const CALLS: [libc::c_long; 6] = [
+    libc::SYS_wait4,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
 
 /// Starts an init and waits until it has given everything up.
 pub(crate) fn start() -> Result<Pid, Errno> {
@@ -84,11 +98,16 @@ fn become_init() -> Result<SigSet, Errno> {
     signals
         .thread_block()
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
+    keyring::leave()?;
+    nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
+        .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     leave_file_system()?;
     give_up_privileges()?;
     rustix::io::write(rustix::stdio::stdin(), b"r")?;
     // Standard output is /dev/null: the report pipe is not needed any more.
     rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+    // A tracer in a container must not do by it what the container may not.
+    Filter::of_calls(&CALLS).load()?;
     Ok(signals)
 }
 

@@ -11,43 +11,43 @@
 //!
 //! ```text
 //! monitor ─clone─▶ intermediate: cgroups, namespaces, root, descriptors, privileges
-//!    │                  └──clone(CLONE_PARENT)──▶ born: waits ─▶ session ─▶ execve
-//!    ◀─────"born N"─────┤                           ▲
-//!                       └────────── "go" ───────────┘   then it ends
+//!    │                  ├──clone(CLONE_PARENT)──▶ born: session ─▶ execve
+//!    ◀──note "born N"───┘ ends
 //! ```
 //! The two share no memory, which would be the tracer's then, out of the container's
-//! pid namespace. What is born waits for a word that comes after its id was told: one
-//! whose intermediate was killed before ends by itself, and no process is left that
-//! the monitor does not know.
+//! pid namespace. Nor does what is born hold anything by which the monitor is told who
+//! it is, or by which the monitor itself can be reached: a socket tells its holder who
+//! has the other end (`SO_PEERPIDFD`), and whoever holds a process's pidfd and may trace
+//! has its descriptors. The kernel notes the id in memory that monitor and intermediate
+//! share, before what is born runs ([`crate::sys::note`]): whenever the intermediate
+//! ends, the monitor knows.
 
 use std::convert::Infallible;
 
 use rustix::io::Errno;
-use rustix::pipe::PipeFlags;
-use rustix::process::Pid;
 
 use super::plan::Plan;
 use super::program::Command;
 use super::report::{Problem, Step};
 use super::steps::{self, Filtered, at};
-use crate::sys::parcel::{CLONE_PARENT, Parcel};
-use crate::sys::{fds, fork};
+use crate::sys::fork;
+use crate::sys::note::Note;
+use crate::sys::parcel::{CLONE_FLAGS, Parcel};
 
-/// Exit code of a process that the monitor was not told of.
-const UNKNOWN: u8 = 127;
-
-/// Takes on what is the process's own and has it go on as a process that is born in the
-/// pid namespace of this one's children, with `life`; this process ends. `tell` makes
-/// the id known. Returns only when there is no such process.
+/// Takes on what is the process's own, calls `done`, and has `life` go on as a process
+/// that is born in the pid namespace of this one's children; this process ends. Who is
+/// born is noted. Returns only when there is no such process.
 ///
-/// `life` runs where there is no heap: see [`crate::sys::parcel`].
+/// `life` runs where there is no heap: see [`crate::sys::parcel`]. `done` is to close
+/// whatever must not be born with it.
 pub(crate) fn take_on_and_cross(
     plan: &Plan,
     terminal: bool,
-    tell: impl FnOnce(Pid) -> Result<(), Errno>,
+    note: &Note,
+    done: impl FnOnce(),
     life: impl FnOnce(Result<Command<'static>, Problem>) -> u8 + Copy + 'static,
 ) -> Problem {
-    match cross(plan, terminal, tell, life) {
+    match cross(plan, terminal, note, done, life) {
         Err(problem) => problem,
         Ok(never) => match never {},
     }
@@ -56,10 +56,10 @@ pub(crate) fn take_on_and_cross(
 fn cross(
     plan: &Plan,
     terminal: bool,
-    tell: impl FnOnce(Pid) -> Result<(), Errno>,
+    note: &Note,
+    done: impl FnOnce(),
     life: impl FnOnce(Result<Command<'static>, Problem>) -> u8 + Copy + 'static,
 ) -> Result<Infallible, Problem> {
-    let (wait, go) = at(Step::Birth, rustix::pipe::pipe_with(PipeFlags::CLOEXEC))?;
     let filtered = filter_time(plan, terminal)?;
     let later = plan
         .seccomp
@@ -70,23 +70,19 @@ fn cross(
     let program = at(Step::Birth, plan.program.pack(&mut parcel))?;
     let packed = later.map(|filter| filter.pack(&mut parcel)).transpose();
     let filter = at(Step::Birth, packed)?;
-    let closed = parcel.close([wait, go], move |[wait, go]| {
-        // It would hold its own end open.
-        fds::close(go);
-        let word = rustix::io::retry_on_intr(|| rustix::io::read(&wait, &mut [0; 1]));
-        fds::close(wait);
-        if word != Ok(1) {
-            return UNKNOWN;
-        }
+    let closed = parcel.close(move || {
         let ready = steps::begin_session(terminal);
         let load = || filter.map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()));
         life(ready.and_then(|()| load()).map(|()| program))
     });
     let closed = at(Step::Birth, closed)?;
     steps::take_on(plan, filtered)?;
-    let (pid, [_wait, go]) = at(Step::Birth, closed.go())?;
-    let told = tell(pid).and_then(|()| rustix::io::write(&go, b"g").map(drop));
-    fork::end(u8::from(told.is_err()))
+    done();
+    if let Err(errno) = closed.go(note) {
+        note.fail(errno);
+        at(Step::Birth, Err(errno))?;
+    }
+    fork::end(0)
 }
 
 /// Whether a process may become the reaper of what descends from it, by which all of
@@ -119,7 +115,7 @@ fn filter_time(plan: &Plan, terminal: bool) -> Result<Filtered, Problem> {
         libc::SYS_close,
         libc::SYS_setsid,
     ];
-    let passes = filter.allows(libc::SYS_clone, CLONE_PARENT)
+    let passes = filter.allows(libc::SYS_clone, CLONE_FLAGS)
         && others.iter().all(|number| filter.allows(*number, 0))
         && (!terminal || filter.allows(libc::SYS_ioctl, 0));
     match (passes, plan.no_new_privileges) {

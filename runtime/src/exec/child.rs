@@ -12,9 +12,10 @@ use rustix::process::Pid;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::plan::Plan;
-use super::report::{Message, Problem, Step};
+use super::report::{Problem, Step};
 use super::{birth, steps};
 use crate::sys::fork::{Child, NewNamespaces};
+use crate::sys::note::Note;
 use crate::sys::{fds, fork};
 
 /// The streams of the process.
@@ -40,7 +41,9 @@ impl Stdio {
 pub struct Begun {
     /// The intermediate process: it ends when the process is born.
     pub pid: Pid,
-    /// Brings [`Message`]s, and ends when the program runs.
+    /// Who is born, once the intermediate process has ended.
+    pub note: Note,
+    /// Brings a [`Problem`], and ends when the program runs.
     pub report: OwnedFd,
 }
 
@@ -55,14 +58,15 @@ pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Be
         step: Step::Cgroup,
         errno,
     };
+    let note = Note::new().map_err(failed)?;
     let (report, child_report) =
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
     let cgroup = plan.born_in.as_ref().map(AsFd::as_fd);
     let child = fork::spawn_into(NewNamespaces::default(), cgroup, || {
-        become_process(plan, container, stdio, child_report.as_fd())
+        become_process(plan, container, stdio, (&note, child_report.as_fd()))
     });
     let Child { pid, pidfd: _ } = child.map_err(failed)?;
-    Ok(Begun { pid, report })
+    Ok(Begun { pid, note, report })
 }
 
 /// The child's life: returns only when it failed.
@@ -70,21 +74,18 @@ fn become_process(
     plan: &Plan,
     container: BorrowedFd<'_>,
     stdio: &Stdio,
-    report: BorrowedFd<'_>,
+    (note, report): (&Note, BorrowedFd<'_>),
 ) -> u8 {
-    let moved = match join(plan, container).and_then(|()| {
-        steps::at(
-            Step::Streams,
-            steps::connect_streams(plan, stdio.each(), report),
-        )
-    }) {
+    let connect = || steps::connect_streams(plan, stdio.each(), [report]);
+    let joined = join(plan, container).and_then(|()| steps::at(Step::Streams, connect()));
+    let [moved] = match joined {
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
     };
     let report = fds::leave_open(moved);
-    let born = |pid| rustix::io::write(report, &Message::Born(pid).to_bytes()).map(drop);
     let reaps = birth::may_reap(plan);
-    let problem = birth::take_on_and_cross(plan, false, born, move |program| {
+    let nothing_more = || ();
+    let problem = birth::take_on_and_cross(plan, false, note, nothing_more, move |program| {
         let problem = match program {
             Ok(program) => {
                 if reaps {

@@ -17,4 +17,4 @@ pub(crate) mod steps;
 pub use child::{Begun, Stdio, spawn};
 pub use plan::{BadProcess, Plan, capability_number};
 pub use program::{Command, DEFAULT_PATH, Program, Refused};
-pub use report::{Message, Problem, Step};
+pub use report::{Problem, Step};

@@ -1,15 +1,12 @@
-//! What is said on the way to a process: its id, and why it cannot become what it
-//! was made for.
+//! What is said on the way to a process: why it cannot become what it was made for.
 //!
-//! Owns the few bytes that travel through a pipe which closes on exec: nothing
-//! behind the id means that the program runs. A process of the container that may
-//! trace others can write here, too: whoever reads believes none of it but of the
-//! process that it is about.
+//! Owns the few bytes that travel through a pipe which closes on exec: nothing means
+//! that the program runs. A process of the container that may trace others can write
+//! here, too: it could as well trace the program.
 
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::process::Pid;
 
 /// What the child was doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,32 +117,8 @@ impl Problem {
     }
 }
 
-/// First byte of the message about a birth; all others are steps.
-const BORN: u8 = 0;
-
-/// What came through the pipe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Message {
-    /// The process has this id.
-    Born(Pid),
-    /// It cannot be.
-    Problem(Problem),
-}
-
-impl Message {
-    /// As bytes for the pipe.
-    #[must_use]
-    pub fn to_bytes(self) -> [u8; 5] {
-        match self {
-            Self::Problem(problem) => problem.to_bytes(),
-            Self::Born(pid) => {
-                let [a, b, c, d] = pid.as_raw_nonzero().get().to_ne_bytes();
-                [BORN, a, b, c, d]
-            }
-        }
-    }
-
-    /// Reads the next that came through the pipe, without waiting. `None`: nothing.
+impl Problem {
+    /// Reads what came through the pipe, without waiting. `None`: nothing.
     #[must_use]
     pub fn read(pipe: BorrowedFd<'_>) -> Option<Self> {
         let mut bytes = [0; 5];
@@ -153,14 +126,10 @@ impl Message {
         if length != bytes.len() {
             return None;
         }
-        let [first, number @ ..] = bytes;
-        let number = i32::from_ne_bytes(number);
-        if first == BORN {
-            return Pid::from_raw(number).map(Self::Born);
-        }
-        let step = Step::of(first)?;
-        let errno = Errno::from_raw_os_error(number);
-        Some(Self::Problem(Problem { step, errno }))
+        let [step, errno @ ..] = bytes;
+        let step = Step::of(step)?;
+        let errno = Errno::from_raw_os_error(i32::from_ne_bytes(errno));
+        Some(Self { step, errno })
     }
 }
 
@@ -178,13 +147,10 @@ mod tests {
                 step,
                 errno: Errno::ACCESS,
             };
-            let born = Message::Born(rustix::process::getpid());
-            for message in [born, Message::Problem(problem)] {
-                rustix::io::write(&write, &message.to_bytes()).unwrap();
-                assert_eq!(Message::read(read.as_fd()), Some(message));
-            }
+            rustix::io::write(&write, &problem.to_bytes()).unwrap();
+            assert_eq!(Problem::read(read.as_fd()), Some(problem));
             drop(write);
-            assert_eq!(Message::read(read.as_fd()), None);
+            assert_eq!(Problem::read(read.as_fd()), None);
         }
     }
 }

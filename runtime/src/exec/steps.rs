@@ -17,10 +17,8 @@ use super::report::{Problem, Step};
 use crate::sys::fds::{Close, close_from, copy_to};
 use crate::sys::signals;
 
-/// Where the report pipe is in the child: behind its streams.
-const REPORT_FD: i32 = 3;
-/// Everything from here on is closed.
-const FIRST_CLOSED: u32 = 4;
+/// Where other descriptors than the streams begin.
+const FIRST_OTHER: i32 = 3;
 
 /// What was honoured of wishes without which a process may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,29 +126,36 @@ fn write_label(label: &Label) -> Result<(), Errno> {
     result
 }
 
-/// Puts streams and report channel to 0-3 and closes everything else.
-pub(crate) fn connect_streams(
+/// Puts the streams to 0-2 and the others to the numbers behind them; closes everything
+/// else.
+pub(crate) fn connect_streams<const N: usize>(
     plan: &Plan,
-    [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
-    report: BorrowedFd<'_>,
-) -> Result<OwnedFd, Errno> {
-    // Copies above 3 first: a source may be at one of the numbers to fill.
-    let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, REPORT_FD + 1);
-    let stdin = copy(stdin)?;
-    let stdout = copy(stdout)?;
-    let stderr = copy(stderr)?;
-    let report = copy(report)?;
+    streams: [BorrowedFd<'_>; 3],
+    others: [BorrowedFd<'_>; N],
+) -> Result<[OwnedFd; N], Errno> {
+    // Copies above all of them first: a source may be at one of the numbers to fill.
+    let first_closed = FIRST_OTHER + i32::try_from(N).map_err(|_| Errno::INVAL)?;
+    let copy = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, first_closed);
+    let [stdin, stdout, stderr] = streams;
+    let [stdin, stdout, stderr] = [copy(stdin)?, copy(stdout)?, copy(stderr)?];
+    let mut copies = Vec::with_capacity(N);
+    for other in others {
+        copies.push(copy(other)?);
+    }
     for stream in [&stdin, &stdout, &stderr] {
         own_pipe(plan, stream)?;
     }
     rustix::stdio::dup2_stdin(&stdin)?;
     rustix::stdio::dup2_stdout(&stdout)?;
     rustix::stdio::dup2_stderr(&stderr)?;
-    let moved = copy_to(report.as_fd(), REPORT_FD)?;
+    let mut moved = Vec::with_capacity(N);
+    for (copied, number) in copies.iter().zip(FIRST_OTHER..) {
+        moved.push(copy_to(copied.as_fd(), number)?);
+    }
     // These copies end with the range below; their owners must not run.
-    std::mem::forget((stdin, stdout, stderr, report));
-    close_from(FIRST_CLOSED, Close::Now)?;
-    Ok(moved)
+    std::mem::forget((stdin, stdout, stderr, copies));
+    close_from(first_closed.cast_unsigned(), Close::Now)?;
+    moved.try_into().map_err(|_| Errno::INVAL)
 }
 
 /// A process that is not root could not open /dev/stdout otherwise, which

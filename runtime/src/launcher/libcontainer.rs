@@ -13,7 +13,9 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::Pid;
 
-use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
+use super::{
+    ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartEnd, StartGate, start_pair,
+};
 use crate::protocol::{self, Body, Envelope, Received, StreamSlots, monotonic_now};
 
 /// Makes containers by youki's libcontainer.
@@ -70,7 +72,7 @@ impl Launcher for Libcontainer {
         )
         .map_err(|errno| LaunchError::failed("make the helper's socket", errno))?;
         let (gate, start) =
-            start_pair().map_err(|errno| LaunchError::failed("make the start socket", errno))?;
+            start_pair().map_err(|errno| LaunchError::failed("make the start gate", errno))?;
         // Sent before there is a reader: the socket holds it.
         self.send_order(order, ours.as_fd(), start)?;
         rustix::io::ioctl_fionbio(&ours, true)
@@ -89,7 +91,7 @@ impl Libcontainer {
         &self,
         order: Order,
         socket: BorrowedFd<'_>,
-        start: OwnedFd,
+        start: StartEnd,
     ) -> Result<(), LaunchError> {
         let (body, all) = order.into_message(self.work_dir.clone(), start)?;
         let envelope = Envelope {
@@ -112,7 +114,7 @@ impl Order {
     fn into_message(
         self,
         work_dir: Vec<u8>,
-        start: OwnedFd,
+        start: StartEnd,
     ) -> Result<(Body, Vec<OwnedFd>), LaunchError> {
         let Self { create, fds, stdio } = self;
         let mut all = fds.into_all()?;
@@ -134,7 +136,8 @@ impl Order {
         let launch = protocol::Launch {
             create: Some(Box::new(create)),
             work_dir,
-            start_fd: Some(add(start)),
+            start_fd: Some(add(start.go)),
+            words_fd: Some(add(start.words)),
             stdio: Some(stdio),
         };
         Ok((Body::Launch(Box::new(launch)), all))

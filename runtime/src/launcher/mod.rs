@@ -32,7 +32,7 @@ use crate::protocol::{Create, Failure, FailureKind, Fds, ProtocolError, Step, VE
 
 pub use libcontainer::Libcontainer;
 pub use native::Native;
-pub use start::{StartGate, StartOutcome, StartSocket, start_pair};
+pub use start::{StartEnd, StartGate, StartOutcome, Waiting, start_pair};
 
 /// Name of a monitor's socket in its pod's state directory.
 pub const SOCKET_NAME: &str = "monitor.sock";

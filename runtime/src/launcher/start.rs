@@ -1,37 +1,47 @@
-//! The socket on which a container's first process waits for its start.
+//! What a container's first process waits at for its start.
 //!
-//! Owns both ends: [`StartGate`] in the monitor, [`StartSocket`] in the process
-//! that waits. One byte lets it go; then either the socket closes with exec,
-//! or words come back. When the monitor dies, what waits reads the end of the
-//! socket and gives up.
+//! Owns both ends: [`StartGate`] in the monitor, [`StartEnd`] in the process that
+//! waits. One byte through a pipe lets it go; then either the other pipe closes with
+//! exec, or words come through it. When the monitor dies, what waits reads the end of
+//! its pipe and gives up.
+//!
+//! Two pipes and no socket: whoever may trace the process that waits has its
+//! descriptors, and a socket would lead on to the monitor's (`SO_PEERPIDFD`).
 
 use std::fmt::{self, Display, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::pipe::PipeFlags;
 
-/// Longest text that a process may leave.
-const MAX_MESSAGE: usize = 4096;
+/// Longest text that a process may leave: less than a pipe takes at once.
+const MAX_MESSAGE: usize = 4000;
 
-/// Makes both ends. The waiting one blocks and closes on exec.
+/// Makes both ends. Those that wait block and close on exec.
 ///
 /// # Errors
 /// The kernel's answer.
-pub fn start_pair() -> Result<(StartGate, OwnedFd), Errno> {
-    let (gate, socket) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    rustix::io::ioctl_fionbio(&gate, true)?;
-    Ok((StartGate(gate), socket))
+pub fn start_pair() -> Result<(StartGate, StartEnd), Errno> {
+    let (waits, go) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let (words, says) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    for own in [&go, &words] {
+        rustix::io::ioctl_fionbio(own, true)?;
+    }
+    Ok((
+        StartGate { go, words },
+        StartEnd {
+            go: waits,
+            words: says,
+        },
+    ))
 }
 
-/// The monitor's end.
+/// The monitor's end. Readable when there is an outcome.
 #[derive(Debug)]
-pub struct StartGate(OwnedFd);
+pub struct StartGate {
+    go: OwnedFd,
+    words: OwnedFd,
+}
 
 /// What became of a process that was let go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,10 +58,16 @@ pub enum StartOutcome {
 }
 
 impl StartGate {
-    /// The gate of a process that waits already.
+    /// The gate of a process that waits already, by its [`parts`](Self::parts).
     #[must_use]
-    pub fn resume(socket: OwnedFd) -> Self {
-        Self(socket)
+    pub fn resume([go, words]: [OwnedFd; 2]) -> Self {
+        Self { go, words }
+    }
+
+    /// Its descriptors.
+    #[must_use]
+    pub fn parts(&self) -> [BorrowedFd<'_>; 2] {
+        [self.go.as_fd(), self.words.as_fd()]
     }
 
     /// Lets the process go.
@@ -59,14 +75,14 @@ impl StartGate {
     /// # Errors
     /// The process is gone.
     pub fn open(&self) -> Result<(), Errno> {
-        rustix::net::send(&self.0, b"g", rustix::net::SendFlags::NOSIGNAL).map(drop)
+        rustix::io::write(&self.go, b"g").map(drop)
     }
 
     /// What became of it. `None`: nothing is known yet.
     #[must_use]
     pub fn outcome(&self) -> Option<StartOutcome> {
         let mut text = vec![0; MAX_MESSAGE];
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut text));
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.words, &mut text));
         let text = match read {
             Err(Errno::AGAIN) => return None,
             Ok(length) => text.get(..length).unwrap_or_default(),
@@ -84,26 +100,45 @@ impl StartGate {
 
 impl AsFd for StartGate {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.words.as_fd()
     }
 }
 
-/// The end of the process that waits. Uses `read` and `write` only: a seccomp
-/// filter is in force already, and hardly any forbids these.
-#[derive(Debug, Clone, Copy)]
-pub struct StartSocket<'a>(BorrowedFd<'a>);
+/// The end of the process that waits.
+#[derive(Debug)]
+pub struct StartEnd {
+    /// Brings the word.
+    pub go: OwnedFd,
+    /// Takes words about what went wrong.
+    pub words: OwnedFd,
+}
 
-impl<'a> StartSocket<'a> {
-    /// Takes the socket.
+impl StartEnd {
+    /// The same, borrowed.
     #[must_use]
-    pub fn new(socket: BorrowedFd<'a>) -> Self {
-        Self(socket)
+    pub fn waiting(&self) -> Waiting<'_> {
+        Waiting {
+            go: self.go.as_fd(),
+            words: self.words.as_fd(),
+        }
     }
+}
 
+/// A process that waits. Uses `read` and `write` only: a seccomp filter is in force
+/// already, and hardly any forbids these.
+#[derive(Debug, Clone, Copy)]
+pub struct Waiting<'a> {
+    /// Brings the word.
+    pub go: BorrowedFd<'a>,
+    /// Takes words.
+    pub words: BorrowedFd<'a>,
+}
+
+impl Waiting<'_> {
     /// Waits to be let go. `false`: the monitor is gone.
     #[must_use]
     pub fn wait(&self) -> bool {
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(self.0, &mut [0; 1]));
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(self.go, &mut [0; 1]));
         read == Ok(1)
     }
 
@@ -114,7 +149,7 @@ impl<'a> StartSocket<'a> {
         // What does not fit is cut.
         let _cut = write!(words, "{message}");
         // The exit code tells that something went wrong, should this fail.
-        let _lost = rustix::io::write(self.0, words.bytes());
+        let _lost = rustix::io::write(self.words, words.bytes());
     }
 }
 
@@ -163,7 +198,7 @@ mod tests {
         let (gate, socket) = start_pair().unwrap();
         assert_eq!(gate.outcome(), None);
         gate.open().unwrap();
-        assert!(StartSocket::new(socket.as_fd()).wait());
+        assert!(socket.waiting().wait());
         assert_eq!(gate.outcome(), None);
         drop(socket);
         assert_eq!(gate.outcome(), Some(StartOutcome::Running));
@@ -173,7 +208,7 @@ mod tests {
     fn words_arrive_before_the_end() {
         for (message, not_found) in [("no such file", true), ("out of memory", false)] {
             let (gate, socket) = start_pair().unwrap();
-            StartSocket::new(socket.as_fd()).fail(message, not_found);
+            socket.waiting().fail(message, not_found);
             drop(socket);
             let message = message.to_owned();
             assert_eq!(
@@ -187,13 +222,13 @@ mod tests {
     fn dead_monitor_lets_nobody_go() {
         let (gate, socket) = start_pair().unwrap();
         drop(gate);
-        assert!(!StartSocket::new(socket.as_fd()).wait());
+        assert!(!socket.waiting().wait());
     }
 
     #[test]
     fn long_words_are_cut() {
         let (gate, socket) = start_pair().unwrap();
-        StartSocket::new(socket.as_fd()).fail("x".repeat(10_000), true);
+        socket.waiting().fail("x".repeat(10_000), true);
         let outcome = gate.outcome();
         assert!(matches!(outcome, Some(StartOutcome::Failed { message, .. })
             if message.len() == MAX_MESSAGE - 1));

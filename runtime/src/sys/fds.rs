@@ -43,12 +43,6 @@ pub fn leave_open(fd: OwnedFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd.into_raw_fd()) }
 }
 
-/// Closes a descriptor without the C library, whose `close` needs thread-local storage.
-pub fn close(fd: OwnedFd) {
-    // SAFETY: its owner hands it over.
-    unsafe { rustix::io::close(fd.into_raw_fd()) }
-}
-
 /// Descriptors that a program was started with, by their numbers.
 #[derive(Debug, Default)]
 pub struct Inherited(std::collections::BTreeSet<RawFd>);

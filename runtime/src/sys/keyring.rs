@@ -30,3 +30,18 @@ pub fn join(name: &CStr) -> Result<(), Errno> {
     let set = unsafe { libc::syscall(libc::SYS_keyctl, SET_PERMISSIONS, keyring, permissions) };
     super::check(set).map(drop)
 }
+
+/// Leaves this process's session keyring for a fresh one without a name, which nobody
+/// else joins. A kernel without keys has none to leave.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn leave() -> Result<(), Errno> {
+    let none = std::ptr::null::<std::ffi::c_char>();
+    // SAFETY: without a name the kernel reads nothing.
+    let joined = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, none) };
+    match super::check(joined) {
+        Err(Errno::NOSYS) => Ok(()),
+        other => other.map(drop),
+    }
+}

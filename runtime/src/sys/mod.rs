@@ -16,6 +16,7 @@ pub mod fork;
 pub mod heap;
 pub mod keyring;
 pub(crate) mod mount_attr;
+pub mod note;
 pub mod parcel;
 #[cfg(feature = "engine")]
 pub(crate) mod peer;

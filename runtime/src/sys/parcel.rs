@@ -19,12 +19,11 @@
 
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
-use rustix::process::Pid;
 
+use super::note::Note;
 use super::rseq;
 
 /// Bytes of the stack. Only pages that are touched take memory.
@@ -103,93 +102,75 @@ impl Parcel {
         }
     }
 
-    /// Closes it, with what the process does and the descriptors that are its own then.
-    /// From now on copies of this process have nothing else.
+    /// Closes it, with what the process does. From now on copies of this process have
+    /// nothing else.
     ///
     /// # Errors
     /// `ENOMEM`: there is no room left; otherwise the kernel's answer.
-    pub fn close<const N: usize, L>(
-        mut self,
-        descriptors: [OwnedFd; N],
-        life: L,
-    ) -> Result<Closed<N, L>, Errno>
+    pub fn close<L>(mut self, life: L) -> Result<Closed<L>, Errno>
     where
-        L: FnOnce([OwnedFd; N]) -> u8 + Copy + 'static,
+        L: FnOnce() -> u8 + Copy + 'static,
     {
-        let content = self
-            .place(size_of::<Content<N, L>>(), align_of::<Content<N, L>>())?
-            .cast::<Content<N, L>>();
+        let place = self.place(size_of::<L>(), align_of::<L>())?.cast::<L>();
         // SAFETY: the place is that large, aligned and nobody else's.
-        unsafe { content.write(Content { descriptors, life }) };
+        unsafe { place.write(life) };
         let own = self.start.addr()..self.start.addr().saturating_add(self.size);
         // It is in the thread-local storage, which stays behind.
         rseq::unregister()?;
         keep_only(own)?;
         Ok(Closed {
             stack: self.start,
-            content,
+            life: place,
         })
     }
 }
 
-/// What is packed last.
-struct Content<const N: usize, L> {
-    descriptors: [OwnedFd; N],
-    life: L,
-}
-
 /// A parcel that waits to be taken along.
 #[derive(Debug)]
-pub struct Closed<const N: usize, L> {
+pub struct Closed<L> {
     stack: *mut u8,
-    content: *mut Content<N, L>,
+    life: *mut L,
 }
 
-impl<const N: usize, L> Closed<N, L>
+impl<L> Closed<L>
 where
-    L: FnOnce([OwnedFd; N]) -> u8 + Copy + 'static,
+    L: FnOnce() -> u8 + Copy + 'static,
 {
     /// Makes the process: a child of this process's parent, born in the pid namespace
-    /// that this process has chosen for its children. Gives its id, as seen from here,
-    /// and the descriptors, of which the process has its own copies.
+    /// that this process has chosen for its children. Its id, as seen from here, is
+    /// noted before it runs.
     ///
     /// Only for a child made by [`super::fork`], which has one thread. By `clone`:
     /// filters of system calls, one of which may be in force, let that pass.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn go(self) -> Result<(Pid, [OwnedFd; N]), Errno> {
+    pub fn go(self, note: &Note) -> Result<(), Errno> {
         // SAFETY: the stack's end lies within the mapping and is aligned as the mapping.
         let stack = unsafe { self.stack.add(STACK) };
-        // SAFETY: without CLONE_VM the copy has memory of its own, so that stack and
-        // content are used by one process each: here neither is touched by `begin`. The
-        // function never returns to this frame. There is one thread, by the contract.
-        let result = unsafe {
-            libc::clone(
-                begin::<N, L>,
-                stack.cast(),
-                libc::CLONE_PARENT,
-                self.content.cast::<c_void>(),
-            )
-        };
-        let pid = super::check(result.into()).map(|_| Pid::from_raw(result))?;
-        // SAFETY: written by `close`, read once here: `self` is gone afterwards.
-        let Content { descriptors, .. } = unsafe { self.content.read() };
-        Ok((pid.ok_or(Errno::INVAL)?, descriptors))
+        let place = note.place();
+        // SAFETY: without CLONE_VM the copy has memory of its own, so that the stack is
+        // used by one process: here it is not touched. The function never returns to
+        // this frame. There is one thread, by the contract. The kernel writes the id to
+        // an integer of the note, which is borrowed.
+        let result =
+            unsafe { libc::clone(begin::<L>, stack.cast(), FLAGS, self.life.cast(), place) };
+        super::check(result.into()).map(drop)
     }
 }
 
-/// The flag with which [`Closed::go`] calls the kernel.
-pub const CLONE_PARENT: u64 = libc::CLONE_PARENT as u64;
+const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+/// The flags with which [`Closed::go`] calls the kernel.
+pub const CLONE_FLAGS: u64 = FLAGS as u64;
 
 /// Where the copy begins.
-extern "C" fn begin<const N: usize, L>(content: *mut c_void) -> c_int
+extern "C" fn begin<L>(life: *mut c_void) -> c_int
 where
-    L: FnOnce([OwnedFd; N]) -> u8 + Copy + 'static,
+    L: FnOnce() -> u8 + Copy + 'static,
 {
-    // SAFETY: `go` hands over what `close` wrote; this process reads its copy once.
-    let Content { descriptors, life } = unsafe { content.cast::<Content<N, L>>().read() };
-    life(descriptors).into()
+    // SAFETY: `go` hands over what `close` wrote.
+    let life = unsafe { *life.cast::<L>() };
+    life().into()
 }
 
 /// Leaves all memory out of copies of this process but this range and the segments of

@@ -467,11 +467,11 @@ pub(crate) async fn launch_that_hangs_can_be_deleted(launcher: Kind) {
 }
 
 /// A start is answered once the container ended, even where somebody else still
-/// holds a copy of the socket that its first process waited on.
-pub(crate) async fn start_is_answered_whoever_holds_the_socket(launcher: Kind) {
+/// holds copies of what its first process waited at.
+pub(crate) async fn start_is_answered_whoever_holds_the_gate(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let container = pod.create(&TestSpec::shell("exit 4")).await;
-    let copies = sockets_of(container.created.pid);
+    let copies = gate_of(container.created.pid);
     assert!(!copies.is_empty());
     let start = pod.monitor.start(&container.id);
     let started = tokio::time::timeout(Duration::from_secs(30), start).await;
@@ -484,17 +484,16 @@ pub(crate) async fn start_is_answered_whoever_holds_the_socket(launcher: Kind) {
     pod.end().await;
 }
 
-/// Copies of all sockets of a process.
-fn sockets_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
+/// Copies of all descriptors of a process but its streams.
+fn gate_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
     let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    let numbers = entries.filter_map(|entry| {
-        let entry = entry.unwrap();
-        let target = std::fs::read_link(entry.path()).unwrap_or_default();
-        let is_socket = target.to_string_lossy().starts_with("socket:");
-        is_socket.then(|| entry.file_name().to_str().unwrap().parse().unwrap())
-    });
+    let number = |entry: std::io::Result<std::fs::DirEntry>| {
+        let name = entry.unwrap().file_name();
+        name.to_str().unwrap().parse::<i32>().unwrap()
+    };
+    let numbers = entries.map(number).filter(|number| *number > 2);
     let copy = |number| pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()).unwrap();
     numbers.map(copy).collect()
 }

@@ -217,6 +217,7 @@ impl Task {
         if after != before {
             tracing::debug!(container = %id, from = before.word(), to = after.word(), "transition");
             slot.record.state = after;
+            slot.forget_what_ran();
             if must_be_kept {
                 let kept = self.keep(id);
                 self.take_back_unless(kept, id, before)?;

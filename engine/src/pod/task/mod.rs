@@ -147,6 +147,14 @@ impl Slot {
     fn has_ended(&self) -> bool {
         matches!(self.record.state, State::Exited(_))
     }
+
+    /// No command runs in a container that has ended: its process, whose environment may
+    /// be megabytes, is not needed any more. The kubelet keeps ended containers for long.
+    fn forget_what_ran(&mut self) {
+        if self.has_ended() {
+            self.record.process = None;
+        }
+    }
 }
 
 /// A pod's task.

@@ -109,8 +109,11 @@ impl Task {
         let lost = || Exit {
             code: 137,
             reason: "Error".to_owned(),
-            message: "the monitor of the pod died or did not answer, the container was killed"
-                .to_owned(),
+            message: match self.record.phase {
+                Phase::Stopped => "it ended with its sandbox, how could not be written down",
+                _ => "the monitor of the pod died or did not answer, the container was killed",
+            }
+            .to_owned(),
             started_at: slot.record.state.started_at(),
             finished_at: now(),
         };

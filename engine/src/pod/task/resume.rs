@@ -40,7 +40,8 @@ pub(crate) fn resume(
     let (reaching, reached) = oneshot::channel();
     let mut task = Task::new(engine, record, inbox);
     for record in containers {
-        let slot = Box::new(Slot::new(record, None));
+        let mut slot = Box::new(Slot::new(record, None));
+        slot.forget_what_ran();
         task.keys
             .insert(slot.record.config.key.clone(), slot.record.id.clone());
         task.slots.insert(slot.record.id.clone(), slot);
@@ -58,6 +59,10 @@ pub(crate) fn resume(
         } else {
             task.undo_creations();
             task.carry_on();
+            if task.record.phase == Phase::Stopped {
+                // All of it has ended, where the disk had no room for how.
+                task.kill_orphans(task.ids());
+            }
         }
     }
     supervise(Box::new(task));
@@ -140,6 +145,7 @@ impl Task {
             slot.pid = (!matches!(state, State::Exited(_))).then_some(report.pid);
             if slot.record.state != state {
                 slot.record.state = state;
+                slot.forget_what_ran();
                 self.keep_if_possible(&id);
             }
             self.refresh(&id);

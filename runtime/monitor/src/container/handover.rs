@@ -33,8 +33,8 @@ impl Container {
             pidfd: kept.add(&init.pidfd),
         });
         let gate = match &self.state {
-            State::Created { gate, .. } => Some(kept.add(&std::os::fd::AsFd::as_fd(gate))),
-            _ => None,
+            State::Created { gate, .. } => gate.parts().map(|part| kept.add(&part)).to_vec(),
+            _ => Vec::new(),
         };
         let (started_at, exited) = match &self.state {
             State::Running { started_at, .. } => (*started_at, None),
@@ -90,13 +90,13 @@ impl Container {
             cgroup_freezer,
         } = container;
         let init = init.map(|init| resume_init(init, fds)).transpose()?;
-        let state = match (init, gate, exited) {
-            (None, None, Some(exited)) => State::Exited(ExitRecord::from(exited)),
-            (Some(init), Some(gate), None) => {
-                let gate = StartGate::resume(fds.take(gate)?);
+        let state = match (init, gate.as_slice(), exited) {
+            (None, [], Some(exited)) => State::Exited(ExitRecord::from(exited)),
+            (Some(init), [go, words], None) => {
+                let gate = StartGate::resume([fds.take(*go)?, fds.take(*words)?]);
                 State::Created { init, gate }
             }
-            (Some(init), None, None) => State::Running { init, started_at },
+            (Some(init), [], None) => State::Running { init, started_at },
             _ => return Err(Errno::BADMSG),
         };
         let output = Output::resume(key, output.unwrap_or_default(), fds, reactor)?;

@@ -19,7 +19,7 @@ impl Exec {
         let polled = rustix::event::poll(&mut report, Some(&Timespec::default()));
         let [report] = report;
         let over = report.revents() == PollFlags::HUP;
-        self.born && self.problem.is_none() && polled == Ok(1) && over
+        self.is_born() && self.problem.is_none() && polled == Ok(1) && over
     }
 
     /// The process, for the next program.
@@ -50,7 +50,7 @@ impl Exec {
         let exec = Self {
             container,
             pid,
-            born: true,
+            note: None,
             problem: None,
             plan: None,
             report: fds.take(report)?,

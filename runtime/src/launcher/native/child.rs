@@ -11,62 +11,80 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 
 use super::super::place::{Kind, Links};
-use super::super::{ContainerStdio, StartSocket, null};
+use super::super::{ContainerStdio, Waiting, null};
 use super::mounts::{Mask, Taken};
 use super::prepare::Prepared;
 use super::report::{self, Moments, Own, Problem};
 use super::tree::{Held, Tree};
 use super::{dev, mounts};
 use crate::exec::steps::{Filtered, Honoured};
-use crate::exec::{Command, Step, birth, steps};
+use crate::exec::{self, Command, Step, birth, steps};
 use crate::sys::fds;
+use crate::sys::note::Note;
 
 /// Exit code of a process whose program could not be executed.
 const CANNOT_START: u8 = 128;
 
+/// What the child says, waits at and notes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ways<'a> {
+    /// Takes the words of `report`.
+    pub(super) socket: BorrowedFd<'a>,
+    /// What the process waits at.
+    pub(super) start: Waiting<'a>,
+    /// Who is born, in a pid namespace that others live in.
+    pub(super) note: Option<&'a Note>,
+}
+
 /// The child's life: returns only when it failed.
-pub(super) fn run(prepared: &Prepared, socket: &OwnedFd) -> u8 {
-    let socket = socket.as_fd();
+pub(super) fn run(prepared: &Prepared, ways: Ways<'_>) -> u8 {
     let mut moments = Moments::default();
-    let set_up = set_up(prepared, socket, &mut moments)
-        .and_then(|(honoured, stdio)| Ok((honoured, connect(prepared, stdio, socket)?)));
-    let (honoured, socket) = match set_up {
+    let set_up = set_up(prepared, ways.socket, &mut moments)
+        .and_then(|(honoured, stdio)| Ok((honoured, connect(prepared, stdio, ways)?)));
+    let (honoured, [go, words, socket]) = match set_up {
         Ok(done) => done,
-        Err(problem) => return give_up(socket, problem),
+        Err(problem) => return give_up(ways.socket, problem),
     };
+    let (go, words) = (fds::leave_open(go), fds::leave_open(words));
+    let start = Waiting { go, words };
     let process = &prepared.process;
     let terminal = prepared.stdio.is_none();
-    if prepared.pid_namespace.is_none() {
+    let Some(note) = ways.note else {
         let taken_on =
             steps::begin_session(terminal).and_then(|()| steps::take_on(process, Filtered::Now));
-        return match taken_on {
-            Ok(()) => {
-                wait_and_execute(socket.as_fd(), honoured, moments, process.program.command())
-            }
-            Err(problem) => give_up(socket.as_fd(), problem.into()),
-        };
+        if let Err(problem) = taken_on {
+            return give_up(socket.as_fd(), problem.into());
+        }
+        if report::send_ready(socket.as_fd(), honoured, &moments).is_err() {
+            return CANNOT_START;
+        }
+        drop(socket);
+        return wait_and_execute(start, process.program.command());
+    };
+    let mut socket = Some(socket);
+    // Nothing by which the monitor is reached is born with it.
+    let done = || {
+        if let Some(socket) = socket.take() {
+            let _gone = report::send_ready(socket.as_fd(), honoured, &moments);
+        }
+    };
+    let life = move |program: Result<Command<'static>, exec::Problem>| match program {
+        Ok(program) => wait_and_execute(start, program),
+        Err(exec::Problem { step, errno }) => {
+            let (step, errno) = (step.name(), errno.raw_os_error());
+            start.fail(format_args!("{step}: error {errno}"), false);
+            CANNOT_START
+        }
+    };
+    let problem = birth::take_on_and_cross(process, terminal, note, done, life);
+    match socket {
+        Some(socket) => give_up(socket.as_fd(), problem.into()),
+        None => CANNOT_START,
     }
-    // Others live in its pid namespace: it is born there when it has taken all on.
-    let socket = fds::leave_open(socket);
-    let tell = |pid| report::send_born(socket, pid);
-    let problem = birth::take_on_and_cross(process, terminal, tell, move |program| match program {
-        Ok(program) => wait_and_execute(socket, honoured, moments, program),
-        Err(problem) => give_up(socket, problem.into()),
-    });
-    give_up(socket, problem.into())
 }
 
 /// Waits for the start; returns only when there was none. Takes no memory.
-fn wait_and_execute(
-    socket: BorrowedFd<'_>,
-    honoured: Honoured,
-    moments: Moments,
-    program: Command<'_>,
-) -> u8 {
-    if report::send_ready(socket, honoured, &moments).is_err() {
-        return CANNOT_START;
-    }
-    let start = StartSocket::new(socket);
+fn wait_and_execute(start: Waiting<'_>, program: Command<'_>) -> u8 {
     if start.wait() {
         let refused = program.execute();
         start.fail(refused, refused.is_unusable());
@@ -192,14 +210,15 @@ fn open_terminal(
     Ok([copy()?, copy()?, copy()?])
 }
 
-/// Streams and socket to 0-3, nothing else stays open.
+/// Streams, start and socket to 0-5, nothing else stays open.
 fn connect(
     prepared: &Prepared,
     stdio: Streams<'_>,
-    socket: BorrowedFd<'_>,
-) -> Result<OwnedFd, Problem> {
+    ways: Ways<'_>,
+) -> Result<[OwnedFd; 3], Problem> {
     let fds = stdio.each_ref().map(AsFd::as_fd);
-    let connected = steps::connect_streams(&prepared.process, fds, socket);
+    let others = [ways.start.go, ways.start.words, ways.socket];
+    let connected = steps::connect_streams(&prepared.process, fds, others);
     // Its numbers mean nothing any more.
     std::mem::forget(stdio);
     Ok(steps::at(Step::Streams, connected)?)

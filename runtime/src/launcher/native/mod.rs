@@ -27,14 +27,16 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{ContainerStdio, Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
+use super::{Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
 use crate::devices::{EnforceError, Rule, enforce};
-use crate::exec::keyring;
 use crate::exec::steps::Honoured;
-use crate::protocol::{Create, Fds, Plan};
+use crate::exec::{Step, keyring};
+use crate::protocol::Plan;
 use crate::sys::fork::{self, Child};
+use crate::sys::note::Note;
+use child::Ways;
 use prepare::Prepared;
-use report::Packet;
+use report::{Moments, Packet};
 
 /// Makes containers in children of this process, which has one thread.
 #[derive(Debug, Default)]
@@ -68,20 +70,6 @@ impl Native {
     }
 }
 
-/// Makes the container's first process, which waits at the socket. In a pid namespace
-/// that others live in it is a process that this one makes (`exec::birth`).
-fn make(
-    shared: Option<&Shared>,
-    (plan, create): (&Plan, &Create),
-    streams: (Fds, ContainerStdio),
-    socket: &OwnedFd,
-) -> Result<Child, LaunchError> {
-    let prepared = Prepared::new((plan, create), streams, shared)?;
-    let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
-    let child = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, socket));
-    child.map_err(|errno| LaunchError::failed("clone", errno))
-}
-
 impl Launcher for Native {
     fn begin(&mut self, order: Order) -> Result<Box<dyn Launch>, LaunchError> {
         let Order {
@@ -89,26 +77,33 @@ impl Launcher for Native {
             fds,
             stdio,
         } = order;
+        let failed = |step: &'static str| move |errno| LaunchError::failed(step, errno);
         let plan = create.plan.take();
         let plan = plan.ok_or_else(|| LaunchError::failed("read the plan", "there is none"))?;
         restrict_devices(&plan, &prepare::cgroup_dirs(&create))?;
-        let (gate, socket) =
-            start_pair().map_err(|errno| LaunchError::failed("make the start socket", errno))?;
-        let watched = rustix::io::fcntl_dupfd_cloexec(gate.as_fd(), 3)
-            .map_err(|errno| LaunchError::failed("copy the start socket", errno))?;
-        let child = make(
-            self.shared.as_ref(),
-            (&plan, &create),
-            (fds, stdio),
-            &socket,
-        )?;
+        let (gate, end) = start_pair().map_err(failed("make the start gate"))?;
+        let (socket, says) = report::pair().map_err(failed("make the report socket"))?;
+        let prepared = Prepared::new((&plan, &create), (fds, stdio), self.shared.as_ref())?;
+        // In a pid namespace that others live in it is a process that this one makes.
+        let shares = prepared.pid_namespace.is_some();
+        let note = shares.then(Note::new).transpose();
+        let note = note.map_err(failed("make the note"))?;
+        let ways = Ways {
+            socket: says.as_fd(),
+            start: end.waiting(),
+            note: note.as_ref(),
+        };
+        let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
+        let worker = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, ways));
+        let worker = worker.map_err(failed("clone"))?;
         let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
         Ok(Box::new(InProgress {
-            worker: child.pid,
-            pid: child.pid,
+            worker,
+            note,
+            socket,
             gate: Some(gate),
-            watched,
             console: None,
+            terminal: create.tty,
             score: score.unwrap_or_default(),
             plan,
         }))
@@ -131,79 +126,74 @@ fn restrict_devices(plan: &Plan, dirs: &[std::path::PathBuf]) -> Result<(), Laun
 #[derive(Debug)]
 struct InProgress {
     /// The process that was made here.
-    worker: Pid,
-    /// The container's first process: the same, or one that it made.
-    pid: Pid,
+    worker: Child,
+    /// Who is born, if the container's first process is another one that it makes.
+    note: Option<Note>,
+    /// Brings what the worker says.
+    socket: OwnedFd,
     gate: Option<StartGate>,
-    /// A copy of the gate's descriptor: watched until this is dropped, while
-    /// the gate may be watched already.
-    watched: OwnedFd,
     console: Option<OwnedFd>,
+    /// Whether a terminal is expected.
+    terminal: bool,
     score: i32,
     /// For the words of what goes wrong.
     plan: Box<Plan>,
 }
 
+const FIRST: &str = "container's first process";
+
 impl InProgress {
-    fn ready(&mut self, gate: StartGate, honoured: Honoured) -> Ready {
+    fn ready(&mut self, honoured: Honoured, moments: &Moments) -> Result<Ready, LaunchError> {
+        let pid = match &self.note {
+            None => self.worker.pid,
+            Some(note) => note.born().ok_or_else(|| match note.failed() {
+                Some(errno) => LaunchError::failed(Step::Birth.name(), errno),
+                None => LaunchError::failed(FIRST, "it died"),
+            })?,
+        };
+        let gate = self.gate.take();
+        let gate = gate.ok_or_else(|| LaunchError::failed(FIRST, "it is ready"))?;
         let score = || format!("oom_score_adj {}: permission denied", self.score);
         let none = || keyring::NONE.to_owned();
         let unscored = (!honoured.score).then(score).into_iter();
-        let warnings = unscored.chain((!honoured.keyring).then(none));
-        Ready {
-            pid: self.pid,
+        let warnings = unscored.chain((!honoured.keyring).then(none)).collect();
+        Ok(Ready {
+            pid,
             gate,
             console: self.console.take(),
-            steps: Vec::new(),
-            warnings: warnings.collect(),
-        }
+            steps: moments.steps(),
+            warnings,
+        })
     }
 }
 
 impl Launch for InProgress {
+    /// What is born elsewhere is known when the worker has ended.
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.watched.as_fd()
+        match self.note {
+            None => self.socket.as_fd(),
+            Some(_) => self.worker.pidfd.as_fd(),
+        }
     }
 
     fn helper(&self) -> Option<Pid> {
-        Some(self.worker)
+        Some(self.worker.pid)
     }
 
     fn progress(&mut self) -> Result<Option<Ready>, LaunchError> {
-        let Some(gate) = self.gate.take() else {
-            return Err(LaunchError::failed(
-                "container's first process",
-                "it is ready",
-            ));
-        };
         loop {
-            match report::receive(gate.as_fd()) {
-                Ok(Packet::Console(console)) => self.console = Some(console),
-                // Whoever adopts it sees that it is a child.
-                Ok(Packet::Born(pid)) => self.pid = pid,
+            match report::receive(self.socket.as_fd()) {
+                Ok(Packet::Console(console)) if self.terminal => self.console = Some(console),
+                Ok(Packet::Console(_)) => {
+                    return Err(LaunchError::failed(FIRST, "it has a terminal"));
+                }
                 Ok(Packet::Ready { honoured, moments }) => {
-                    let ready = self.ready(gate, honoured);
-                    return Ok(Some(Ready {
-                        steps: moments.steps(),
-                        ..ready
-                    }));
+                    return self.ready(honoured, &moments).map(Some);
                 }
-                Ok(Packet::Problem(problem)) => {
-                    self.gate = Some(gate);
-                    return Err(problem.explain(&self.plan));
-                }
-                Err(Errno::AGAIN) => {
-                    self.gate = Some(gate);
-                    return Ok(None);
-                }
-                Err(errno) => {
-                    self.gate = Some(gate);
-                    let message = match errno {
-                        Errno::CONNRESET => "it died".to_owned(),
-                        errno => errno.to_string(),
-                    };
-                    return Err(LaunchError::failed("container's first process", message));
-                }
+                Ok(Packet::Problem(problem)) => return Err(problem.explain(&self.plan)),
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::CONNRESET) => return Err(LaunchError::failed(FIRST, "it died")),
+                Err(errno) => return Err(LaunchError::failed(FIRST, errno)),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! What the child says before it waits: its terminal, a problem, or that it is
-//! ready. Travels through the start socket, by one packet each.
+//! ready. Travels through a socket, by one packet each, which is closed before others
+//! can see the process: whoever has a socket's end has a way to its other end.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -7,10 +8,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use rustix::process::Pid;
 
 use super::super::{LaunchError, links};
 use crate::exec;
@@ -22,7 +22,6 @@ mod tag {
     pub(super) const CONSOLE: u8 = b'c';
     pub(super) const READY: u8 = b'r';
     pub(super) const PROBLEM: u8 = b'p';
-    pub(super) const BORN: u8 = b'b';
 }
 
 /// Longest packet.
@@ -250,8 +249,6 @@ impl Moments {
 pub(super) enum Packet {
     /// The master side of its terminal.
     Console(OwnedFd),
-    /// It was born in another pid namespace and has this id.
-    Born(Pid),
     /// It waits for its start.
     Ready {
         /// What was honoured.
@@ -261,6 +258,18 @@ pub(super) enum Packet {
     },
     /// It gave up.
     Problem(Problem),
+}
+
+/// Makes the socket: the end that receives, without waiting, and the one that sends.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (receives, sends) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::ioctl_fionbio(&receives, true)?;
+    Ok((receives, sends))
 }
 
 /// Sends the terminal.
@@ -275,13 +284,7 @@ pub(super) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> R
     rustix::net::sendmsg(socket, &text, &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
-/// Says which process goes on. By `write`: a filter is in force.
-pub(super) fn send_born(socket: BorrowedFd<'_>, pid: Pid) -> Result<(), Errno> {
-    let [a, b, c, d] = pid.as_raw_nonzero().get().to_ne_bytes();
-    rustix::io::write(socket, &[tag::BORN, a, b, c, d]).map(drop)
-}
-
-/// Says that all is done. By `write`, for the same reason.
+/// Says that all is done. By `write`: a filter is in force.
 pub(super) fn send_ready(
     socket: BorrowedFd<'_>,
     honoured: Honoured,
@@ -317,10 +320,6 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
     match bytes.get(..received.bytes) {
         Some([]) => Err(Errno::CONNRESET),
         Some([tag::CONSOLE]) => fds.next().map(Packet::Console).ok_or(Errno::BADMSG),
-        Some([tag::BORN, a, b, c, d]) => {
-            let pid = Pid::from_raw(i32::from_ne_bytes([*a, *b, *c, *d]));
-            pid.map(Packet::Born).ok_or(Errno::BADMSG)
-        }
         Some([tag::READY, score, keyring, rest @ ..]) => Ok(Packet::Ready {
             honoured: Honoured {
                 score: *score == 1,
@@ -339,14 +338,13 @@ pub(super) fn receive(socket: BorrowedFd<'_>) -> Result<Packet, Errno> {
 mod tests {
     use std::os::fd::AsFd;
 
-    use super::super::super::start_pair;
     use super::*;
 
     #[test]
     fn every_stage_survives_the_socket() {
         let own = Own::ALL.into_iter().map(Stage::Own);
         for stage in own.chain([Stage::Process(exec::Step::Cwd)]) {
-            let (gate, socket) = start_pair().unwrap();
+            let (gate, socket) = pair().unwrap();
             let problem = Problem {
                 stage,
                 index: 7,
@@ -362,7 +360,7 @@ mod tests {
 
     #[test]
     fn terminal_comes_before_ready_and_the_end_is_told() {
-        let (gate, socket) = start_pair().unwrap();
+        let (gate, socket) = pair().unwrap();
         assert!(matches!(receive(gate.as_fd()), Err(Errno::AGAIN)));
         let mut moments = Moments::default();
         moments.mark();
@@ -373,12 +371,9 @@ mod tests {
             score: false,
             keyring: true,
         };
-        let pid = rustix::process::getpid();
-        send_born(socket.as_fd(), pid).unwrap();
         send_ready(socket.as_fd(), honoured, &moments).unwrap();
         drop(socket);
         assert!(matches!(receive(gate.as_fd()), Ok(Packet::Console(_))));
-        assert!(matches!(receive(gate.as_fd()), Ok(Packet::Born(got)) if got == pid));
         assert!(matches!(
             receive(gate.as_fd()),
             Ok(Packet::Ready {

@@ -263,9 +263,12 @@ pub struct Launch {
     /// Private directory to work in; a mount point in the helper's namespace.
     #[prost(bytes = "vec", tag = "2")]
     pub work_dir: Vec<u8>,
-    /// Slot of the socket that the container's first process waits on.
+    /// Slot of the pipe that the container's first process waits at.
     #[prost(uint32, optional, tag = "3")]
     pub start_fd: Option<u32>,
+    /// Slot of the pipe for its words about what went wrong.
+    #[prost(uint32, optional, tag = "5")]
+    pub words_fd: Option<u32>,
     /// Slots of the container's ends of its pipes.
     #[prost(message, optional, tag = "4")]
     pub stdio: Option<StreamSlots>,

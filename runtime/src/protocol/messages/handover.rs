@@ -13,7 +13,7 @@ use super::{Envelope, Exited};
 use crate::protocol::{ProtocolError, read_memfd};
 
 /// The version of this state that this build writes, and the newest it reads.
-pub const HANDOVER_VERSION: u32 = 1;
+pub const HANDOVER_VERSION: u32 = 2;
 
 /// A monitor.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -119,9 +119,10 @@ pub struct HandoverContainer {
     /// Its first process; missing once that ended.
     #[prost(message, optional, tag = "3")]
     pub init: Option<HandoverInit>,
-    /// The socket that its first process waits at; missing once it runs.
-    #[prost(int32, optional, tag = "4")]
-    pub gate: Option<i32>,
+    /// The pipe that lets its first process go, and the one that brings its words;
+    /// none once it runs.
+    #[prost(int32, repeated, tag = "19")]
+    pub gate: Vec<i32>,
     /// Since when it runs, wall clock nanoseconds.
     #[prost(int64, tag = "5")]
     pub started_at: i64,
