@@ -24,8 +24,10 @@ const MAX_STREAM: usize = 16 * 1024 * 1024;
 /// room for the rest of it.
 const MAX_ANSWER: usize = proto::MAX_MESSAGE_BYTES - 1024;
 
-/// The most that is kept of all streams at once: commands that flood must not fill the
-/// node's memory, however many run.
+/// What is kept of each stream whatever others have: a probe's answer.
+const OWN: usize = 64 * 1024;
+/// The most that is kept of all streams at once beside that: commands that flood must
+/// not fill the node's memory, however many run.
 const MAX_KEPT: usize = 128 * 1024 * 1024;
 /// What is kept now.
 static KEPT: AtomicUsize = AtomicUsize::new(0);
@@ -208,8 +210,11 @@ impl Collector {
         match self.pipe.try_read(&mut buffer) {
             Ok(0) => self.finished = true,
             Ok(read) => {
-                let kept = room(read.min(MAX_STREAM.saturating_sub(self.bytes.len())));
-                self.reserved += kept;
+                let fits = read.min(MAX_STREAM.saturating_sub(self.bytes.len()));
+                let own = fits.min(OWN.saturating_sub(self.bytes.len()));
+                let shared = room(fits - own);
+                self.reserved += shared;
+                let kept = own + shared;
                 self.bytes.extend_from_slice(&buffer[..kept]);
                 self.lost += (read - kept) as u64;
                 return true;
@@ -230,6 +235,20 @@ mod tests {
         let mut collector = Collector::new(receiver);
         collector.bytes = vec![b'x'; bytes];
         collector
+    }
+
+    #[tokio::test]
+    async fn commands_that_flood_leave_the_others_room() {
+        let (receiver, end) = half_blocking_pipe().unwrap();
+        let mut collector = Collector::new(receiver);
+        let flood = room(MAX_KEPT);
+        rustix::io::write(&end, b"healthy").unwrap();
+        collector.more().await;
+        KEPT.fetch_sub(flood, Ordering::Relaxed);
+        assert_eq!(
+            (collector.bytes.as_slice(), collector.lost),
+            (&b"healthy"[..], 0)
+        );
     }
 
     #[tokio::test]
