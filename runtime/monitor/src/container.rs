@@ -22,7 +22,7 @@ use runtime::pidfd;
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitStatus};
 
 use crate::connection::ReplyTo;
 use crate::log::Log;
@@ -113,6 +113,8 @@ pub(crate) struct Container {
     pub(crate) seccomp: Option<Vec<u8>>,
     /// The kernel's flags for it.
     pub(crate) seccomp_flags: u32,
+    /// How its first process has ended before it was known to be that.
+    pub(crate) ended_early: Option<WaitStatus>,
     /// The null device of those that have no input: the container's own.
     null: Option<OwnedFd>,
     /// Who wants it gone, once its first process is.
@@ -190,6 +192,7 @@ impl Container {
             output,
             seccomp,
             seccomp_flags,
+            ended_early: None,
             null: None,
             deletes: Vec::new(),
             untold: None,
@@ -246,6 +249,14 @@ impl Container {
     pub(crate) fn deadline(&self) -> Option<u64> {
         match self.state {
             State::Launching { deadline, .. } => Some(deadline),
+            _ => None,
+        }
+    }
+
+    /// Its first process, while the one that made it has not ended.
+    pub(crate) fn newborn(&self) -> Option<Pid> {
+        match &self.state {
+            State::Launching { launch, .. } => launch.born(),
             _ => None,
         }
     }

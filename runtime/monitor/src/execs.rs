@@ -27,6 +27,9 @@ use crate::monitor::Monitor;
 use crate::reactor::Key;
 use crate::reap::exit_code;
 
+/// Exit code of a process that could not become its program.
+const NOT_RUN: i32 = 127;
+
 /// A process that was run.
 #[derive(Debug)]
 pub(crate) struct Exec {
@@ -36,6 +39,8 @@ pub(crate) struct Exec {
     pid: Pid,
     /// Who is born, until that is known.
     note: Option<Note>,
+    /// How what was born has ended before that was known.
+    ended_early: Option<WaitStatus>,
     /// Why it could not be, where that is known already.
     problem: Option<Problem>,
     /// Missing once its program runs and another build of the monitor went on.
@@ -62,6 +67,11 @@ impl Exec {
     /// Whether the process itself is known.
     pub(crate) fn is_born(&self) -> bool {
         self.note.is_none()
+    }
+
+    /// Who was born, while the one that made it has not ended.
+    fn newborn(&self) -> Option<Pid> {
+        self.note.as_ref()?.born()
     }
 
     /// Ends it with all that descends from it. Before its birth there is nothing that
@@ -95,6 +105,7 @@ impl Monitor {
                     container: request.id.clone(),
                     pid,
                     note: Some(note),
+                    ended_early: None,
                     problem: None,
                     plan: Some(plan),
                     report,
@@ -197,7 +208,7 @@ impl Monitor {
         exec.listen();
         // The one that made it has ended: whoever was born is noted.
         let Some(note) = exec.note.take() else {
-            return self.exec_over(exec, exit_code(status));
+            return self.born_ended(exec, status);
         };
         let Some(pid) = note.born() else {
             if exec.problem.is_none() && !exec.timed_out {
@@ -208,10 +219,8 @@ impl Monitor {
             }
             return self.exec_over(exec, exit_code(status));
         };
-        let known = |(known, _): &(Pid, WaitStatus)| *known == pid;
-        if let Some(index) = self.unknown_exits.iter().position(known) {
-            let (_, status) = self.unknown_exits.swap_remove(index);
-            return self.exec_over(exec, exit_code(status));
+        if let Some(status) = exec.ended_early.take() {
+            return self.born_ended(exec, status);
         }
         exec.pid = pid;
         exec.reply.step("birth");
@@ -219,7 +228,45 @@ impl Monitor {
             exec.end();
         }
         self.execs.insert(raw(pid), exec);
-        self.forget_unknown_exits();
+    }
+
+    /// What was born has ended. A process of the container may have written to its report,
+    /// too: only what it can have met itself is believed, and only if it ended so.
+    fn born_ended(&mut self, mut exec: Exec, status: WaitStatus) {
+        let code = exit_code(status);
+        let met = |problem: &Problem| problem.step.follows_birth() && code == NOT_RUN;
+        exec.problem = exec.problem.filter(met);
+        self.exec_over(exec, code);
+    }
+
+    /// A newborn process was reaped before the one that made it. `false`: it is none.
+    pub(crate) fn newborn_ended(&mut self, pid: Pid, status: WaitStatus) -> bool {
+        let mut all = self.execs.values_mut();
+        if let Some(exec) = all.find(|exec| exec.newborn() == Some(pid)) {
+            exec.ended_early = Some(status);
+            return true;
+        }
+        let mut all = self.containers.values_mut();
+        match all.find(|container| container.newborn() == Some(pid)) {
+            Some(container) => {
+                container.ended_early = Some(status);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Ends those that made somebody and have nothing left to do: a process of the
+    /// container may have stopped them, and who they made is told when they end.
+    pub(crate) fn end_makers(&mut self) {
+        let execs = self.execs.values();
+        let execs = execs.filter(|exec| exec.newborn().is_some());
+        let launches = self.containers.values();
+        let launches = launches.filter(|container| container.newborn().is_some());
+        let makers = execs.map(|exec| exec.pid);
+        for maker in makers.chain(launches.filter_map(Container::helper)) {
+            let _gone = send_signal(maker, KILL);
+        }
     }
 
     /// All of a process that was run is known.
@@ -250,7 +297,6 @@ impl Monitor {
             })),
         };
         self.reply(exec.reply, result);
-        self.forget_unknown_exits();
     }
 
     /// Whether a process could not enter the container because its first process was

@@ -37,8 +37,10 @@ const READY_TIME: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// The calls that it makes: to reap, to wait and to end.
-const CALLS: [libc::c_long; 6] = [
+/// The calls that it makes: to say that it is ready, to reap, to wait and to end.
+const CALLS: [libc::c_long; 8] = [
+    libc::SYS_write,
+    libc::SYS_close,
     libc::SYS_wait4,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_rt_sigreturn,
@@ -103,11 +105,12 @@ fn become_init() -> Result<SigSet, Errno> {
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     leave_file_system()?;
     give_up_privileges()?;
-    rustix::io::write(rustix::stdio::stdin(), b"r")?;
-    // Standard output is /dev/null: the report pipe is not needed any more.
+    // Standard output is /dev/null: the report pipe is not needed for long.
+    let report = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
     // A tracer in a container must not do by it what the container may not.
     Filter::of_calls(&CALLS).load()?;
+    rustix::io::write(&report, b"r")?;
     Ok(signals)
 }
 

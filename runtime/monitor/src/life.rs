@@ -64,7 +64,10 @@ impl Monitor {
         let failed = |message: String| {
             Failure::new(FailureKind::Launch, "container's first process", message)
         };
-        // It was told through a socket that a process of the container may have held.
+        let early = self.containers.get(&key).and_then(|one| one.ended_early);
+        if let Some(how) = early {
+            return Err(failed(format!("it died: {how:?}")));
+        }
         if !self.is_new_child(pid) && adopt(pid).is_ok() {
             return Err(failed("it is another process".to_owned()));
         }
@@ -309,10 +312,18 @@ impl Monitor {
         }
     }
 
-    /// Whether a child may turn out to be somebody that was waited for.
+    /// Whether a child may turn out to be a first process that its launcher has not named
+    /// yet.
     pub(crate) fn expects_births(&self) -> bool {
         let launching = |container: &Container| container.deadline().is_some();
-        self.containers.values().any(launching) || self.execs.values().any(|exec| !exec.is_born())
+        self.containers.values().any(launching)
+    }
+
+    /// Whether somebody may be born whose maker is about to end.
+    pub(crate) fn has_makers(&self) -> bool {
+        let launching = |container: &Container| container.deadline().is_some();
+        let execs = self.execs.values();
+        self.containers.values().any(launching) || execs.into_iter().any(|exec| !exec.is_born())
     }
 
     /// Whether a child of the monitor is nothing that it knows already.

@@ -11,6 +11,11 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use crate::container::Container;
 use crate::monitor::Monitor;
 
+/// How long somebody who has made a process may take to end, nanoseconds.
+const MAKER_TIME: u64 = 50_000_000;
+/// How many ends of children that nobody knows are remembered.
+const MOST_UNKNOWN: usize = 256;
+
 impl Monitor {
     /// Reaps all that ended.
     pub(crate) fn reap(&mut self) {
@@ -54,8 +59,15 @@ impl Monitor {
             self.dying.swap_remove(index);
             return;
         }
-        // It may be a process that its launcher or intermediate has not named yet.
+        if self.newborn_ended(pid, status) {
+            return;
+        }
+        // It may be a process that its launcher has not named yet. Processes of containers
+        // may have children that are the monitor's, as many as they like.
         if self.expects_births() {
+            if self.unknown_exits.len() >= MOST_UNKNOWN {
+                self.unknown_exits.remove(0);
+            }
             self.unknown_exits.push((pid, status));
         }
     }
@@ -65,7 +77,9 @@ impl Monitor {
         let launches = self.containers.values().filter_map(Container::deadline);
         let execs = self.execs.values().filter_map(crate::execs::Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
-        let all = launches.chain(execs).chain(shutdown);
+        let makers = self.has_makers();
+        let makers = makers.then(|| monotonic_now().saturating_add(MAKER_TIME));
+        let all = launches.chain(execs).chain(shutdown).chain(makers);
         all.chain(self.trim_at)
             .chain(self.next_log_deadline())
             .min()
@@ -77,6 +91,7 @@ impl Monitor {
         if self.trim_at.take_if(|at| *at <= now).is_some() {
             heap::trim();
         }
+        self.end_makers();
         self.end_overdue_execs(now);
         self.look_after_logs(now);
         let overdue: Vec<_> = self

@@ -29,10 +29,11 @@ use rustix::io::Errno;
 use super::plan::Plan;
 use super::program::Command;
 use super::report::{Problem, Step};
-use super::steps::{self, Filtered, at};
+use super::steps::{self, at};
 use crate::sys::fork;
 use crate::sys::note::Note;
 use crate::sys::parcel::{CLONE_FLAGS, Parcel};
+use crate::sys::seccomp_load::Filter;
 
 /// Takes on what is the process's own, calls `done`, and has `life` go on as a process
 /// that is born in the pid namespace of this one's children; this process ends. Who is
@@ -60,11 +61,8 @@ fn cross(
     done: impl FnOnce(),
     life: impl FnOnce(Result<Command<'static>, Problem>) -> u8 + Copy + 'static,
 ) -> Result<Infallible, Problem> {
-    let filtered = filter_time(plan, terminal)?;
-    let later = plan
-        .seccomp
-        .as_ref()
-        .filter(|_| filtered == Filtered::Later);
+    let wider = wider_filter(plan, terminal)?;
+    let later = plan.seccomp.as_ref().filter(|_| wider.is_some());
     let room = later.map_or(0, |filter| filter.room());
     let mut parcel = at(Step::Birth, Parcel::new(plan.program.room() + room))?;
     let program = at(Step::Birth, plan.program.pack(&mut parcel))?;
@@ -76,7 +74,7 @@ fn cross(
         life(ready.and_then(|()| load()).map(|()| program))
     });
     let closed = at(Step::Birth, closed)?;
-    steps::take_on(plan, filtered)?;
+    steps::take_on(plan, wider.as_ref().or(plan.seccomp.as_ref()))?;
     done();
     if let Err(errno) = closed.go(note) {
         note.fail(errno);
@@ -102,25 +100,24 @@ pub(crate) fn reap_own() {
 /// `PR_SET_CHILD_SUBREAPER`.
 const SUBREAPER: u64 = 36;
 
-/// When the filter comes into force. Loading it before the birth leaves nothing to do
-/// that takes a privilege; where it does not let a birth pass, it can come later only
-/// if that takes none.
-fn filter_time(plan: &Plan, terminal: bool) -> Result<Filtered, Problem> {
+/// The filter to be born with, where the process's own does not let a birth pass: it
+/// allows that in addition. The own one comes behind it, which takes no privilege if new
+/// ones are off limits. `None`: the own one does.
+fn wider_filter(plan: &Plan, terminal: bool) -> Result<Option<Filter>, Problem> {
     let Some(filter) = &plan.seccomp else {
-        return Ok(Filtered::Now);
+        return Ok(None);
     };
-    let others = [
-        libc::SYS_read,
-        libc::SYS_write,
-        libc::SYS_close,
-        libc::SYS_setsid,
-    ];
-    let passes = filter.allows(libc::SYS_clone, CLONE_FLAGS)
-        && others.iter().all(|number| filter.allows(*number, 0))
-        && (!terminal || filter.allows(libc::SYS_ioctl, 0));
-    match (passes, plan.no_new_privileges) {
-        (true, _) => Ok(Filtered::Now),
-        (false, true) => Ok(Filtered::Later),
-        (false, false) => at(Step::Birth, Err(Errno::OPNOTSUPP)),
+    let calls = [libc::SYS_setsid, libc::SYS_ioctl];
+    let calls = if terminal { &calls[..] } else { &calls[..1] };
+    let passes = filter.allows(libc::SYS_clone, CLONE_FLAGS.into())
+        && calls.iter().all(|number| filter.allows(*number, 0));
+    if passes {
+        return Ok(None);
+    }
+    let calls = [calls, &[libc::SYS_seccomp]].concat();
+    let wider = filter.widened(&calls, CLONE_FLAGS);
+    match wider.filter(|_| plan.no_new_privileges) {
+        Some(wider) => Ok(Some(wider)),
+        None => at(Step::Birth, Err(Errno::OPNOTSUPP)),
     }
 }

@@ -124,7 +124,7 @@ pub struct Plan {
     pub(super) no_new_privileges: bool,
     pub(super) labels: Vec<Label>,
     pub(crate) oom_score_adj: Option<String>,
-    pub(super) seccomp: Option<Filter>,
+    pub(crate) seccomp: Option<Filter>,
     /// The session keyring to join, which is made where there is none.
     pub(super) keyring: Option<Keyring>,
     /// The cgroup to be born in.

@@ -69,6 +69,12 @@ impl Step {
         Self::Birth,
     ];
 
+    /// Whether it comes behind the birth.
+    #[must_use]
+    pub fn follows_birth(self) -> bool {
+        matches!(self, Self::Session | Self::Seccomp | Self::Exec)
+    }
+
     /// The step of a number.
     pub(crate) fn of(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|known| *known as u8 == number)

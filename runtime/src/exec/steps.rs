@@ -15,6 +15,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets as ThreadCapabilities};
 use super::plan::{Label, Plan};
 use super::report::{Problem, Step};
 use crate::sys::fds::{Close, close_from, copy_to};
+use crate::sys::seccomp_load::Filter;
 use crate::sys::signals;
 
 /// Where other descriptors than the streams begin.
@@ -29,21 +30,14 @@ pub(crate) struct Honoured {
     pub(crate) keyring: bool,
 }
 
-/// When the filter of system calls comes into force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Filtered {
-    /// With the other privileges.
-    Now,
-    /// Later, which takes no privilege.
-    Later,
-}
-
 /// What needs the host's view of files: signals, cgroups, OOM score, labels, keyring.
 pub(crate) fn leave_monitor(plan: &Plan) -> Result<Honoured, Problem> {
     at(
         Step::Signals,
         signals::default_sigpipe().and_then(|()| signals::unblock_all()),
     )?;
+    // A tracer of what is born could send signals to the monitor's process group.
+    at(Step::Session, rustix::process::setsid().map(drop))?;
     for file in &plan.joined {
         at(Step::Cgroup, write_file(file, b"0"))?;
     }
@@ -66,6 +60,11 @@ pub(crate) fn leave_monitor(plan: &Plan) -> Result<Honoured, Problem> {
 /// Begins a session; with a terminal, which is its standard input, as that one's.
 pub(crate) fn begin_session(terminal: bool) -> Result<(), Problem> {
     at(Step::Session, rustix::process::setsid().map(drop))?;
+    take_terminal(terminal)
+}
+
+/// Makes a terminal, which is the standard input, the one of this process's session.
+pub(crate) fn take_terminal(terminal: bool) -> Result<(), Problem> {
     if terminal {
         let stdin = rustix::stdio::stdin();
         at(Step::Session, rustix::process::ioctl_tiocsctty(stdin))?;
@@ -73,14 +72,14 @@ pub(crate) fn begin_session(terminal: bool) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What is the process's own.
-pub(crate) fn take_on(plan: &Plan, filtered: Filtered) -> Result<(), Problem> {
+/// What is the process's own, with this filter of system calls.
+pub(crate) fn take_on(plan: &Plan, filter: Option<&Filter>) -> Result<(), Problem> {
     rustix::process::umask(plan.umask);
     let outside = enter_directory(plan)?;
     for (resource, limit) in &plan.rlimits {
         at(Step::Rlimit, rustix::process::setrlimit(*resource, *limit))?;
     }
-    give_up_privileges(plan)?;
+    give_up_privileges(plan, filter)?;
     if outside {
         at(Step::Cwd, change_directory(&plan.cwd))?;
     }
@@ -89,9 +88,7 @@ pub(crate) fn take_on(plan: &Plan, filtered: Filtered) -> Result<(), Problem> {
             Step::NoNewPrivileges,
             rustix::thread::set_no_new_privs(true),
         )?;
-        if filtered == Filtered::Now {
-            load_filter(plan)?;
-        }
+        load_filter(filter)?;
     }
     Ok(())
 }
@@ -191,7 +188,7 @@ fn change_directory(path: &CStr) -> Result<(), Errno> {
 
 /// Groups, user, capabilities; the filter before they are gone unless the
 /// process may not get new privileges, which allows to load it last.
-fn give_up_privileges(plan: &Plan) -> Result<(), Problem> {
+fn give_up_privileges(plan: &Plan, filter: Option<&Filter>) -> Result<(), Problem> {
     at(
         Step::Bounding,
         limit_bounding_set(plan.capabilities.bounding),
@@ -208,7 +205,7 @@ fn give_up_privileges(plan: &Plan) -> Result<(), Problem> {
     )?;
     if !plan.no_new_privileges {
         at(Step::Capabilities, regain_effective())?;
-        load_filter(plan)?;
+        load_filter(filter)?;
     }
     at(Step::Capabilities, set_capabilities(plan))?;
     at(Step::Ids, rustix::thread::set_keep_capabilities(false))
@@ -260,8 +257,6 @@ fn set_capabilities(plan: &Plan) -> Result<(), Errno> {
 }
 
 /// Puts the filter of system calls into force.
-pub(crate) fn load_filter(plan: &Plan) -> Result<(), Problem> {
-    plan.seccomp
-        .as_ref()
-        .map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()))
+fn load_filter(filter: Option<&Filter>) -> Result<(), Problem> {
+    filter.map_or(Ok(()), |filter| at(Step::Seccomp, filter.load()))
 }

@@ -81,6 +81,12 @@ pub trait Launch: std::fmt::Debug {
     /// A process that works on it and is a child of the monitor.
     fn helper(&self) -> Option<Pid>;
 
+    /// Who was born, where the helper makes the first process and ends: it has nothing
+    /// left to do then.
+    fn born(&self) -> Option<Pid> {
+        None
+    }
+
     /// Goes on as far as possible without waiting. `None`: not ready yet.
     ///
     /// # Errors

@@ -161,7 +161,7 @@ where
 
 const FLAGS: c_int = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
 /// The flags with which [`Closed::go`] calls the kernel.
-pub const CLONE_FLAGS: u64 = FLAGS as u64;
+pub const CLONE_FLAGS: u32 = FLAGS as u32;
 
 /// Where the copy begins.
 extern "C" fn begin<L>(life: *mut c_void) -> c_int

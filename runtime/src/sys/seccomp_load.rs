@@ -91,6 +91,34 @@ impl Filter {
         Self { program, flags: 0 }
     }
 
+    /// The same, but calls of these numbers pass, and `clone` with exactly these flags.
+    /// `None`: it is too long for that.
+    #[must_use]
+    pub fn widened(&self, numbers: &[libc::c_long], clone_flags: u32) -> Option<Self> {
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let number = |call: libc::c_long| u32::try_from(call).ok();
+        let mut first = vec![step(op::LOAD, 0, 0, 0)];
+        for call in numbers {
+            first.push(step(op::JUMP_EQUAL, 0, 1, number(*call)?));
+            first.push(step(op::RETURN, 0, 0, op::ALLOW));
+        }
+        let low_half = if cfg!(target_endian = "little") {
+            16
+        } else {
+            20
+        };
+        first.push(step(op::JUMP_EQUAL, 0, 3, number(libc::SYS_clone)?));
+        first.push(step(op::LOAD, 0, 0, low_half));
+        first.push(step(op::JUMP_EQUAL, 0, 1, clone_flags));
+        first.push(step(op::RETURN, 0, 0, op::ALLOW));
+        let over = u8::try_from(first.len()).ok()?;
+        let mut program = vec![step(op::LOAD, 0, 0, 4), step(op::JUMP_EQUAL, 0, over, ARCH)];
+        program.extend(first);
+        program.extend_from_slice(&self.program);
+        let flags = self.flags;
+        (program.len() <= MAX_INSTRUCTIONS).then_some(Self { program, flags })
+    }
+
     /// Loads it with these of the kernel's flags.
     #[must_use]
     pub fn with_flags(self, flags: u32) -> Self {
@@ -239,6 +267,27 @@ mod tests {
         let filter = Filter::of_calls(&[1, 60]);
         assert!(filter.allows(1, 0) && filter.allows(60, 0));
         assert!(!filter.allows(0, 0) && !filter.allows(61, 0));
+    }
+
+    #[test]
+    fn a_widened_filter_lets_more_pass_and_nothing_else() {
+        let narrow = Filter::of_calls(&[libc::SYS_getpid]);
+        let wide = narrow.widened(&[libc::SYS_setsid], 0x8000).unwrap();
+        for (call, first, narrowly, widely) in [
+            (libc::SYS_getpid, 0, true, true),
+            (libc::SYS_setsid, 0, false, true),
+            (libc::SYS_clone, 0x8000, false, true),
+            (libc::SYS_clone, 0x1000_8000, false, false),
+            (libc::SYS_unshare, 0x8000, false, false),
+        ] {
+            assert_eq!(narrow.allows(call, first), narrowly, "{call}");
+            assert_eq!(wide.allows(call, first), widely, "{call}");
+        }
+        let long = Filter {
+            program: vec![narrow.program[0]; MAX_INSTRUCTIONS],
+            flags: 0,
+        };
+        assert!(long.widened(&[], 0).is_none());
     }
 
     #[test]

@@ -106,6 +106,7 @@ impl Container {
             output,
             seccomp,
             seccomp_flags,
+            ended_early: None,
             null: None,
             deletes: deletes.into_iter().map(ReplyTo::resume).collect(),
             untold,

@@ -51,6 +51,7 @@ impl Exec {
             container,
             pid,
             note: None,
+            ended_early: None,
             problem: None,
             plan: None,
             report: fds.take(report)?,

@@ -17,7 +17,7 @@ use super::prepare::Prepared;
 use super::report::{self, Moments, Own, Problem};
 use super::tree::{Held, Tree};
 use super::{dev, mounts};
-use crate::exec::steps::{Filtered, Honoured};
+use crate::exec::steps::Honoured;
 use crate::exec::{self, Command, Step, birth, steps};
 use crate::sys::fds;
 use crate::sys::note::Note;
@@ -50,8 +50,8 @@ pub(super) fn run(prepared: &Prepared, ways: Ways<'_>) -> u8 {
     let process = &prepared.process;
     let terminal = prepared.stdio.is_none();
     let Some(note) = ways.note else {
-        let taken_on =
-            steps::begin_session(terminal).and_then(|()| steps::take_on(process, Filtered::Now));
+        let taken_on = steps::take_terminal(terminal)
+            .and_then(|()| steps::take_on(process, process.seccomp.as_ref()));
         if let Err(problem) = taken_on {
             return give_up(socket.as_fd(), problem.into());
         }

@@ -180,6 +180,10 @@ impl Launch for InProgress {
         Some(self.worker.pid)
     }
 
+    fn born(&self) -> Option<Pid> {
+        self.note.as_ref()?.born()
+    }
+
     fn progress(&mut self) -> Result<Option<Ready>, LaunchError> {
         loop {
             match report::receive(self.socket.as_fd()) {
