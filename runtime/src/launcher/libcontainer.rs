@@ -52,6 +52,8 @@ impl Libcontainer {
             .stdin(Stdio::from(socket))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // What it makes may be traced, and could send signals to its group.
+            .process_group(0)
             .spawn()?;
         // Reaped by the monitor, as all its children.
         i32::try_from(child.id())
