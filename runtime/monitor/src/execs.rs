@@ -1,8 +1,8 @@
 //! Processes that are run in containers beside their first ones.
 //!
-//! Owns them until they are reaped. Each begins as an intermediate process, which
-//! names the one that is born in the container (`runtime::exec`), and ends with that
-//! one's exit. A timeout, or a client that is gone, ends the process with all that
+//! Owns them until they are reaped. Each begins as an intermediate process, by whose
+//! note the one that it makes in the container is known (`runtime::exec`), and ends with
+//! that one's exit. A timeout, or a client that is gone, ends the process with all that
 //! descends from it: processes that began sessions of their own are found as its
 //! children's children, since it is their reaper as long as it lives. What outlives
 //! a process that ended by itself is the container's.
