@@ -8,8 +8,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/user.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -181,6 +184,71 @@ static int remember(char **words) {
     return 0;
 }
 
+#ifdef __x86_64__
+/* Has a stopped process make a system call, and gives its registers back. */
+static long inject(int pid, long call, long first, long second) {
+    struct user_regs_struct before, changed;
+    int status;
+    if (ptrace(PTRACE_GETREGS, pid, 0, &before)) return -1;
+    changed = before;
+    /* It stopped behind the instruction of the call that made it, two bytes long. */
+    changed.rip -= 2;
+    changed.rax = call;
+    changed.orig_rax = -1;
+    changed.rdi = first;
+    changed.rsi = second;
+    if (ptrace(PTRACE_SETREGS, pid, 0, &changed)) return -1;
+    if (ptrace(PTRACE_SINGLESTEP, pid, 0, 0)) return -1;
+    if (waitpid(pid, &status, __WALL) != pid || !WIFSTOPPED(status)) return -1;
+    ptrace(PTRACE_GETREGS, pid, 0, &changed);
+    ptrace(PTRACE_SETREGS, pid, 0, &before);
+    return changed.rax;
+}
+#else
+static long inject(int pid, long call, long first, long second) {
+    (void)pid, (void)call, (void)first, (void)second;
+    return -1;
+}
+#endif
+
+/* Whether the process group of a process is one that is not seen from here. */
+static int foreign_group(int pid) {
+    char path[64], text[512];
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int file = open(path, O_RDONLY);
+    if (file < 0) return 0;
+    ssize_t length = read(file, text, sizeof text - 1);
+    close(file);
+    if (length <= 0) return 0;
+    text[length] = 0;
+    char *end = strrchr(text, ')');
+    int parent, group;
+    return end && sscanf(end + 4, "%d %d", &parent, &group) == 2 && group == 0;
+}
+
+/* signal SECONDS: stops the process group that new processes are born in, from within. */
+static int signal_group(char **words) {
+    time_t end = time(NULL) + atoi(words[0]);
+    long seen = 0, signalled = 0;
+    int last = getpid(), status;
+    puts("signalling");
+    fflush(stdout);
+    while (time(NULL) < end) {
+        for (int pid = last + 1; pid < last + 16; pid++) {
+            if (ptrace(PTRACE_SEIZE, pid, 0, 0)) continue;
+            ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+            waitpid(pid, &status, __WALL);
+            if (foreign_group(pid) && inject(pid, SYS_kill, 0, SIGSTOP) >= 0) signalled++;
+            ptrace(PTRACE_DETACH, pid, 0, 0);
+            kill(pid, SIGCONT);
+            last = pid;
+            seen++;
+        }
+    }
+    printf("saw %ld, signalled %ld\n", seen, signalled);
+    return 0;
+}
+
 static long keyctl(long what, long a, long b, long c, long d) {
     return syscall(SYS_keyctl, what, a, b, c, d);
 }
@@ -225,8 +293,9 @@ static int keys(int count, char **words) {
 
 int main(int count, char **words) {
     if (count > 5 && !strcmp(words[1], "trace")) return trace(count - 2, words + 2);
+    if (count > 2 && !strcmp(words[1], "signal")) return signal_group(words + 2);
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
-    fprintf(stderr, "trace, remember or keys\n");
+    fprintf(stderr, "trace, remember, signal or keys\n");
     return 2;
 }

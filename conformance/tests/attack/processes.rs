@@ -169,6 +169,34 @@ fn a_tracer_finds_nothing_of_the_pods_other_containers_in_execs_and_creates() {
 }
 
 #[test]
+fn a_tracer_reaches_no_process_of_the_node_by_signals() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("signalled-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let target = sharer(rig, "target", &["/bin/sleep", "1000"]);
+        let target = rig.started(&pod, &target, &sandbox).await;
+        let words = [ATTACKER, "signal", "8"].map(str::to_owned);
+        let tracer = tracer(rig, &pod, &sandbox, &words).await;
+        rig.log_with(&name, "signalling").await;
+        keep_busy(rig, (&pod, &sandbox), (&target, &tracer), launcher).await;
+        let log = rig.log_with(&name, "saw ").await;
+        println!("{launcher}: {}", log.lines().last().unwrap_or_default());
+        let signalled = log.rsplit("signalled ").next();
+        let signalled: usize = signalled
+            .expect("a count")
+            .trim()
+            .parse()
+            .expect("a number");
+        assert!(signalled > 0 || cfg!(not(target_arch = "x86_64")), "{log}");
+        // The monitor and the writers of its logs go on.
+        let said = rig.client.exec(&target, &["echo", "alive"], 5).await;
+        assert_eq!(said.expect("ExecSync").stdout, "alive\n");
+        rig.client.stop_pod(&pod).await.expect("stop");
+    });
+}
+
+#[test]
 fn a_fork_bomb_ends_with_its_container() {
     with_every_launcher(&armed(), async |rig, launcher| {
         let name = format!("bomb-{launcher}");
