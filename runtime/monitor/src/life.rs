@@ -321,9 +321,7 @@ impl Monitor {
 
     /// Whether somebody may be born whose maker is about to end.
     pub(crate) fn has_makers(&self) -> bool {
-        let launching = |container: &Container| container.deadline().is_some();
-        let execs = self.execs.values();
-        self.containers.values().any(launching) || execs.into_iter().any(|exec| !exec.is_born())
+        self.expects_births() || self.execs.values().any(|exec| !exec.is_born())
     }
 
     /// Whether a child of the monitor is nothing that it knows already.
