@@ -134,6 +134,9 @@ macro_rules! own_launcher {
         launcher_suite! { $launcher, $kind;
             life {
                 start_is_answered_whoever_holds_the_gate,
+                a_program_is_told_to_run_whoever_holds_the_gate,
+                a_start_that_is_held_up_fails,
+                a_start_that_is_said_to_have_failed_ends,
                 start_whose_engine_died_is_told,
                 launch_that_hangs_can_be_deleted,
             }

@@ -28,6 +28,7 @@ use crate::connection::ReplyTo;
 use crate::log::Log;
 use crate::output::Output;
 use crate::reactor::{Key, Reactor, Source, Token};
+use crate::start::Start;
 
 /// How long a launcher may take: far beyond what any takes on a busy machine.
 const LAUNCH_TIME: u64 = 120_000_000_000;
@@ -70,16 +71,7 @@ pub(crate) enum State {
         gate: StartGate,
     },
     /// It was let go.
-    Starting {
-        /// Its first process.
-        init: Init,
-        /// Tells what becomes of it.
-        gate: StartGate,
-        /// The gate's watch.
-        token: Token,
-        /// Who asked; answered already when the program cannot be executed.
-        reply: Option<ReplyTo>,
-    },
+    Starting(Start),
     /// Its program runs.
     Running {
         /// Its first process.
@@ -211,13 +203,6 @@ impl Container {
         }
     }
 
-    /// Keeps the address for the start's answer.
-    pub(crate) fn expect_start(&mut self, to: ReplyTo) {
-        if let State::Starting { reply, .. } = &mut self.state {
-            *reply = Some(to);
-        }
-    }
-
     /// Its first process, as long as it is not reaped.
     pub(crate) fn pid(&self) -> Option<Pid> {
         self.init().map(|init| init.pid)
@@ -291,7 +276,7 @@ impl Container {
     pub(crate) fn report(&mut self) -> protocol::Container {
         let (state, started_at) = match &self.state {
             State::Launching { .. } | State::Created { .. } => (protocol::State::Created, 0),
-            State::Starting { .. } => (protocol::State::Starting, 0),
+            State::Starting(_) => (protocol::State::Starting, 0),
             State::Running { started_at, .. } => (protocol::State::Running, *started_at),
             State::Exited(record) => (protocol::State::Exited, record.started_at),
         };
@@ -328,7 +313,7 @@ impl Container {
     fn init(&self) -> Option<&Init> {
         match &self.state {
             State::Created { init, .. }
-            | State::Starting { init, .. }
+            | State::Starting(Start { init, .. })
             | State::Running { init, .. } => Some(init),
             State::Launching { .. } | State::Exited(_) => None,
         }

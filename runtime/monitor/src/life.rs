@@ -1,20 +1,18 @@
-//! What happens to containers: launch, start, exit, removal.
+//! What happens to containers: launch, exit, removal.
 //!
-//! Owns the transitions that `container` draws. The exit is written down before
+//! Owns the transitions that `container` draws, but for the start (`start`). The exit is written down before
 //! anybody is told, and told when the log has what was written before (`logs`), unless a disk stalls; whoever waits for an answer gets one, whatever happens.
 
-use std::os::fd::AsFd;
-
 use runtime::exit::ExitRecord;
-use runtime::launcher::{Ready, StartOutcome};
-use runtime::protocol::{Body, Created, Failure, FailureKind, StartEnded, Started, wall_now};
+use runtime::launcher::Ready;
+use runtime::protocol::{Body, Created, Failure, FailureKind, wall_now};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
 use crate::container::{Container, Init, KILL, State, raw, send_signal};
 use crate::log_writer;
 use crate::monitor::Monitor;
-use crate::reactor::{Key, Source};
+use crate::reactor::Key;
 
 impl Monitor {
     /// Goes on with a container in the making.
@@ -119,109 +117,9 @@ impl Monitor {
         Ok(())
     }
 
-    /// Lets a created container go.
-    pub(crate) fn begin_start(&mut self, key: Key) -> Result<Key, Failure> {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return Ok(key);
-        };
-        let wrong = |message: &str| Failure::new(FailureKind::WrongState, &container.id, message);
-        match &container.state {
-            State::Created { .. } if !container.deletes.is_empty() => {
-                return Err(wrong("it is being deleted"));
-            }
-            State::Created { gate, .. } => {
-                gate.open().map_err(|_| wrong("its first process died"))?;
-            }
-            State::Launching { .. } => return Err(wrong("it is being created")),
-            State::Starting { .. } | State::Running { .. } => return Err(wrong("it was started")),
-            State::Exited(_) => return Err(wrong("it has exited")),
-        }
-        let State::Created { gate, .. } = &container.state else {
-            return Ok(key);
-        };
-        let token = self
-            .reactor
-            .watch(gate.as_fd(), Source::Start(key))
-            .map_err(|errno| {
-                Failure::new(FailureKind::Internal, "watch the start", errno.to_string())
-            })?;
-        container.change(|state| match state {
-            State::Created { init, gate } => State::Starting {
-                init,
-                gate,
-                token,
-                reply: None,
-            },
-            other => other,
-        });
-        Ok(key)
-    }
-
-    /// Learns what became of a container that was let go.
-    pub(crate) fn start_progress(&mut self, key: Key) {
-        self.learn_start(key, None);
-    }
-
-    /// The same; `or` is what became of it where its socket does not tell yet.
-    fn learn_start(&mut self, key: Key, or: Option<StartOutcome>) {
-        let Some(container) = self.containers.get_mut(&key) else {
-            return;
-        };
-        let State::Starting {
-            gate, token, reply, ..
-        } = &mut container.state
-        else {
-            return;
-        };
-        let Some(outcome) = gate.outcome().or(or) else {
-            return;
-        };
-        // Without one the answer was given: the program cannot be executed,
-        // and the end of the socket behind that says nothing new.
-        let Some(reply) = reply.take() else {
-            return;
-        };
-        self.reactor.unwatch(gate.as_fd(), *token);
-        let id = container.id.clone();
-        let result = match outcome {
-            StartOutcome::Running => {
-                let started_at = wall_now();
-                container.change(|state| match state {
-                    State::Starting { init, .. } => State::Running { init, started_at },
-                    other => other,
-                });
-                Ok(Body::Started(Started { started_at }))
-            }
-            StartOutcome::Failed { message, not_found } => Err(Failure {
-                not_found,
-                ..Failure::new(FailureKind::Launch, "start", message)
-            }),
-        };
-        if self.is_connected(reply.connection) {
-            return self.reply(reply, result);
-        }
-        // Another engine has found a container that was being started.
-        let ended = match result {
-            Ok(Body::Started(Started { started_at })) => StartEnded {
-                id,
-                started_at,
-                failure: None,
-            },
-            Err(failure) => StartEnded {
-                id,
-                started_at: 0,
-                failure: Some(Box::new(failure)),
-            },
-            Ok(_) => return,
-        };
-        self.broadcast(&Body::StartEnded(ended));
-    }
-
     /// A container's first process was reaped.
     pub(crate) fn container_exited(&mut self, key: Key, code: i32, signal: Option<i32>) {
-        // What it had to say it has said: without a word its program ran, even
-        // where a launcher's helper that is about to end still holds the socket.
-        self.learn_start(key, Some(StartOutcome::Running));
+        self.ended_in_start(key);
         let finished_at = wall_now();
         let Some(container) = self.containers.get_mut(&key) else {
             return;
@@ -258,11 +156,11 @@ impl Monitor {
             let _gone = send_signal(helper, KILL);
             self.dying.push(helper);
         }
-        match &container.state {
+        match &mut container.state {
             State::Launching { launch, token, .. } => {
                 self.reactor.unwatch(launch.descriptor(), *token);
             }
-            State::Starting { gate, token, .. } => self.reactor.unwatch(gate.as_fd(), *token),
+            State::Starting(start) => start.unwatch(&mut self.reactor),
             State::Created { .. } | State::Running { .. } | State::Exited(_) => {}
         }
         let output = std::mem::take(&mut container.output);

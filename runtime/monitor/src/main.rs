@@ -22,6 +22,7 @@ mod reactor;
 mod reap;
 mod requests;
 mod setup;
+mod start;
 mod startup;
 mod sysctl;
 

@@ -10,6 +10,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use crate::container::Container;
 use crate::monitor::Monitor;
+use crate::start::Start;
 
 /// How long somebody who has made a process may take to end, nanoseconds.
 const MAKER_TIME: u64 = 50_000_000;
@@ -79,7 +80,10 @@ impl Monitor {
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.deadline);
         let makers = self.has_makers();
         let makers = makers.then(|| monotonic_now().saturating_add(MAKER_TIME));
-        let all = launches.chain(execs).chain(shutdown).chain(makers);
+        let starts = self.containers.values().filter_map(Container::start);
+        let starts = starts.filter_map(Start::next_look);
+        let all = launches.chain(starts).chain(execs);
+        let all = all.chain(shutdown).chain(makers);
         all.chain(self.trim_at)
             .chain(self.next_log_deadline())
             .min()
@@ -92,6 +96,7 @@ impl Monitor {
             heap::trim();
         }
         self.end_makers();
+        self.look_after_starts(now);
         self.end_overdue_execs(now);
         self.look_after_logs(now);
         let overdue: Vec<_> = self

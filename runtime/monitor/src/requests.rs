@@ -39,7 +39,7 @@ impl Monitor {
             Body::Upgrade(order) => return self.upgrade(&order, fds, reply),
             Body::Setup(setup) => return self.begin_setup(*setup, fds, reply),
             Body::Create(create) => return self.create(*create, fds, reply),
-            Body::Start(name) => return self.start(&name.id, reply),
+            Body::Start(order) => return self.start(&order, reply),
             Body::Exec(exec) => return self.exec(&exec, fds, reply),
             Body::Delete(name) => return self.delete(&name.id, reply),
             Body::Shutdown(_) => return self.begin_shutdown(reply),
@@ -224,18 +224,6 @@ impl Monitor {
         Ok(key)
     }
 
-    fn start(&mut self, id: &str, reply: ReplyTo) {
-        let result = self.find(id).and_then(|key| self.begin_start(key));
-        match result {
-            Ok(key) => {
-                if let Some(container) = self.containers.get_mut(&key) {
-                    container.expect_start(reply);
-                }
-            }
-            Err(failure) => self.reply(reply, Err(failure)),
-        }
-    }
-
     fn delete(&mut self, id: &str, reply: ReplyTo) {
         let Ok(key) = self.find(id) else {
             return self.reply(reply, Ok(DONE));
@@ -259,7 +247,7 @@ impl Monitor {
                 self.launch_failed(key, failure);
                 self.reply(reply, Ok(DONE));
             }
-            State::Created { .. } | State::Starting { .. } => {
+            State::Created { .. } | State::Starting(_) => {
                 container.kill();
                 container.deletes.push(reply);
             }

@@ -28,7 +28,7 @@ use super::types::{
 use crate::launcher::socket_path;
 use crate::protocol::{
     Body, ContainerName, Empty, Features, HANDOVER_VERSION, Hello, Incoming, ProtocolError,
-    ReopenLog, Signal, Upgrade,
+    ReopenLog, Signal, Start, Upgrade,
 };
 
 /// How long a monitor that lives may take to say hello.
@@ -325,7 +325,24 @@ impl Monitor {
     /// `Launch` when the program cannot be executed; the container has exited
     /// then and is reported so.
     pub async fn start(&self, container: &str) -> Result<Started, MonitorError> {
-        let answer = match self.ask(Body::Start(name(container))).await {
+        self.start_within(container, Duration::ZERO).await
+    }
+
+    /// The same; a container whose program has not begun by then is ended and has
+    /// failed. Zero: the monitor's own limit.
+    ///
+    /// # Errors
+    /// As those of [`start`](Self::start).
+    pub async fn start_within(
+        &self,
+        container: &str,
+        limit: Duration,
+    ) -> Result<Started, MonitorError> {
+        let order = Start {
+            id: container.to_owned(),
+            timeout: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
+        };
+        let answer = match self.ask(Body::Start(order)).await {
             Err(MonitorError::Lost) => return self.started_meanwhile(container).await,
             other => other?,
         };

@@ -75,7 +75,11 @@ impl StartGate {
     /// # Errors
     /// The process is gone.
     pub fn open(&self) -> Result<(), Errno> {
-        rustix::io::write(&self.go, b"g").map(drop)
+        match rustix::io::write(&self.go, b"g") {
+            // Somebody who traces it has filled the pipe: it has its byte.
+            Ok(_) | Err(Errno::AGAIN) => Ok(()),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// What became of it. `None`: nothing is known yet.
@@ -216,6 +220,16 @@ mod tests {
                 Some(StartOutcome::Failed { message, not_found })
             );
         }
+    }
+
+    /// A process that traces the one that waits can write to its pipe.
+    #[test]
+    fn a_pipe_that_others_filled_is_open() {
+        let (gate, end) = start_pair().unwrap();
+        while rustix::io::write(&gate.go, &[0; 4096]).is_ok() {}
+        gate.open().unwrap();
+        drop(end);
+        assert_eq!(gate.open(), Err(Errno::PIPE));
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod process;
 
 pub use container::{
     Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, LogState,
-    MountSource, ReopenLog, Signal, StartEnded, Started, State, StreamSlots,
+    MountSource, ReopenLog, Signal, Start, StartEnded, Started, State, StreamSlots,
 };
 pub use handover::{
     HANDOVER_VERSION, Handover, HandoverConnection, HandoverContainer, HandoverExec, HandoverInit,
@@ -94,7 +94,7 @@ pub enum Body {
     Create(Box<Create>),
     /// Lets a created container run.
     #[prost(message, tag = "13")]
-    Start(ContainerName),
+    Start(Start),
     /// Signals a container's first process.
     #[prost(message, tag = "14")]
     Signal(Signal),

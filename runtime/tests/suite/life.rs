@@ -484,6 +484,57 @@ pub(crate) async fn start_is_answered_whoever_holds_the_gate(launcher: Kind) {
     pod.end().await;
 }
 
+/// A program that has begun runs, whoever holds what its process waited at.
+pub(crate) async fn a_program_is_told_to_run_whoever_holds_the_gate(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&TestSpec::new(&["sleep", "1000"])).await;
+    let copies = gate_of(container.created.pid);
+    let start = pod.monitor.start(&container.id);
+    let started = tokio::time::timeout(Duration::from_secs(30), start).await;
+    started.expect("an answer").unwrap();
+    let list = pod.monitor.list().await.unwrap();
+    assert!(matches!(list[0].state, ContainerState::Running { .. }));
+    drop(copies);
+    pod.end().await;
+}
+
+/// A process that somebody stops before it becomes its program is ended, and its start
+/// has failed.
+pub(crate) async fn a_start_that_is_held_up_fails(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&TestSpec::new(&["sleep", "1000"])).await;
+    let pid = Pid::from_raw(container.created.pid).unwrap();
+    rustix::process::kill_process(pid, Signal::STOP).unwrap();
+    let start = pod
+        .monitor
+        .start_within(&container.id, Duration::from_millis(400));
+    let started = tokio::time::timeout(Duration::from_secs(30), start).await;
+    let (step, message, _) = super::launch_error(started.expect("an answer"));
+    let expected = ("start", "its program did not begin in time");
+    assert_eq!((step.as_str(), message.as_str()), expected);
+    let record = pod.exit(&container).await;
+    assert_eq!((record.exit_code, record.started_at), (137, 0));
+    pod.end().await;
+}
+
+/// Whoever traces the process may write words into its pipe: then it ends, as was said.
+pub(crate) async fn a_start_that_is_said_to_have_failed_ends(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod.create(&TestSpec::new(&["sleep", "1000"])).await;
+    let words = gate_of(container.created.pid);
+    let written = words
+        .iter()
+        .filter(|fd| rustix::io::write(fd, b"ea lie").is_ok());
+    assert!(written.count() > 0);
+    let start = pod.monitor.start(&container.id);
+    let started = tokio::time::timeout(Duration::from_secs(30), start).await;
+    let (step, message, _) = super::launch_error(started.expect("an answer"));
+    assert_eq!((step.as_str(), message.as_str()), ("start", "a lie"));
+    let list = pod.monitor.list().await.unwrap();
+    assert!(matches!(list[0].state, ContainerState::Exited(_)));
+    pod.end().await;
+}
+
 /// Copies of all descriptors of a process but its streams.
 fn gate_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};

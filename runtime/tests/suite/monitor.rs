@@ -10,7 +10,7 @@ use runtime::client::MonitorPool;
 use runtime::launcher::{open_directory, socket_path};
 use runtime::protocol::{
     self, Body, ContainerName, Create, Empty, Envelope, Exec, Failure, FailureKind, Hello, Process,
-    Received, Setup, Signal, StreamSlots, VERSION, monotonic_now,
+    Received, Setup, Signal, Start, StreamSlots, VERSION, monotonic_now,
 };
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -162,6 +162,10 @@ fn requests_at_the_wrong_time_are_refused() {
         raw.receive().unwrap().body,
         Some(Body::Failure(_))
     ));
+    let start = Start {
+        id: "a".into(),
+        timeout: 0,
+    };
     let kinds = [
         (
             Body::Create(Box::new(Create {
@@ -172,7 +176,7 @@ fn requests_at_the_wrong_time_are_refused() {
             FailureKind::Protocol,
         ),
         (Body::Create(Box::default()), FailureKind::Exists),
-        (Body::Start(name("a")), FailureKind::UnknownContainer),
+        (Body::Start(start), FailureKind::UnknownContainer),
         (
             Body::Exec(Box::new(Exec {
                 id: "a".into(),

@@ -125,6 +125,18 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
+/// A created container to let run.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Start {
+    /// Its id.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// It is ended when its program has not begun after this many nanoseconds; 0: the
+    /// monitor's own limit.
+    #[prost(uint64, tag = "2")]
+    pub timeout: u64,
+}
+
 /// A container that runs.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Started {
