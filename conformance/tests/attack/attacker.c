@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -249,6 +250,30 @@ static int signal_group(char **words) {
     return 0;
 }
 
+/* keep SECONDS: traces new processes and leaves them unreaped when they end. */
+static int keep(char **words) {
+    time_t end = time(NULL) + atoi(words[0]);
+    long kept = 0;
+    int last = getpid();
+    puts("keeping");
+    fflush(stdout);
+    while (time(NULL) < end)
+        for (int pid = last + 1; pid < last + 16; pid++) {
+            if (ptrace(PTRACE_SEIZE, pid, 0, 0)) continue;
+            last = pid;
+            kept++;
+        }
+    printf("kept %ld\n", kept);
+    return 0;
+}
+
+/* sibling SECONDS: has a child of its parent's and stays with it. */
+static int sibling(char **words) {
+    if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) < 0) return perror("clone"), 1;
+    sleep(atoi(words[0]));
+    return 0;
+}
+
 static long keyctl(long what, long a, long b, long c, long d) {
     return syscall(SYS_keyctl, what, a, b, c, d);
 }
@@ -294,8 +319,10 @@ static int keys(int count, char **words) {
 int main(int count, char **words) {
     if (count > 5 && !strcmp(words[1], "trace")) return trace(count - 2, words + 2);
     if (count > 2 && !strcmp(words[1], "signal")) return signal_group(words + 2);
+    if (count > 2 && !strcmp(words[1], "keep")) return keep(words + 2);
+    if (count > 2 && !strcmp(words[1], "sibling")) return sibling(words + 2);
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
-    fprintf(stderr, "trace, remember, signal or keys\n");
+    fprintf(stderr, "trace, remember, signal, keep, sibling or keys\n");
     return 2;
 }

@@ -267,6 +267,39 @@ fn a_command_out_of_time_leaves_no_process() {
             tonic::Code::DeadlineExceeded
         );
         none_left(rig, launcher, &id).await;
+        // Its child is the monitor's.
+        let words = [ATTACKER, "sibling", "4807"];
+        let late = rig.client.exec(&id, &words, 1).await;
+        assert_eq!(
+            late.expect_err("no time").code(),
+            tonic::Code::DeadlineExceeded
+        );
+        none_left(rig, launcher, &id).await;
+    });
+}
+
+/// The kernel gives a traced process that ended to its tracer first.
+#[test]
+fn a_command_out_of_time_is_answered_though_its_tracer_keeps_it() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("kept-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let target = sharer(rig, "target", &["/bin/sleep", "1000"]);
+        let target = rig.started(&pod, &target, &sandbox).await;
+        let words = [ATTACKER, "keep", "15"].map(str::to_owned);
+        let tracer = tracer(rig, &pod, &sandbox, &words).await;
+        rig.log_with(&name, "keeping").await;
+        let mut client = rig.client.clone();
+        let late = client.exec(&target, &["/bin/sleep", "1000"], 1);
+        let late = tokio::time::timeout(DEADLINE, late).await;
+        let late = late.expect("an answer").expect_err("no time");
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+        for id in [&target, &tracer] {
+            let status = rig.client.container(id).await.expect("status");
+            assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+        }
+        rig.client.stop_pod(&pod).await.expect("stop");
     });
 }
 

@@ -86,11 +86,12 @@ impl Family {
         let Some(pidfd) = pidfd::open(pid)? else {
             return Ok(None);
         };
-        // Read after the descriptor was opened: it is this process's parent, or this one
+        // Read after the descriptor was opened: they are this process's, or this one
         // is gone. And the parent has not ended after that: its number was its own.
-        let is_child =
-            parent_of(pid).is_some_and(|parent| parent == self.ancestor || self.is_held(parent));
-        Ok((is_child && !has_ended(&pidfd)).then_some(pidfd))
+        let belongs = kin_of(pid).is_some_and(|kin| {
+            kin.parent == self.ancestor || self.is_held(kin.parent) || kin.is_sibling(self.ancestor)
+        });
+        Ok((belongs && !has_ended(&pidfd)).then_some(pidfd))
     }
 
     /// Whether the number is that of a process that is held and lives.
@@ -118,9 +119,12 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
         let Some(pid) = number.and_then(Pid::from_raw) else {
             continue;
         };
-        if let Some(parent) = parent_of(pid) {
-            children.entry(parent).or_default().push(pid);
-        }
+        let Some(kin) = kin_of(pid) else { continue };
+        let parent = match kin.is_sibling(raw(ancestor)) && pid != ancestor {
+            true => raw(ancestor),
+            false => kin.parent,
+        };
+        children.entry(parent).or_default().push(pid);
     }
     let mut found = Vec::new();
     let mut next = vec![ancestor];
@@ -134,12 +138,30 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
     found
 }
 
-/// The parent of the process that has a number.
-fn parent_of(pid: Pid) -> Option<i32> {
+/// Whose child a process is, and whose session it is in.
+#[derive(Debug, Clone, Copy)]
+struct Kin {
+    parent: i32,
+    session: i32,
+}
+
+impl Kin {
+    /// Whether it was made to be this process's child by one in the ancestor's session:
+    /// `CLONE_PARENT`.
+    fn is_sibling(self, ancestor: i32) -> bool {
+        self.session == ancestor && self.parent == raw(rustix::process::getpid())
+    }
+}
+
+/// The kin of the process that has a number.
+fn kin_of(pid: Pid) -> Option<Kin> {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", raw(pid))).ok()?;
     // The name in brackets may hold anything.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(1)?.parse().ok()
+    let mut fields = rest.split_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let session = fields.nth(1)?.parse().ok()?;
+    Some(Kin { parent, session })
 }
 
 #[cfg(test)]

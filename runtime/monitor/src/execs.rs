@@ -30,6 +30,10 @@ use crate::reap::exit_code;
 /// Exit code of a process that could not become its program.
 const NOT_RUN: i32 = 127;
 
+/// How long the answer for a command that is out of time waits for its end, nanoseconds:
+/// the kernel gives a process that ended to its tracer first, and that may keep it.
+const ENDING_TIME: u64 = 2_000_000_000;
+
 /// A process that was run.
 #[derive(Debug)]
 pub(crate) struct Exec {
@@ -49,7 +53,8 @@ pub(crate) struct Exec {
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
-    reply: ReplyTo,
+    /// Who asked, until the answer.
+    reply: Option<ReplyTo>,
 }
 
 impl Exec {
@@ -59,9 +64,14 @@ impl Exec {
         let _gone = send_signal(self.pid, KILL);
     }
 
-    /// When its time is up; `None`: never, or it was killed for that.
+    /// When its time is up, or after that, when the answer waits no longer for its end.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.deadline.filter(|_| !self.timed_out)
+        let deadline = self.deadline?;
+        match (self.timed_out, &self.reply) {
+            (false, _) => Some(deadline),
+            (true, Some(_)) => Some(deadline.saturating_add(ENDING_TIME)),
+            (true, None) => None,
+        }
     }
 
     /// Whether the process itself is known.
@@ -112,7 +122,7 @@ impl Monitor {
                     deadline,
                     timed_out: false,
                     killed: false,
-                    reply,
+                    reply: Some(reply),
                 };
                 self.execs.insert(raw(pid), exec);
             }
@@ -160,7 +170,7 @@ impl Monitor {
     /// Ends what nobody waits for any more.
     pub(crate) fn end_unwanted_execs(&mut self, is_unwanted: impl Fn(&ReplyTo) -> bool) {
         let all = self.execs.values_mut();
-        for exec in all.filter(|exec| is_unwanted(&exec.reply)) {
+        for exec in all.filter(|exec| exec.reply.as_ref().is_some_and(&is_unwanted)) {
             exec.end();
         }
     }
@@ -223,7 +233,9 @@ impl Monitor {
             return self.born_ended(exec, status);
         }
         exec.pid = pid;
-        exec.reply.step("birth");
+        if let Some(reply) = &mut exec.reply {
+            reply.step("birth");
+        }
         if exec.killed {
             exec.end();
         }
@@ -271,7 +283,10 @@ impl Monitor {
 
     /// All of a process that was run is known.
     fn exec_over(&mut self, mut exec: Exec, code: i32) {
-        exec.reply.step("run");
+        let Some(mut reply) = exec.reply.take() else {
+            return;
+        };
+        reply.step("run");
         let result = match exec.problem {
             Some(problem) if !exec.timed_out && self.is_end_of_container(problem, &exec) => {
                 let message = "it ended before it was entered";
@@ -296,7 +311,7 @@ impl Monitor {
                 timed_out: exec.timed_out,
             })),
         };
-        self.reply(exec.reply, result);
+        self.reply(reply, result);
     }
 
     /// Whether a process could not enter the container because its first process was
@@ -314,13 +329,25 @@ impl Monitor {
         }
     }
 
-    /// Ends what has had its time. The answer follows when it is reaped.
+    /// Ends what has had its time. The answer follows when it is reaped, or when that
+    /// takes too long.
     pub(crate) fn end_overdue_execs(&mut self, now: u64) {
-        for exec in self.execs.values_mut() {
-            if exec.deadline().is_some_and(|deadline| deadline <= now) {
+        let is_due = |exec: &&mut Exec| exec.deadline().is_some_and(|deadline| deadline <= now);
+        let mut late = Vec::new();
+        for exec in self.execs.values_mut().filter(is_due) {
+            if exec.timed_out {
+                late.extend(exec.reply.take());
+            } else {
                 exec.timed_out = true;
                 exec.end();
             }
+        }
+        for reply in late {
+            let ended = ExecEnded {
+                code: 128 + KILL,
+                timed_out: true,
+            };
+            self.reply(reply, Ok(Body::ExecEnded(ended)));
         }
     }
 }

@@ -11,6 +11,7 @@ use super::Exec;
 use crate::connection::ReplyTo;
 use crate::container::raw;
 use crate::handover::Kept;
+use crate::start;
 
 impl Exec {
     /// Whether its program runs: nothing more will be reported of its making.
@@ -18,8 +19,10 @@ impl Exec {
         let mut report = [PollFd::new(&self.report, PollFlags::IN)];
         let polled = rustix::event::poll(&mut report, Some(&Timespec::default()));
         let [report] = report;
-        let over = report.revents() == PollFlags::HUP;
-        self.is_born() && self.problem.is_none() && polled == Ok(1) && over
+        let over = polled == Ok(1) && report.revents() == PollFlags::HUP;
+        // Who traces it may hold a copy of the pipe.
+        let runs = over || start::executable(self.pid) != start::own_executable();
+        self.is_born() && self.problem.is_none() && runs
     }
 
     /// The process, for the next program.
@@ -31,7 +34,7 @@ impl Exec {
             deadline: self.deadline,
             timed_out: self.timed_out,
             killed: self.killed,
-            asked: Some(self.reply.hand_over()),
+            asked: self.reply.as_ref().map(ReplyTo::hand_over),
         }
     }
 
@@ -58,7 +61,7 @@ impl Exec {
             deadline,
             timed_out,
             killed,
-            reply: ReplyTo::resume(asked.ok_or(Errno::BADMSG)?),
+            reply: asked.map(ReplyTo::resume),
         };
         Ok((pid, exec))
     }
