@@ -333,7 +333,8 @@ fn containers_of_a_stopped_sandbox_have_ended_whatever_their_records_say() {
             let ended = conformance::eventually(DEADLINE, async || {
                 let status = rig.client.clone().container(id).await.ok()?;
                 let exited = v1::ContainerState::ContainerExited as i32;
-                (status.state == exited && status.exit_code != 0).then_some(())
+                (status.state == exited && status.exit_code == 255 && status.reason == "Unknown")
+                    .then_some(())
             });
             ended.await.expect("it is shown as ended");
         }

@@ -106,14 +106,23 @@ impl Task {
         let known = written
             .iter()
             .find(|record| record.container == id.as_str());
+        // Of one that ended before, nobody knows how any more.
+        let (code, reason, message) = match self.record.phase {
+            Phase::Stopped => (
+                255,
+                "Unknown",
+                "it ended with its sandbox, how could not be written down",
+            ),
+            _ => (
+                137,
+                "Error",
+                "the monitor of the pod died or did not answer, the container was killed",
+            ),
+        };
         let lost = || Exit {
-            code: 137,
-            reason: "Error".to_owned(),
-            message: match self.record.phase {
-                Phase::Stopped => "it ended with its sandbox, how could not be written down",
-                _ => "the monitor of the pod died or did not answer, the container was killed",
-            }
-            .to_owned(),
+            code,
+            reason: reason.to_owned(),
+            message: message.to_owned(),
             started_at: slot.record.state.started_at(),
             finished_at: now(),
         };
