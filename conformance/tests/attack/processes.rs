@@ -6,7 +6,7 @@ use conformance::eventually;
 use proto::v1;
 
 use crate::rig::{DEADLINE, Rig};
-use crate::stage::{ATTACKER, armed, security, unconfined, with_every_launcher};
+use crate::stage::{ATTACKER, armed, security, strict, unconfined, with_every_launcher};
 
 /// All that an ordinary container may have, and tracing.
 const MOST: &str = "a80c25fb";
@@ -51,7 +51,15 @@ fn of_the_node(rig: &Rig) -> Vec<String> {
     all
 }
 
-/// A tracer's container, with what `kubectl debug` grants.
+/// Gives a container what `kubectl debug` grants.
+fn let_trace(config: &mut v1::ContainerConfig) {
+    security(config).capabilities = Some(v1::Capability {
+        add_capabilities: vec!["SYS_PTRACE".to_owned()],
+        ..Default::default()
+    });
+}
+
+/// A tracer's container.
 async fn tracer(
     rig: &mut Rig,
     pod: &str,
@@ -61,10 +69,7 @@ async fn tracer(
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let mut config = sharer(rig, "main", &words);
     unconfined(&mut config);
-    security(&mut config).capabilities = Some(v1::Capability {
-        add_capabilities: vec!["SYS_PTRACE".to_owned()],
-        ..Default::default()
-    });
+    let_trace(&mut config);
     let linux = config.linux.as_mut().expect("linux");
     linux.resources = None;
     rig.started(pod, &config, sandbox).await
@@ -94,6 +99,40 @@ fn a_tracer_finds_nothing_of_the_node_in_execs_and_creates() {
         let log = rig.log_with(&name, "saw ").await;
         let found: Vec<_> = log.lines().filter(|line| line.contains("FOUND")).collect();
         assert!(found.is_empty(), "{launcher}, {rounds} rounds: {found:#?}");
+    });
+}
+
+/// Where first processes are born in the sight of others, those others may not trace:
+/// neither as containers that share their processes nor as targets of containers.
+#[test]
+fn no_tracer_is_let_in_where_first_processes_are_born_in_sight() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let handler = strict(launcher);
+        let refused = |made: Result<String, tonic::Status>| match made {
+            Ok(_) => assert_eq!(launcher, "native"),
+            Err(status) => {
+                assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status}");
+                assert!(status.message().contains("CAP_SYS_PTRACE"), "{status}");
+                assert_ne!(launcher, "native");
+            }
+        };
+        let sandbox = sharing(rig, &format!("strict-{launcher}"));
+        let pod = rig.pod_of(&handler, &sandbox).await;
+        let mut config = sharer(rig, "main", &["/bin/sleep", "1000"]);
+        let_trace(&mut config);
+        refused(rig.client.create(&pod, &config, &sandbox).await);
+        // With processes of its own it may.
+        let sandbox = rig.sandbox(&format!("strict-target-{launcher}"));
+        let pod = rig.pod_of(&handler, &sandbox).await;
+        let mut config = rig.container("target", &["/bin/sleep", "1000"]);
+        let_trace(&mut config);
+        let target = rig.started(&pod, &config, &sandbox).await;
+        let mut config = rig.container("debug", &["/bin/sleep", "1000"]);
+        security(&mut config).namespace_options = Some(v1::NamespaceOption {
+            target_id: target,
+            ..shared(v1::NamespaceMode::Target)
+        });
+        refused(rig.client.create(&pod, &config, &sandbox).await);
     });
 }
 

@@ -26,7 +26,13 @@ pub(crate) fn with_every_launcher(extras: &Extras, attack: impl AsyncFn(&mut Rig
     });
 }
 
-/// The configuration of a launcher's handler.
+/// The handler of a launcher that makes no container that may trace where it could see
+/// others being made.
+pub(crate) fn strict(launcher: &str) -> String {
+    format!("{launcher}-strict")
+}
+
+/// The configuration of a launcher's handlers.
 fn handler(name: &str) -> String {
     let launcher = match name {
         own @ ("native" | "libcontainer") => format!("launcher = {own:?}"),
@@ -37,7 +43,13 @@ fn handler(name: &str) -> String {
             format!("launcher = \"oci\"\npath = {path:?}")
         }
     };
-    format!("[runtime.handlers.{name}]\n{launcher}\n")
+    let strict = strict(name);
+    let mut text =
+        format!("[runtime.handlers.{strict}]\n{launcher}\n[runtime.handlers.{name}]\n{launcher}\n");
+    if name != "native" {
+        text.push_str("options = { allow_tracers = true }\n");
+    }
+    text
 }
 
 /// An image with the attacker in it.

@@ -300,7 +300,9 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
         options,
     } = handler;
     let launcher = match launcher.as_deref() {
-        Some("libcontainer") => Launcher::Libcontainer,
+        Some("libcontainer") => {
+            return check_libcontainer(path.as_deref(), options.unwrap_or_default(), key);
+        }
         Some("native") => Launcher::Native,
         Some("oci") => return check_oci(path, options, key),
         Some("shim") => return Err(not_yet(&key("launcher"), "the shim launcher")),
@@ -313,12 +315,7 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
         }
         None => return Err(wrong(&key("launcher"), "is missing")),
     };
-    if path.is_some() {
-        return Err(wrong(
-            &key("path"),
-            "this launcher is built in, it has no path",
-        ));
-    }
+    refuse_path(path.as_deref(), &key)?;
     if options.is_some() {
         return Err(wrong(&key("options"), "this launcher has no options"));
     }
@@ -329,6 +326,40 @@ fn check_handler(name: &str, handler: raw::Handler) -> Result<Handler, ConfigErr
     })
 }
 
+fn refuse_path(path: Option<&Path>, key: &impl Fn(&str) -> String) -> Result<(), ConfigError> {
+    match path {
+        Some(_) => Err(wrong(
+            &key("path"),
+            "this launcher is built in, it has no path",
+        )),
+        None => Ok(()),
+    }
+}
+
+fn check_libcontainer(
+    path: Option<&Path>,
+    options: raw::HandlerOptions,
+    key: impl Fn(&str) -> String,
+) -> Result<Handler, ConfigError> {
+    refuse_path(path, &key)?;
+    let raw::HandlerOptions {
+        args,
+        allow_tracers,
+    } = options;
+    if args.is_some() {
+        let reason = "this launcher is built in, it takes no arguments";
+        return Err(wrong(&key("options.args"), reason));
+    }
+    Ok(Handler {
+        launcher: Launcher::Libcontainer,
+        path: None,
+        options: HandlerOptions {
+            args: Vec::new(),
+            allow_tracers: allow_tracers.unwrap_or_default(),
+        },
+    })
+}
+
 /// That the runtime is there is `slipway check`'s to say: it may come later.
 fn check_oci(
     path: Option<PathBuf>,
@@ -336,12 +367,16 @@ fn check_oci(
     key: impl Fn(&str) -> String,
 ) -> Result<Handler, ConfigError> {
     let path = path.ok_or_else(|| wrong(&key("path"), "names the runtime's executable"))?;
-    let raw::HandlerOptions { args } = options.unwrap_or_default();
+    let raw::HandlerOptions {
+        args,
+        allow_tracers,
+    } = options.unwrap_or_default();
     Ok(Handler {
         launcher: Launcher::Oci,
         path: Some(absolute(&key("path"), path)?),
         options: HandlerOptions {
             args: args.unwrap_or_default(),
+            allow_tracers: allow_tracers.unwrap_or_default(),
         },
     })
 }
@@ -453,6 +488,32 @@ mod tests {
             let text = format!("[runtime.handlers.x]\n{wrong}");
             let error = with(&[("x.toml", &text)]).expect_err("wrong").to_string();
             assert!(error.contains("runtime.handlers.x.path"), "{error}");
+        }
+    }
+
+    #[test]
+    fn tracers_are_let_in_where_a_handler_says_so() {
+        let text = "[runtime.handlers.own]\nlauncher = \"libcontainer\"\n\
+                    options = { allow_tracers = true }\n";
+        let config = with(&[("x.toml", text)]).expect("valid");
+        let allowed = |name| {
+            let handler = config.handler(name).expect("there");
+            handler.options.allow_tracers
+        };
+        assert!(allowed("own") && !allowed("libcontainer"));
+        for (text, key) in [
+            (
+                "launcher = \"libcontainer\"\noptions = { args = [] }\n",
+                "x.options.args",
+            ),
+            (
+                "launcher = \"native\"\noptions = { allow_tracers = true }\n",
+                "x.options",
+            ),
+        ] {
+            let text = format!("[runtime.handlers.x]\n{text}");
+            let error = with(&[("x.toml", &text)]).expect_err("wrong").to_string();
+            assert!(error.contains(key), "{error}");
         }
     }
 

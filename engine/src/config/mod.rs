@@ -56,11 +56,14 @@ pub(crate) struct Handler {
 pub(crate) struct HandlerOptions {
     /// Arguments of an OCI runtime before those that say what to do.
     pub(crate) args: Vec<String>,
+    /// Whether a container that may trace others is made among processes that it shares,
+    /// although the launcher's own are in its sight for a moment.
+    pub(crate) allow_tracers: bool,
 }
 
 impl HandlerOptions {
     fn is_empty(&self) -> bool {
-        self.args.is_empty()
+        self.args.is_empty() && !self.allow_tracers
     }
 }
 
@@ -170,12 +173,15 @@ pub(crate) struct Config {
 impl Config {
     /// The handler that `name` asks for; the empty name is the default one.
     pub(crate) fn handler(&self, name: &str) -> Option<&Handler> {
-        let name = if name.is_empty() {
-            &self.default_handler
-        } else {
-            name
-        };
-        self.handlers.get(name)
+        self.handlers.get(self.handler_name(name))
+    }
+
+    /// The name of a handler: the empty one is the default's.
+    pub(crate) fn handler_name<'a>(&'a self, name: &'a str) -> &'a str {
+        match name {
+            "" => &self.default_handler,
+            name => name,
+        }
     }
 
     /// What the image store is told of registries.

@@ -74,4 +74,5 @@ pub(crate) struct Handler {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct HandlerOptions {
     pub(crate) args: Option<Vec<String>>,
+    pub(crate) allow_tracers: Option<bool>,
 }

@@ -35,8 +35,17 @@ const HOST_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Host {
     pub(crate) pod: PodRecord,
     pub(crate) monitor: Monitor,
-    /// First process of the container whose PID namespace is to be entered.
-    pub(crate) target_pid: Option<i32>,
+    /// The container whose PID namespace is to be entered.
+    pub(crate) target: Option<Target>,
+}
+
+/// A container whose PID namespace another one is to enter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    /// Its first process.
+    pub(crate) pid: i32,
+    /// Whether it may trace.
+    pub(crate) may_trace: bool,
 }
 
 /// The intent: everything that follows from the request, before any work.
@@ -314,6 +323,43 @@ fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
     }
 }
 
+/// Other launchers than the native one make first processes with sockets of theirs: who
+/// shares its processes and may trace has the node's descriptors through those.
+pub(crate) fn refuse_traced_birth(
+    engine: &Engine,
+    pod: &PodRecord,
+    config: &ContainerConfig,
+    target: Option<Target>,
+) -> Result<(), PodError> {
+    let handler = engine.config.handler(&pod.handler);
+    let allowed = handler.is_some_and(|handler| handler.options.allow_tracers);
+    if allowed || launcher(engine, pod)? == LauncherKind::Native {
+        return Ok(());
+    }
+    let own = spec::may_trace(&config.security);
+    let (traced, field) = match &config.security.pid {
+        PidMode::Pod => (own, "capabilities.add_capabilities"),
+        PidMode::Target(_) if own => (true, "capabilities.add_capabilities"),
+        PidMode::Target(_) => {
+            let its = target.is_some_and(|target| target.may_trace);
+            (its, "namespace_options.target_id")
+        }
+        PidMode::Container | PidMode::Node => (false, ""),
+    };
+    if !traced {
+        return Ok(());
+    }
+    let reason = format!(
+        "processes are shared with a container that has CAP_SYS_PTRACE, which the launcher of \
+         runtime handler {:?} cannot be hidden from: use a native one, or set its options.allow_tracers",
+        engine.config.handler_name(&pod.handler),
+    );
+    Err(PodError::Request(BadRequest::Value {
+        field: format!("config.linux.security_context.{field}"),
+        reason,
+    }))
+}
+
 /// Who makes the containers of a pod.
 fn launcher(engine: &Engine, pod: &PodRecord) -> Result<LauncherKind, PodError> {
     let handler = engine.config.handler(&pod.handler);
@@ -342,7 +388,10 @@ fn inputs<'a>(
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
     let pid_of_namespace = match &record.config.security.pid {
-        PidMode::Target(id) => host.target_pid.filter(|pid| is_in_cgroup(*pid, id)),
+        PidMode::Target(id) => {
+            let pid = host.target.map(|target| target.pid);
+            pid.filter(|pid| is_in_cgroup(*pid, id))
+        }
         PidMode::Pod | PidMode::Container | PidMode::Node => {
             let of_pod = |pid: &i32| is_in_cgroup(*pid, pod.id.as_str());
             pod.init_pid.filter(of_pod)

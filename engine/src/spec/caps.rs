@@ -124,6 +124,12 @@ pub(super) fn bounding(security: &Security) -> Result<Vec<Capability>, SpecError
         .collect())
 }
 
+/// Whether a container may trace whatever process it sees. A privileged one has the
+/// node anyway.
+pub(crate) fn may_trace(security: &Security) -> bool {
+    !security.privileged && bounding(security).is_ok_and(|set| set.contains(&Capability::SysPtrace))
+}
+
 fn changed(
     mut set: HashSet<Capability>,
     security: &Security,

@@ -5,6 +5,7 @@
 //! that it makes a missing host folder, as the kubelet's users expect.
 
 mod caps;
+pub(crate) use caps::may_trace;
 mod devices;
 mod host_paths;
 mod limits;

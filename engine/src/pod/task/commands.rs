@@ -6,7 +6,7 @@ use std::time::Duration;
 use runtime::client::steps::Steps;
 use tokio::sync::oneshot;
 
-use super::super::container::{self, Host, NotMade};
+use super::super::container::{self, Host, NotMade, Target};
 use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
 use super::{Command, Done, Reply, Slot, Task, respond};
@@ -14,6 +14,7 @@ use crate::convert::resources;
 use crate::engine::on_disk;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PidMode, Resources};
+use crate::spec;
 
 /// How long a monitor may take to answer that it has sent a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -90,13 +91,17 @@ impl Task {
                 return respond(reply, Err(PodError::State { what, state }));
             }
         };
-        let target_pid = match &config.security.pid {
-            PidMode::Target(id) => match self.pid_of(id) {
-                Ok(pid) => Some(pid),
+        let target = match &config.security.pid {
+            PidMode::Target(id) => match self.target(id) {
+                Ok(target) => Some(target),
                 Err(error) => return respond(reply, Err(error)),
             },
             PidMode::Pod | PidMode::Container | PidMode::Node => None,
         };
+        let traced = container::refuse_traced_birth(&self.engine, &self.record, &config, target);
+        if let Err(error) = traced {
+            return respond(reply, Err(error));
+        }
         let id = ContainerId::random();
         let intent = self.mark("intent");
         let record = match container::intend(&self.engine, &self.record, id.clone(), config) {
@@ -117,7 +122,7 @@ impl Task {
         let host = Host {
             pod: self.record.clone(),
             monitor,
-            target_pid,
+            target,
         };
         let work = container::create(Arc::clone(&self.engine), host, record, stop);
         self.job(async move { Ok(Box::pin(work).await) }, move |made| {
@@ -126,16 +131,24 @@ impl Task {
         });
     }
 
-    /// The process whose PID namespace another container is to enter.
-    fn pid_of(&self, id: &str) -> Result<i32, PodError> {
+    /// The container whose PID namespace another one is to enter.
+    fn target(&self, id: &str) -> Result<Target, PodError> {
         let mut matching = self
             .slots
             .iter()
             .filter(|(known, _)| known.as_str().starts_with(id));
         let slot = matching.next().map(|(_, slot)| slot);
         match slot {
+            Some(_) if matching.next().is_some() => Err(PodError::State {
+                what: format!("target container {id:?}"),
+                state: "the beginning of more than one id".to_owned(),
+            }),
             Some(slot) if slot.record.state.is_running() => {
-                slot.pid.ok_or_else(|| PodError::NoContainer(id.to_owned()))
+                let pid = slot
+                    .pid
+                    .ok_or_else(|| PodError::NoContainer(id.to_owned()))?;
+                let may_trace = spec::may_trace(&slot.record.config.security);
+                Ok(Target { pid, may_trace })
             }
             Some(slot) => Err(PodError::State {
                 what: format!("target container {id}"),
