@@ -27,5 +27,6 @@ mod pool;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;
+pub mod subtree;
 pub mod sys;
 pub mod ways;

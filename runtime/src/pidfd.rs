@@ -47,9 +47,14 @@ pub fn listed(procs: &Path) -> io::Result<Vec<Pid>> {
         Err(error) if is_gone(&error) => return Ok(Vec::new()),
         text => text?,
     };
-    // Processes outside of this pid namespace are listed as 0.
-    let numbers = text.lines().filter_map(|line| line.parse().ok());
-    Ok(numbers.filter_map(Pid::from_raw).collect())
+    Ok(parsed(&text))
+}
+
+/// The processes of a list: those outside of this pid namespace, which stand there as 0,
+/// are left out.
+pub fn parsed(list: &str) -> Vec<Pid> {
+    let numbers = list.lines().filter_map(|line| line.parse().ok());
+    numbers.filter_map(Pid::from_raw).collect()
 }
 
 /// Kills the processes of a list; `false`: it was empty.

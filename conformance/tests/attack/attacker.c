@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -267,6 +268,55 @@ static int keep(char **words) {
     return 0;
 }
 
+/* lease FILE: whoever opens it waits. */
+static int lease(char **words) {
+    int file = open(words[0], O_RDWR | O_CREAT, 0644);
+    if (file < 0 || write(file, "root:x:0:0::/:/bin/sh\n", 22) != 22) return perror(words[0]), 1;
+    signal(SIGIO, SIG_IGN);
+    if (fcntl(file, F_SETLEASE, F_WRLCK)) return perror("lease"), 1;
+    puts("leased");
+    fflush(stdout);
+    for (;;) pause();
+}
+
+static int put(const char *file, const char *text) {
+    int open_file = open(file, O_WRONLY);
+    int put = open_file >= 0 && write(open_file, text, strlen(text)) == (ssize_t)strlen(text);
+    if (!put) perror(file);
+    if (open_file >= 0) close(open_file);
+    return put;
+}
+
+/* nest HIERARCHY DEPTH FROZEN: makes itself root of the container's cgroup in a hierarchy,
+ * nests that many below it, and has a process in the deepest, frozen if that is 1. */
+static int nest(char **words) {
+    int v2 = !strcmp(words[0], "v2");
+    const char *options = v2 ? NULL : words[0];
+    if (unshare(CLONE_NEWUSER)) return perror("user namespace"), 1;
+    if (!put("/proc/self/setgroups", "deny") || !put("/proc/self/uid_map", "0 0 1")) return 1;
+    if (!put("/proc/self/gid_map", "0 0 1")) return 1;
+    if (unshare(CLONE_NEWNS | CLONE_NEWCGROUP)) return perror("namespaces"), 1;
+    mkdir("/tmp", 0777);
+    mkdir("/tmp/cg", 0777);
+    if (mount("cg", "/tmp/cg", v2 ? "cgroup2" : "cgroup", 0, options)) return perror("mount"), 1;
+    if (chdir("/tmp/cg")) return perror("/tmp/cg"), 1;
+    for (int depth = atoi(words[1]); depth > 0; depth--)
+        if (mkdir("d", 0755) || chdir("d")) return perror("nest"), 1;
+    int inside[2];
+    if (pipe(inside)) return 1;
+    if (!fork()) {
+        if (put("cgroup.procs", "0") && write(inside[1], "i", 1) == 1) pause();
+        return 1;
+    }
+    char byte;
+    if (read(inside[0], &byte, 1) != 1) return 1;
+    if (atoi(words[2]) && !put(v2 ? "cgroup.freeze" : "freezer.state", v2 ? "1" : "FROZEN")) return 1;
+    puts("nested");
+    fflush(stdout);
+    pause();
+    return 0;
+}
+
 /* sibling SECONDS: has a child of its parent's and stays with it. */
 static int sibling(char **words) {
     if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) < 0) return perror("clone"), 1;
@@ -321,8 +371,10 @@ int main(int count, char **words) {
     if (count > 2 && !strcmp(words[1], "signal")) return signal_group(words + 2);
     if (count > 2 && !strcmp(words[1], "keep")) return keep(words + 2);
     if (count > 2 && !strcmp(words[1], "sibling")) return sibling(words + 2);
+    if (count > 4 && !strcmp(words[1], "nest")) return nest(words + 2);
+    if (count > 2 && !strcmp(words[1], "lease")) return lease(words + 2);
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
-    fprintf(stderr, "trace, remember, signal, keep, sibling or keys\n");
+    fprintf(stderr, "trace, remember, signal, keep, sibling, nest, lease or keys\n");
     return 2;
 }

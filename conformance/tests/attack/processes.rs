@@ -260,6 +260,46 @@ fn a_fork_bomb_ends_with_its_container() {
 }
 
 /// The directories of a container's cgroups.
+/// Containers that nest cgroups below theirs, deeper than any path or frozen by
+/// themselves, end with all that is in them and can be removed.
+#[test]
+fn a_container_ends_and_goes_whatever_cgroups_it_has_made() {
+    let has_freezer = std::path::Path::new("/sys/fs/cgroup/freezer").is_dir();
+    let hierarchies: &[_] = if has_freezer {
+        &["freezer", "v2"]
+    } else {
+        &["v2"]
+    };
+    with_every_launcher(&armed(), async |rig, launcher| {
+        for hierarchy in hierarchies {
+            for (depth, frozen) in [("1", "1"), ("2100", "0")] {
+                let name = format!("nested-{launcher}-{hierarchy}-{depth}");
+                let sandbox = sharing(rig, &name);
+                let pod = rig.pod_of(launcher, &sandbox).await;
+                let other = sharer(rig, "other", &["/bin/sleep", "1000"]);
+                let other = rig.started(&pod, &other, &sandbox).await;
+                let words = [ATTACKER, "nest", hierarchy, depth, frozen];
+                let mut config = sharer(rig, "main", &words);
+                unconfined(&mut config);
+                config.linux.as_mut().expect("linux").resources = None;
+                let id = rig.started(&pod, &config, &sandbox).await;
+                rig.log_with(&name, "nested").await;
+                rig.client.stop(&id, 0).await.expect("StopContainer");
+                let status = rig.client.container(&id).await.expect("status");
+                assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
+                let left = rig.prints(&other, "ps").await;
+                assert!(
+                    !left.contains("attacker"),
+                    "{launcher}, {hierarchy}: {left}"
+                );
+                rig.client.remove(&id).await.expect("RemoveContainer");
+                rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+                rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
+            }
+        }
+    });
+}
+
 fn cgroups(rig: &Rig, id: &str) -> Vec<std::path::PathBuf> {
     let roots = std::fs::read_dir("/sys/fs/cgroup")
         .into_iter()

@@ -258,6 +258,51 @@ fn frozen_processes_are_killed_too() {
     let scratch = Scratch::new();
     let cgroup = scratch.child("container");
     let mut sleeper = Sleeper::start_in(&cgroup);
+    freeze(&cgroup);
+    cgroup.kill(PATIENCE).unwrap();
+    assert!(sleeper.was_killed());
+}
+
+/// Thawing what is above leaves a cgroup frozen that was frozen by itself.
+#[test]
+fn frozen_processes_below_are_killed_too() {
+    let scratch = Scratch::new();
+    let cgroup = scratch.child("container");
+    let inner = scratch.child("container/inner/innermost");
+    let mut sleeper = Sleeper::start_in(&inner);
+    freeze(&inner);
+    cgroup.kill(PATIENCE).unwrap();
+    assert!(sleeper.was_killed());
+}
+
+/// A container may nest cgroups below its own as deep as it likes.
+#[test]
+fn what_is_deeper_than_any_path_is_killed_and_removed() {
+    use rustix::fs::{Mode, OFlags};
+    let scratch = Scratch::new();
+    let cgroup = scratch.child("container");
+    let mut sleeper = Sleeper::start_in(&cgroup);
+    let trees = [cgroup.layout.home("freezer"), cgroup.layout.v2()];
+    for tree in trees.into_iter().flatten() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = cgroup.dir(tree).unwrap();
+        let mut dir = rustix::fs::open(top, flags, Mode::empty()).unwrap();
+        for _ in 0..2100 {
+            rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
+            dir = rustix::fs::openat(&dir, "d", flags, Mode::empty()).unwrap();
+        }
+        let procs = rustix::fs::openat(&dir, "cgroup.procs", OFlags::WRONLY, Mode::empty());
+        let pid = sleeper.pid().to_string();
+        rustix::io::write(procs.unwrap(), pid.as_bytes()).unwrap();
+    }
+    assert_eq!(cgroup.pids().unwrap(), [sleeper.pid()]);
+    cgroup.kill(PATIENCE).unwrap();
+    assert!(sleeper.was_killed());
+    cgroup.remove().unwrap();
+    assert!(!cgroup.exists());
+}
+
+fn freeze(cgroup: &Cgroup) {
     match cgroup.layout.home("freezer") {
         Some(tree) => {
             let state = cgroup.dir(tree).unwrap().join("freezer.state");
@@ -273,8 +318,6 @@ fn frozen_processes_are_killed_too() {
             fs::write(dir.join("cgroup.freeze"), "1").unwrap();
         }
     }
-    cgroup.kill(PATIENCE).unwrap();
-    assert!(sleeper.was_killed());
 }
 
 #[test]

@@ -7,8 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +18,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::detect::Tree;
 use super::file::{self, errno};
 use super::{Cgroup, CgroupError, Version};
+use crate::ways::PROCS;
+use crate::{pidfd, subtree};
 
 /// Controllers that limits of Slipway use; others stay as the host has them.
 const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
@@ -236,20 +237,12 @@ impl Cgroup {
         let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
             return Ok(());
         };
-        let path = self.dir(tree)?.join("freezer.state");
-        match file::read_optional(&path)?.as_deref() {
-            None | Some("THAWED") => Ok(()),
-            Some(_) => {
-                let value = "THAWED";
-                file::write(&path, value)
-                    .or_else(ignore_gone)
-                    .map_err(|source| CgroupError::Write {
-                        path: path.clone(),
-                        value: value.into(),
-                        source,
-                    })
-            }
-        }
+        let dir = self.dir(tree)?;
+        crate::frozen::thaw(&dir).map_err(|source| CgroupError::Write {
+            path: dir.join(crate::frozen::STATE),
+            value: "THAWED".into(),
+            source,
+        })
     }
 
     /// Removes the directories with everything below them. What is not there
@@ -257,7 +250,10 @@ impl Cgroup {
     pub fn remove(&self) -> Result<(), CgroupError> {
         let until = Instant::now() + REMOVE_PATIENCE;
         for dir in self.dirs()? {
-            remove_dir(&dir, until)?;
+            subtree::remove(&dir, until).map_err(|source| CgroupError::Remove {
+                path: dir.clone(),
+                source,
+            })?;
         }
         Ok(())
     }
@@ -394,89 +390,18 @@ fn enable_in(dir: &Path, wanted: &[&str]) -> Result<(), CgroupError> {
 }
 
 fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
-    let Some(links) = links(dir)? else {
-        return Ok(());
+    let look = |dir: BorrowedFd<'_>| {
+        // A threaded cgroup has no list of processes: they stand in the list of
+        // the domain above it.
+        let text = subtree::read(dir, PROCS)?.unwrap_or_default();
+        let listed = pidfd::parsed(&text).into_iter();
+        pids.extend(listed.map(|pid| pid.as_raw_nonzero().get()));
+        Ok(())
     };
-    // A threaded cgroup has no list of processes: they stand in the list of
-    // the domain above it.
-    let text = file::read_optional(&dir.join("cgroup.procs"))?.unwrap_or_default();
-    // 0 stands for a process outside our pid namespace; as a target of a
-    // signal it would mean our own group.
-    pids.extend(
-        text.lines()
-            .filter_map(|line| line.parse().ok())
-            .filter(|&pid: &i32| pid > 0),
-    );
-    if links > 2 {
-        for child in child_dirs(dir)? {
-            collect_pids(&child, pids)?;
-        }
-    }
-    Ok(())
-}
-
-/// The directory's link count, two more than it has children; none if it is
-/// not there.
-fn links(dir: &Path) -> Result<Option<u64>, CgroupError> {
-    match fs::metadata(dir) {
-        Ok(meta) => Ok(Some(meta.nlink())),
-        Err(e) if is_gone(&e) => Ok(None),
-        Err(source) => Err(CgroupError::Read {
-            path: dir.into(),
-            source,
-        }),
-    }
-}
-
-fn child_dirs(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
-    let failed = |source| CgroupError::Read {
+    subtree::visit(dir, look).map_err(|source| CgroupError::Read {
         path: dir.into(),
         source,
-    };
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if is_gone(&e) => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
-    };
-    let mut dirs = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
-        if entry.file_type().map_err(failed)?.is_dir() {
-            dirs.push(entry.path());
-        }
-    }
-    Ok(dirs)
-}
-
-fn remove_dir(dir: &Path, until: Instant) -> Result<(), CgroupError> {
-    let mut pause = Duration::from_micros(500);
-    loop {
-        match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(e) if is_gone(&e) => return Ok(()),
-            Err(e) if matches!(errno(&e), libc::EBUSY | libc::ENOTEMPTY) => {
-                if links(dir)?.is_some_and(|links| links > 2) {
-                    for child in child_dirs(dir)? {
-                        remove_dir(&child, until)?;
-                    }
-                }
-                if Instant::now() >= until {
-                    return Err(CgroupError::Remove {
-                        path: dir.into(),
-                        source: e,
-                    });
-                }
-            }
-            Err(source) => {
-                return Err(CgroupError::Remove {
-                    path: dir.into(),
-                    source,
-                });
-            }
-        }
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(50));
-    }
+    })
 }
 
 /// Waits for the first of the processes to end. They may be listed a moment
