@@ -3,7 +3,8 @@
 use conformance::image::Extras;
 use proto::v1;
 
-use crate::stage::{security, with_every_launcher};
+use crate::rig::DEADLINE;
+use crate::stage::{ATTACKER, armed, security, with_every_launcher};
 
 #[test]
 fn a_number_is_never_a_name() {
@@ -29,5 +30,33 @@ fn a_number_is_never_a_name() {
             let prints = rig.prints(&id, "id -u; id -g").await;
             assert_eq!(prints, "1000\n1000\n", "{launcher}, {requested:?}");
         }
+    });
+}
+
+/// A container that holds a lease on a file would keep whoever opens it waiting for
+/// 45 seconds: here the engine, which looks users up in it for another container.
+#[test]
+fn a_lease_on_a_user_database_keeps_nobody_waiting() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("leased-{launcher}");
+        let sandbox = rig.sandbox(&name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let volume = rig.engine.path(&format!("volume-{launcher}"));
+        std::fs::create_dir(&volume).expect("a volume");
+        let mount = |at: &str| v1::Mount {
+            container_path: at.to_owned(),
+            host_path: volume.to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let mut config = rig.container("main", &[ATTACKER, "lease", "/shared/passwd"]);
+        config.mounts = vec![mount("/shared")];
+        rig.started(&pod, &config, &sandbox).await;
+        rig.log_with(&name, "leased").await;
+        let mut config = rig.container("other", &["/bin/sleep", "1000"]);
+        config.mounts = vec![mount("/etc")];
+        let made = rig.client.create(&pod, &config, &sandbox);
+        let made = tokio::time::timeout(DEADLINE, made).await;
+        let refused = made.expect("an answer").expect_err("it cannot be read");
+        assert!(refused.message().contains("passwd"), "{refused}");
     });
 }

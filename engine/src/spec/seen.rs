@@ -45,8 +45,13 @@ impl<'a> Seen<'a> {
             return Ok(Vec::new());
         }
         let mut bytes = Vec::new();
-        let file = std::fs::File::open(by_descriptor(found.as_fd()))?;
-        file.take(limit).read_to_end(&mut bytes)?;
+        // Whoever in the pod holds a lease on the file would keep this one waiting.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = by_descriptor(found.as_fd());
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        std::fs::File::from(file)
+            .take(limit)
+            .read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
