@@ -9,7 +9,7 @@ use std::time::Duration;
 use image_store::{Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
-use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime};
+use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime, Pids};
 
 use tokio::sync::oneshot;
 
@@ -40,8 +40,10 @@ pub(crate) struct Host {
 }
 
 /// A container whose PID namespace another one is to enter.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Target {
+    /// Its id.
+    pub(crate) id: ContainerId,
     /// Its first process.
     pub(crate) pid: i32,
     /// Whether it may trace.
@@ -286,6 +288,7 @@ fn prepare(
         launcher,
         runtime: oci_runtime(engine, &host.pod),
         spec,
+        pids: pids(config, host),
         rootfs,
         mounts: sources,
         cgroup_files: cgroup.files_to_join(),
@@ -313,6 +316,17 @@ fn prepare(
     })
 }
 
+/// Whose PID namespace the monitor is to enter.
+fn pids(config: &ContainerConfig, host: &Host) -> Pids {
+    match (&config.security.pid, &host.target) {
+        (PidMode::Target(_), Some(target)) => Pids::Target(target.id.to_string()),
+        (PidMode::Target(id), None) => Pids::Target(id.clone()),
+        (PidMode::Pod, _) => Pids::Pod,
+        (PidMode::Container, _) => Pids::Own,
+        (PidMode::Node, _) => Pids::Node,
+    }
+}
+
 /// Names the variable that an OCI runtime specification, which is JSON, cannot say.
 fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
     let is_raw = |(_, value): &&(String, Bytes)| std::str::from_utf8(&value.0).is_err();
@@ -329,7 +343,7 @@ pub(crate) fn refuse_traced_birth(
     engine: &Engine,
     pod: &PodRecord,
     config: &ContainerConfig,
-    target: Option<Target>,
+    target: Option<&Target>,
 ) -> Result<(), PodError> {
     let handler = engine.config.handler(&pod.handler);
     let allowed = handler.is_some_and(|handler| handler.options.allow_tracers);
@@ -387,15 +401,10 @@ fn inputs<'a>(
     parts: &'a Parts,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
+    // Launchers that need the number are not sure whose it is: the monitor is.
     let pid_of_namespace = match &record.config.security.pid {
-        PidMode::Target(id) => {
-            let pid = host.target.map(|target| target.pid);
-            pid.filter(|pid| is_in_cgroup(*pid, id))
-        }
-        PidMode::Pod | PidMode::Container | PidMode::Node => {
-            let of_pod = |pid: &i32| is_in_cgroup(*pid, pod.id.as_str());
-            pod.init_pid.filter(of_pod)
-        }
+        PidMode::Target(_) => host.target.as_ref().map(|target| target.pid),
+        PidMode::Pod | PidMode::Container | PidMode::Node => pod.init_pid,
     };
     spec::Inputs {
         config: &record.config,
@@ -419,7 +428,11 @@ fn inputs<'a>(
 /// Whether a process is still the one that was meant: a number may have been given
 /// to another since, but not the cgroup of this id.
 pub(super) fn is_in_cgroup(pid: i32, id: &str) -> bool {
-    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroups = match std::fs::read_to_string(format!("/proc/{pid}/cgroup")) {
+        Ok(cgroups) => cgroups,
+        // Whoever is deeper than any path is in cgroups that a container has made.
+        Err(error) => return error.raw_os_error() == Some(libc::ENAMETOOLONG),
+    };
     // Or one below it: systemd in a container moves itself.
     let mut parts = cgroups.lines().flat_map(|line| line.split('/'));
     parts.any(|part| part.starts_with(id))

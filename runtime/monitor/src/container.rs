@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::exit::ExitRecord;
 use runtime::frozen;
-use runtime::launcher::{Launch, Launcher, Order, StartGate, null};
+use runtime::launcher::{Launch, Launcher, Order, SharedPids, StartGate, null};
 use runtime::pidfd;
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
@@ -27,6 +27,7 @@ use rustix::process::{Pid, WaitStatus};
 use crate::connection::ReplyTo;
 use crate::log::Log;
 use crate::output::Output;
+use crate::pids::Wanted;
 use crate::reactor::{Key, Reactor, Source, Token};
 use crate::start::Start;
 
@@ -119,6 +120,8 @@ pub(crate) struct Container {
     helper: Option<Pid>,
     /// Whether the engine had it killed.
     killed: bool,
+    /// Where its first process has to live.
+    pub(crate) wanted_pids: Wanted,
     /// Whether the kernel ends its processes with its first one.
     pub(crate) own_pid_namespace: bool,
 }
@@ -127,8 +130,8 @@ impl Container {
     /// Starts making a container.
     pub(crate) fn begin(
         key: Key,
-        mut create: Create,
-        mut fds: Fds,
+        (mut create, mut fds): (Create, Fds),
+        (wanted_pids, pids): (Wanted, Option<SharedPids>),
         launcher: &mut dyn Launcher,
         reactor: &mut Reactor,
     ) -> Result<Self, Failure> {
@@ -149,7 +152,12 @@ impl Container {
             freezer: freezer(&create.cgroup_files),
         };
         let (mut output, stdio) = Output::open(key, &mut create, &mut fds, reactor)?;
-        let launch = match launcher.begin(Order { create, fds, stdio }) {
+        let launch = match launcher.begin(Order {
+            create,
+            fds,
+            stdio,
+            pids,
+        }) {
             Ok(launch) => launch,
             Err(error) => {
                 output.close(reactor);
@@ -192,6 +200,7 @@ impl Container {
             killed: false,
             cgroups,
             helper,
+            wanted_pids,
             own_pid_namespace: true,
         })
     }

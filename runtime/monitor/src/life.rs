@@ -79,6 +79,13 @@ impl Monitor {
             failed(died.map_or_else(|| errno.to_string(), |(_, how)| format!("it died: {how:?}")))
         })?;
         let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
+        let wanted = self.containers.get(&key).map(|one| one.wanted_pids);
+        if wanted.is_some_and(|wanted| !self.lives_where_it_should(wanted, pid)) {
+            let _gone = send_signal(pid, KILL);
+            return Err(failed(
+                "it lives in another PID namespace than it was to".to_owned(),
+            ));
+        }
         let Some(container) = self.containers.get_mut(&key) else {
             return Ok(());
         };

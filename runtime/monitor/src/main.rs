@@ -18,6 +18,7 @@ mod log_writer;
 mod logs;
 mod monitor;
 mod output;
+mod pids;
 mod reactor;
 mod reap;
 mod requests;

@@ -207,6 +207,7 @@ impl Monitor {
                 "the pod is shut down",
             ));
         }
+        let pids = self.pids_for(&create)?;
         let key = self.new_key();
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
         let launcher: &mut dyn Launcher = match create.launcher() {
@@ -219,7 +220,7 @@ impl Monitor {
                 return Err(Failure::new(FailureKind::Unsupported, "launcher", message));
             }
         };
-        let container = Container::begin(key, create, fds, launcher, &mut self.reactor)?;
+        let container = Container::begin(key, (create, fds), pids, launcher, &mut self.reactor)?;
         self.containers.insert(key, container);
         Ok(key)
     }

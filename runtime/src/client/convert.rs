@@ -12,13 +12,13 @@ use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimi
 use super::error::MonitorError;
 use super::plan::{self, Planned};
 use super::types::{
-    ContainerReport, ContainerState, CreateContainer, ExecProcess, PodReady, PodSetup,
+    ContainerReport, ContainerState, CreateContainer, ExecProcess, Pids, PodReady, PodSetup,
 };
 use crate::exec::capability_number;
 use crate::exit::ExitRecord;
 use crate::protocol::{
-    self, CapabilitySets, Container, Create, Exec, LauncherKind, MountSource, Process, Rlimit,
-    Setup, State, StreamSlots, Sysctl, sealed_memfd,
+    self, CapabilitySets, Container, Create, Exec, LauncherKind, MountSource, PidMode, Process,
+    Rlimit, Setup, State, StreamSlots, Sysctl, sealed_memfd,
 };
 
 /// Adds a descriptor to a packet and gives its slot.
@@ -131,6 +131,7 @@ pub(super) fn create<'a>(
         launcher,
         runtime,
         spec,
+        pids,
         rootfs,
         mounts,
         cgroup_files,
@@ -197,6 +198,17 @@ pub(super) fn create<'a>(
             .map(|arg| arg.clone().into_bytes())
             .collect(),
         seccomp_flags,
+        pids: match pids {
+            Pids::Own => PidMode::Own,
+            Pids::Pod => PidMode::Pod,
+            Pids::Target(_) => PidMode::Target,
+            Pids::Node => PidMode::Node,
+        }
+        .into(),
+        pid_target: match pids {
+            Pids::Target(id) => id.clone(),
+            Pids::Own | Pids::Pod | Pids::Node => String::new(),
+        },
     })
 }
 

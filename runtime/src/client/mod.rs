@@ -27,7 +27,7 @@ pub use monitor::{Gone, Monitor, Reached, Upgraded};
 pub use pool::MonitorPool;
 pub use types::{
     ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    OciRuntime, PodReady, PodSetup, Started,
+    OciRuntime, Pids, PodReady, PodSetup, Started,
 };
 
 /// Name of a monitor's socket in its pod's state directory.

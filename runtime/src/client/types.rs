@@ -80,6 +80,9 @@ pub struct CreateContainer {
     pub runtime: Option<OciRuntime>,
     /// The complete runtime spec. `root.path` is ignored.
     pub spec: oci_spec::runtime::Spec,
+    /// Whose PID namespace it lives in. Launchers that read the spec enter the one that
+    /// the spec names, and the container is ended if that was another.
+    pub pids: Pids,
     /// Detached mount of the root filesystem.
     pub rootfs: OwnedFd,
     /// Indexes into the spec's mounts and the detached mounts to use as their
@@ -105,6 +108,19 @@ pub struct CreateContainer {
     /// The environment in bytes, in the place of the spec's, where that cannot say
     /// them all. For launchers that take no JSON.
     pub environment: Option<Vec<Vec<u8>>>,
+}
+
+/// Whose PID namespace a container lives in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pids {
+    /// A new one.
+    Own,
+    /// The pod's, which has an init of its own.
+    Pod,
+    /// That of another container of the pod, by its id.
+    Target(String),
+    /// The node's.
+    Node,
 }
 
 /// An OCI command line runtime.

@@ -118,7 +118,12 @@ impl Order {
         work_dir: Vec<u8>,
         start: StartEnd,
     ) -> Result<(Body, Vec<OwnedFd>), LaunchError> {
-        let Self { create, fds, stdio } = self;
+        let Self {
+            create,
+            fds,
+            stdio,
+            pids: _,
+        } = self;
         let mut all = fds.into_all()?;
         let mut add = |fd: OwnedFd| {
             all.push(fd);

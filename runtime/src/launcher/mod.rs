@@ -103,6 +103,35 @@ pub struct Order {
     pub fds: Fds,
     /// The container's ends of its streams; all `None` with a terminal.
     pub stdio: ContainerStdio,
+    /// The PID namespace that it shares, for the native launcher: others enter the one
+    /// that the spec names.
+    pub pids: Option<SharedPids>,
+}
+
+/// A PID namespace that others live in.
+#[derive(Debug)]
+pub struct SharedPids {
+    /// The namespace.
+    pub namespace: OwnedFd,
+    /// The mount namespace of one who lives in it.
+    pub mounts: OwnedFd,
+}
+
+impl SharedPids {
+    /// That of a child of this process that is not reaped: its number is its own.
+    ///
+    /// # Errors
+    /// The kernel's answer; `ESRCH` or `ENOENT`: it has ended.
+    pub fn of_child(pid: Pid) -> Result<Self, Errno> {
+        let open = |name: &str| {
+            let path = format!("/proc/{}/ns/{name}", pid.as_raw_nonzero());
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        };
+        Ok(Self {
+            namespace: open("pid")?,
+            mounts: open("mnt")?,
+        })
+    }
 }
 
 /// The container's ends of its streams. `None`: a null device of its own.

@@ -8,7 +8,7 @@
 //! Numbers are never reused. Whoever adds a field that must not be ignored adds a
 //! feature here and says in [`Features::needed_by`] which messages need it.
 
-use super::Body;
+use super::{Body, PidMode};
 
 /// A set of features.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -23,13 +23,16 @@ impl Features {
     pub const CANCEL_EXEC: Self = Self(1 << 2);
     /// Processes that are run get the flags of the container's seccomp filter.
     pub const SECCOMP_FLAGS: Self = Self(1 << 3);
+    /// PID namespaces are entered by the container that they are of.
+    pub const PID_TARGET: Self = Self(1 << 4);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 4] = [
+    const NAMES: [(Self, &'static str); 5] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
         (Self::SECCOMP_FLAGS, "flags of a seccomp filter"),
+        (Self::PID_TARGET, "PID namespaces by their container"),
     ];
 
     /// What this build knows.
@@ -82,7 +85,13 @@ impl Features {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
-            Body::Create(order) if order.seccomp_flags != 0 => Self::SECCOMP_FLAGS,
+            Body::Create(order) => {
+                let flags = order.seccomp_flags != 0;
+                let target = order.pids() == PidMode::Target;
+                let needed = [(flags, Self::SECCOMP_FLAGS), (target, Self::PID_TARGET)];
+                let needed = needed.iter().filter(|(is_asked, _)| *is_asked);
+                needed.fold(Self::default(), |set, (_, feature)| Self(set.0 | feature.0))
+            }
             _ => Self::default(),
         }
     }
@@ -103,7 +112,8 @@ mod tests {
             [
                 "upgrade in place",
                 "ending a process that was run",
-                "flags of a seccomp filter"
+                "flags of a seccomp filter",
+                "PID namespaces by their container"
             ]
         );
     }

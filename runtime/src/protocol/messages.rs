@@ -12,7 +12,7 @@ mod process;
 
 pub use container::{
     Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, LogState,
-    MountSource, ReopenLog, Signal, Start, StartEnded, Started, State, StreamSlots,
+    MountSource, PidMode, ReopenLog, Signal, Start, StartEnded, Started, State, StreamSlots,
 };
 pub use handover::{
     HANDOVER_VERSION, Handover, HandoverConnection, HandoverContainer, HandoverExec, HandoverInit,

@@ -1,6 +1,6 @@
 //! What containers of a pod share.
 
-use runtime::client::MonitorError;
+use runtime::client::{MonitorError, Pids};
 use serde_json::json;
 
 use super::{launch_error, stdout};
@@ -65,7 +65,7 @@ pub(crate) async fn kernel_parameters_are_set(launcher: Kind) {
     }
 }
 
-async fn shared(launcher: Kind) -> Pod {
+pub(crate) async fn shared(launcher: Kind) -> Pod {
     Pod::with(PodOptions {
         shared_pid: true,
         ..PodOptions::new(launcher)
@@ -74,7 +74,7 @@ async fn shared(launcher: Kind) -> Pod {
 }
 
 /// A spec whose pid namespace is a process's.
-fn in_pid_namespace(pid: i32, script: &str) -> TestSpec {
+pub(crate) fn in_pid_namespace(pid: i32, script: &str) -> TestSpec {
     TestSpec::shell(script).set(
         "linux.namespaces",
         json!([
@@ -215,6 +215,37 @@ pub(crate) async fn missing_program_is_named_among_shared_processes(launcher: Ki
         assert_eq!((said.as_str(), not_found), (message, true));
         assert_eq!(pod.exit(&container).await.exit_code, 128);
     }
+    pod.end().await;
+}
+
+/// A PID namespace is entered by whose it is. The number of a process in the
+/// specification may be another's by then: here it is one of the node's.
+pub(crate) async fn no_number_leads_into_another_pid_namespace(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let target = pod.run(&TestSpec::new(&["sleep", "1000"])).await;
+    let stranger = in_pid_namespace(std::process::id().cast_signed(), "sleep 1000");
+    let wanted = Pids::Target(target.id.clone());
+    let made = pod.create_with(&stranger, |request| request.pids = wanted.clone());
+    let of = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).unwrap();
+    match (launcher, made.await) {
+        (Kind::Native, made) => {
+            assert_eq!(of(made.unwrap().created.pid), of(target.created.pid));
+        }
+        (_, made) => {
+            let (step, message, _) = launch_error(made);
+            assert_eq!(step, "container's first process");
+            assert!(message.contains("another PID namespace"), "{message}");
+        }
+    }
+    let right = in_pid_namespace(target.created.pid, "sleep 1000");
+    let made = pod.create_with(&right, |request| request.pids = wanted.clone());
+    let made = made.await.unwrap();
+    assert_eq!(of(made.created.pid), of(target.created.pid));
+    pod.monitor.signal(&target.id, 9).await.unwrap();
+    pod.exit(&target).await;
+    let late = pod.create_with(&right, |request| request.pids = wanted);
+    let late = late.await.map(|late| late.id).unwrap_err();
+    assert!(matches!(late, MonitorError::NotRunning(id) if id == target.id));
     pod.end().await;
 }
 

@@ -15,6 +15,8 @@ use runtime::protocol::{
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::pods::{in_pid_namespace, shared};
+use super::stdout;
 use crate::support::{
     Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
 };
@@ -107,6 +109,18 @@ async fn everything_goes_on_across_an_upgrade() {
     for container in [&loud, &created, &ended, &fresh] {
         pod.monitor.delete(&container.id).await.unwrap();
     }
+    pod.end().await;
+}
+
+/// Containers are made among a pod's shared processes after an upgrade as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_are_shared_across_an_upgrade() {
+    let mut pod = shared(Kind::Native).await;
+    let init = pod.ready.init_pid.unwrap();
+    let spec = in_pid_namespace(init, "cat /proc/1/comm");
+    let before = pod.outcome(&spec).await;
+    upgrade(&pod, &another_build(pod.scratch(), "other")).await;
+    assert_eq!(stdout(pod.outcome(&spec).await), stdout(before));
     pod.end().await;
 }
 

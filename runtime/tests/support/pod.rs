@@ -4,9 +4,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxNamespaceType;
 use runtime::client::{
     CreateContainer, Created, Event, ExecExit, ExecProcess, ExitRecord, LauncherKind, Monitor,
-    MonitorError, MonitorPool, OciRuntime, PodReady, PodSetup, Started,
+    MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
 };
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -35,6 +36,18 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
         }
     };
     tokio::time::timeout(DEADLINE, come).await.unwrap();
+}
+
+/// Whose PID namespace a specification means: where it names one, the pod's.
+fn pids_of(spec: &oci_spec::runtime::Spec) -> Pids {
+    let linux = spec.linux().as_ref().expect("linux");
+    let all = linux.namespaces().iter().flatten();
+    let mut pids = all.filter(|one| one.typ() == LinuxNamespaceType::Pid);
+    match pids.next().map(|one| one.path()) {
+        None => Pids::Node,
+        Some(None) => Pids::Own,
+        Some(Some(_)) => Pids::Pod,
+    }
 }
 
 /// What differs between pods.
@@ -217,11 +230,13 @@ impl Pod {
         let cgroup = TestCgroup::new();
         let upper = self.dir.path().join(&id);
         let rootfs = rootfs::overlay(&upper);
+        let spec = spec.build();
         let request = CreateContainer {
             environment: None,
             launcher: self.launcher.launcher(),
             runtime: self.launcher.runtime(),
-            spec: spec.build(),
+            pids: pids_of(&spec),
+            spec,
             rootfs,
             mounts: Vec::new(),
             cgroup_files: cgroup.files_to_join(),

@@ -98,7 +98,8 @@ impl Task {
             },
             PidMode::Pod | PidMode::Container | PidMode::Node => None,
         };
-        let traced = container::refuse_traced_birth(&self.engine, &self.record, &config, target);
+        let traced =
+            container::refuse_traced_birth(&self.engine, &self.record, &config, target.as_ref());
         if let Err(error) = traced {
             return respond(reply, Err(error));
         }
@@ -137,8 +138,8 @@ impl Task {
             .slots
             .iter()
             .filter(|(known, _)| known.as_str().starts_with(id));
-        let slot = matching.next().map(|(_, slot)| slot);
-        match slot {
+        let first = matching.next();
+        match first.map(|(_, slot)| slot) {
             Some(_) if matching.next().is_some() => Err(PodError::State {
                 what: format!("target container {id:?}"),
                 state: "the beginning of more than one id".to_owned(),
@@ -148,7 +149,8 @@ impl Task {
                     .pid
                     .ok_or_else(|| PodError::NoContainer(id.to_owned()))?;
                 let may_trace = spec::may_trace(&slot.record.config.security);
-                Ok(Target { pid, may_trace })
+                let id = slot.record.id.clone();
+                Ok(Target { id, pid, may_trace })
             }
             Some(slot) => Err(PodError::State {
                 what: format!("target container {id}"),

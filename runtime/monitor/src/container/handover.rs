@@ -15,6 +15,7 @@ use super::{Cgroups, Container, Init, State, raw};
 use crate::connection::ReplyTo;
 use crate::handover::Kept;
 use crate::output::Output;
+use crate::pids::Wanted;
 use crate::reactor::{Key, Reactor};
 
 fn bytes(path: &std::path::Path) -> Vec<u8> {
@@ -118,6 +119,8 @@ impl Container {
                 freezer: cgroup_freezer.map(path),
             },
             helper: helper.and_then(Pid::from_raw),
+            // It is made.
+            wanted_pids: Wanted::Anywhere,
             killed,
             own_pid_namespace,
         })

@@ -49,7 +49,10 @@ impl Monitor {
         Handover {
             version: HANDOVER_VERSION,
             build: self.build.clone(),
-            pod: self.pod.as_ref().map(|pod| pod.hand_over(kept)),
+            pod: self.pod.as_ref().map(|pod| HandoverPod {
+                procfs: self.native.kept().map(|procfs| kept.add(&procfs)),
+                ..pod.hand_over(kept)
+            }),
             connections: self
                 .connections
                 .iter()
@@ -88,13 +91,24 @@ impl Monitor {
         } = state;
         let mut reactor = Reactor::new()?;
         reactor.watch(descriptors.signals.as_fd(), Source::Signals)?;
-        let pod = Pod::resume(pod.ok_or(Errno::BADMSG)?, fds)?;
+        let mut pod = pod.ok_or(Errno::BADMSG)?;
+        let procfs = pod
+            .procfs
+            .take()
+            .map(|number| fds.take(number))
+            .transpose()?;
+        let pod = Pod::resume(pod, fds)?;
+        let native = match (pod.init, procfs) {
+            // An init that has just ended leaves nobody to share with.
+            (Some(init), Some(procfs)) => Native::resume(init, procfs).unwrap_or_default(),
+            _ => Native::default(),
+        };
         reactor.watch(pod.socket.listener.as_fd(), Source::Listener)?;
         let mut monitor = Self {
             reactor,
             descriptors,
             connections: BTreeMap::new(),
-            native: Native::default(),
+            native,
             pod: Some(pod),
             setup_tried: true,
             containers: BTreeMap::new(),
@@ -142,6 +156,7 @@ impl Pod {
             init: self.init.map(raw),
             launcher: launcher.map(|(executable, _)| kept.add(&executable)),
             work_dir: launcher.map_or_else(Vec::new, |(_, dir)| dir.to_vec()),
+            procfs: None,
         }
     }
 
@@ -154,6 +169,7 @@ impl Pod {
             init,
             launcher,
             work_dir,
+            procfs: _,
         } = pod;
         let launcher = match launcher {
             Some(executable) => Some(Libcontainer::new(fds.take(executable)?, work_dir)),

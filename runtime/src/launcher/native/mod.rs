@@ -23,11 +23,10 @@ mod tree;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Launch, LaunchError, Launcher, Order, Ready, StartGate, start_pair};
+use super::{Launch, LaunchError, Launcher, Order, Ready, SharedPids, StartGate, start_pair};
 use crate::devices::{EnforceError, Rule, enforce};
 use crate::exec::steps::Honoured;
 use crate::exec::{Step, keyring};
@@ -35,7 +34,7 @@ use crate::protocol::Plan;
 use crate::sys::fork::{self, Child};
 use crate::sys::note::Note;
 use child::Ways;
-use prepare::Prepared;
+use prepare::{Foreign, Prepared};
 use report::{Moments, Packet};
 
 /// Makes containers in children of this process, which has one thread.
@@ -59,14 +58,34 @@ impl Native {
     /// # Errors
     /// The kernel's answer.
     pub fn share_pids(&mut self, init: Pid) -> Result<(), Errno> {
-        let path = format!("/proc/{}/ns/pid", init.as_raw_nonzero());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let namespace = rustix::fs::open(path, flags, Mode::empty())?;
+        let SharedPids { namespace, .. } = SharedPids::of_child(init)?;
         self.shared = Some(Shared {
             namespace: procfs::identity(namespace.as_fd())?,
             procfs: procfs::keep(namespace.as_fd())?,
         });
         Ok(())
+    }
+
+    /// What is kept for the pid namespace that containers share: it cannot be made again
+    /// once containers live there.
+    #[must_use]
+    pub fn kept(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.as_ref().map(|shared| shared.procfs.as_fd())
+    }
+
+    /// One that goes on with what another has kept for the pid namespace of a process.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn resume(init: Pid, kept: OwnedFd) -> Result<Self, Errno> {
+        let SharedPids { namespace, .. } = SharedPids::of_child(init)?;
+        let shared = Shared {
+            namespace: procfs::identity(namespace.as_fd())?,
+            procfs: kept,
+        };
+        Ok(Self {
+            shared: Some(shared),
+        })
     }
 }
 
@@ -76,6 +95,7 @@ impl Launcher for Native {
             mut create,
             fds,
             stdio,
+            pids,
         } = order;
         let failed = |step: &'static str| move |errno| LaunchError::failed(step, errno);
         let plan = create.plan.take();
@@ -83,7 +103,12 @@ impl Launcher for Native {
         restrict_devices(&plan, &prepare::cgroup_dirs(&create))?;
         let (gate, end) = start_pair().map_err(failed("make the start gate"))?;
         let (socket, says) = report::pair().map_err(failed("make the report socket"))?;
-        let prepared = Prepared::new((&plan, &create), (fds, stdio), self.shared.as_ref())?;
+        let prepared = {
+            let shared = pids.map(|pids| Foreign::new(pids, self.shared.as_ref()));
+            let shared = shared.transpose();
+            let shared = shared.map_err(failed("open the shared PID namespace"))?;
+            Prepared::new((&plan, &create), (fds, stdio), shared)?
+        };
         // In a pid namespace that others live in it is a process that this one makes.
         let shares = prepared.pid_namespace.is_some();
         let note = shares.then(Note::new).transpose();

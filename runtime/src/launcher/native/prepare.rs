@@ -14,7 +14,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags};
 use rustix::process::{Gid, Uid};
 
 use super::super::place::{Links, below, clean};
-use super::super::{ContainerStdio, LaunchError};
+use super::super::{ContainerStdio, LaunchError, SharedPids};
 use super::{Shared, procfs};
 use crate::exec;
 use crate::protocol::{
@@ -176,7 +176,7 @@ impl Prepared {
     pub(super) fn new(
         (plan, create): (&Plan, &Create),
         (mut fds, stdio): (Fds, ContainerStdio),
-        shared: Option<&Shared>,
+        shared: Option<Foreign>,
     ) -> Result<Self, LaunchError> {
         let described = plan
             .process
@@ -190,8 +190,9 @@ impl Prepared {
             .map_err(|error| LaunchError::failed("read process", error))?;
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
         let mut namespaces = Namespaces::default();
+        let mut shared = shared;
         for namespace in &plan.namespaces {
-            namespaces.add(namespace, shared)?;
+            namespaces.add(namespace, &mut shared)?;
         }
         let Namespaces {
             new,
@@ -273,10 +274,16 @@ impl Namespaces {
     fn add(
         &mut self,
         namespace: &protocol::Namespace,
-        shared: Option<&Shared>,
+        shared: &mut Option<Foreign>,
     ) -> Result<(), LaunchError> {
-        let kind = namespace.kind();
-        let (new, own): (_, &CStr) = match kind {
+        let (new, own): (_, &CStr) = match namespace.kind() {
+            NamespaceKind::Pid if namespace.path.is_some() => {
+                // Whose it is the order says: the number of a process in a path may be
+                // another's by now.
+                let none = || LaunchError::failed("open namespace", "there is none to share");
+                self.pid_namespace = Some(shared.take().ok_or_else(none)?);
+                return Ok(());
+            }
             NamespaceKind::Pid => (&mut self.new.pid, c"/proc/self/ns/pid"),
             NamespaceKind::Mount => (&mut self.new.mount, c"/proc/self/ns/mnt"),
             NamespaceKind::Ipc => (&mut self.new.ipc, c"/proc/self/ns/ipc"),
@@ -305,28 +312,20 @@ impl Namespaces {
         let its = rustix::fs::fstat(&opened).map(number).map_err(failed)?;
         let ours = rustix::fs::stat(own).map(number).map_err(failed)?;
         if its != ours {
-            match kind {
-                NamespaceKind::Pid => {
-                    let foreign = Foreign::new(opened, path, shared);
-                    self.pid_namespace = Some(foreign.map_err(failed)?);
-                }
-                _ => self.joined.push(opened),
-            }
+            self.joined.push(opened);
         }
         Ok(())
     }
 }
 
 impl Foreign {
-    /// By the path of the pid namespace, which is an entry of a process in it.
-    fn new(namespace: OwnedFd, path: &[u8], shared: Option<&Shared>) -> Result<Self, Errno> {
+    /// The pod's own one has a proc filesystem that is kept for it.
+    pub(super) fn new(pids: SharedPids, pods: Option<&Shared>) -> Result<Self, Errno> {
+        let SharedPids { namespace, mounts } = pids;
         let own = procfs::identity(namespace.as_fd())?;
-        let procfs = match shared.filter(|shared| shared.namespace == own) {
-            Some(shared) => rustix::io::fcntl_dupfd_cloexec(&shared.procfs, 3)?,
-            None => {
-                let mounts = Path::new(OsStr::from_bytes(path)).with_file_name("mnt");
-                rustix::fs::open(mounts, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?
-            }
+        let procfs = match pods.filter(|pods| pods.namespace == own) {
+            Some(pods) => rustix::io::fcntl_dupfd_cloexec(&pods.procfs, 3)?,
+            None => mounts,
         };
         Ok(Self { namespace, procfs })
     }

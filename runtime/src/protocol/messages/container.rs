@@ -16,6 +16,22 @@ pub enum LauncherKind {
     Oci = 3,
 }
 
+/// Whose PID namespace a container lives in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum PidMode {
+    /// What an unknown or missing mode decodes to.
+    Unspecified = 0,
+    /// A new one.
+    Own = 1,
+    /// That of the pod's own init.
+    Pod = 2,
+    /// That of another container.
+    Target = 3,
+    /// The node's.
+    Node = 4,
+}
+
 /// A container's wishes.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Create {
@@ -81,6 +97,13 @@ pub struct Create {
     /// The kernel's flags for the filter of processes that are run.
     #[prost(uint32, tag = "30")]
     pub seccomp_flags: u32,
+    /// Whose PID namespace it lives in. The number of a process, as the spec has it, may
+    /// be another's by the time that it is looked at.
+    #[prost(enumeration = "PidMode", tag = "31")]
+    pub pids: i32,
+    /// The id of the other container, in `Target`.
+    #[prost(string, tag = "32")]
+    pub pid_target: String,
 }
 
 /// A detached mount and where it belongs.

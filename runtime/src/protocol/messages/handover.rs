@@ -74,6 +74,9 @@ pub struct HandoverPod {
     /// Where helpers mount.
     #[prost(bytes = "vec", tag = "7")]
     pub work_dir: Vec<u8>,
+    /// The mount namespace that keeps the proc filesystem of that PID namespace.
+    #[prost(int32, optional, tag = "8")]
+    pub procfs: Option<i32>,
 }
 
 /// A connected engine.

@@ -1,0 +1,92 @@
+//! Whose PID namespace a container lives in.
+//!
+//! Owns which one that is and making sure of it. An order names a container or the pod,
+//! not a process: the first processes of both are children of this one, so their numbers
+//! are their own as long as nobody but this thread reaps them. A launcher that enters a
+//! namespace by a path of the specification can meet another process there; what it
+//! makes is looked at before it may run.
+
+use std::os::fd::AsFd;
+
+use runtime::launcher::SharedPids;
+use runtime::protocol::{Create, Failure, FailureKind, PidMode};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+use crate::container::{Container, raw};
+use crate::monitor::Monitor;
+
+/// A namespace: its device and number.
+type Identity = (u64, u64);
+
+/// Where a container's first process has to live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The order does not say.
+    Anywhere,
+    /// Where neither this process nor the pod's init lives.
+    Own,
+    /// Where this process lives.
+    Node,
+    /// In the namespace of another.
+    Shared(Identity),
+}
+
+/// Where a process lives.
+fn of(process: &str) -> Result<Identity, Errno> {
+    let namespace = rustix::fs::stat(format!("/proc/{process}/ns/pid"))?;
+    Ok((namespace.st_dev, namespace.st_ino))
+}
+
+impl Wanted {
+    /// Whether a process lives there; `pod_init` is the pod's own init.
+    fn is_met(self, pid: Pid, pod_init: Option<Pid>) -> Result<bool, Errno> {
+        let its = of(&raw(pid).to_string())?;
+        let pods = pod_init.map(|init| of(&raw(init).to_string())).transpose();
+        Ok(match self {
+            Self::Anywhere => true,
+            Self::Own => its != of("self")? && pods != Ok(Some(its)),
+            Self::Node => its == of("self")?,
+            Self::Shared(identity) => its == identity,
+        })
+    }
+}
+
+impl Monitor {
+    /// What a container's PID namespace has to be, and the one that it shares.
+    pub(crate) fn pids_for(
+        &self,
+        create: &Create,
+    ) -> Result<(Wanted, Option<SharedPids>), Failure> {
+        let first = match create.pids() {
+            PidMode::Unspecified => return Ok((Wanted::Anywhere, None)),
+            PidMode::Own => return Ok((Wanted::Own, None)),
+            PidMode::Node => return Ok((Wanted::Node, None)),
+            PidMode::Pod => self.pod.as_ref().and_then(|pod| pod.init),
+            PidMode::Target => {
+                let key = self.find(&create.pid_target)?;
+                self.containers.get(&key).and_then(Container::pid)
+            }
+        };
+        let gone = |message: &str| match create.pids() {
+            PidMode::Target => Failure::new(FailureKind::NotRunning, &create.pid_target, message),
+            _ => Failure::new(
+                FailureKind::Launch,
+                "share the pod's PID namespace",
+                message,
+            ),
+        };
+        let first = first.ok_or_else(|| gone("its first process has ended"))?;
+        let failed = |errno: Errno| gone(&errno.to_string());
+        let shared = SharedPids::of_child(first).map_err(failed)?;
+        let stat = rustix::fs::fstat(shared.namespace.as_fd()).map_err(failed)?;
+        Ok((Wanted::Shared((stat.st_dev, stat.st_ino)), Some(shared)))
+    }
+
+    /// Whether a new first process lives where it is to live.
+    pub(crate) fn lives_where_it_should(&self, wanted: Wanted, pid: Pid) -> bool {
+        let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
+        // One that has ended is found to have by whoever reaps it.
+        !matches!(wanted.is_met(pid, pod_init), Ok(false))
+    }
+}
