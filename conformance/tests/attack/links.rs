@@ -86,7 +86,15 @@ fn links_below_a_fresh_dev_and_sys_are_hidden() {
 
 #[test]
 fn a_volume_is_never_led_into_the_kernels_filesystems() {
-    for target in ["/proc", "/proc/sys/kernel", "/sys/kernel"] {
+    let mut targets = vec!["/proc", "/proc/sys/kernel", "/sys/kernel", "/sys/fs/cgroup"];
+    // A hierarchy of version 1 is a mount of its own.
+    let hierarchy = "/sys/fs/cgroup/memory";
+    targets.extend(
+        std::path::Path::new(hierarchy)
+            .is_dir()
+            .then_some(hierarchy),
+    );
+    for target in targets {
         let extras = linked(&[("data", target)]);
         with_every_launcher(&extras, async |rig, launcher| {
             let volume = rig.engine.path(&format!("volume-{launcher}"));

@@ -13,6 +13,9 @@ use rustix::io::Errno;
 
 use super::super::place::{Kind, Links, Root, below};
 
+/// What filesystems of cgroups are told by, of version 1 and 2.
+const CGROUPS: [rustix::fs::FsWord; 2] = [0x0027_e0eb, 0x6367_7270];
+
 /// A mount that was attached.
 #[derive(Debug)]
 struct Attached<'a> {
@@ -81,6 +84,10 @@ impl<'a> Tree<'a> {
     }
 
     fn refuse_kernels(&self, place: BorrowedFd<'_>) -> Result<(), Errno> {
+        // A hierarchy below the place where cgroups are is a mount of its own.
+        if CGROUPS.contains(&rustix::fs::fstatfs(place)?.f_type) {
+            return Err(Errno::XDEV);
+        }
         let there = mount_id(place)?;
         for known in self.attached.iter().filter(|known| known.kernels) {
             if mount_id(known.mount.as_fd())? == there {
