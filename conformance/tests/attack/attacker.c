@@ -362,6 +362,11 @@ static int keys(int count, char **words) {
         keyctl(8, atol(words[1]), session, 0, 0);
         return read_key(atol(words[1]));
     }
+    if (!strcmp(words[0], "join") && count > 2) {
+        show("joined", keyctl(1, (long)words[1], 0, 0, 0));
+        long key = keyctl(10, session, (long)"user", (long)words[2], 0);
+        return key < 0 ? (printf("unknown: %s\n", strerror(errno)), 1) : read_key(key);
+    }
     if (!strcmp(words[0], "wait")) pause();
     return 0;
 }

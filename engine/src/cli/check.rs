@@ -82,6 +82,7 @@ fn all(config: &Config) -> Vec<Finding> {
         kernel(),
         root_user(),
         cgroups(config),
+        limits(config),
         monitor(),
         overlay(),
         seccomp(),
@@ -144,6 +145,36 @@ fn cgroups(config: &Config) -> Finding {
         }
         Err(error) => finding("cgroups", Verdict::Missing, chain(&error)),
     }
+}
+
+/// A cgroup namespace alone does not keep who is root in it from writing its limits.
+fn limits(config: &Config) -> Finding {
+    let name = "limits";
+    let lifted = "a container that runs as root and may make user namespaces (no seccomp profile) \
+                  can lift its own limits; those of its pod hold";
+    let version = Hierarchies::detect(config.cgroup.hierarchy.selection())
+        .map(|hierarchies| hierarchies.version());
+    match version {
+        Ok(Version::V2) if is_delegated() => {
+            finding(name, Verdict::Ok, "no container can lift its own")
+        }
+        Ok(Version::V2) => finding(
+            name,
+            Verdict::Warning,
+            format!("cgroup2 is mounted without nsdelegate: {lifted}"),
+        ),
+        Ok(Version::Hybrid | Version::V1) => {
+            finding(name, Verdict::Warning, format!("cgroup v1: {lifted}"))
+        }
+        Err(error) => finding(name, Verdict::Missing, chain(&error)),
+    }
+}
+
+/// Whether the v2 tree's limits are those of whoever made the cgroup namespace.
+fn is_delegated() -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut trees = table.lines().filter(|line| line.contains(" - cgroup2 "));
+    trees.any(|line| line.ends_with("nsdelegate") || line.contains("nsdelegate,"))
 }
 
 fn monitor() -> Finding {

@@ -37,6 +37,8 @@ pub(crate) struct Outcome {
     pub(crate) console: Option<OwnedFd>,
     /// What was not honoured without harm.
     pub(crate) warnings: Vec<String>,
+    /// Whether its session keyring is of the OCI runtime's making.
+    pub(crate) runtimes_keyring: bool,
     /// Starts it, where the first process does not wait at the monitor's socket.
     pub(crate) start: Option<oci::Start>,
 }
@@ -97,7 +99,7 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         .then(|| ConsoleSocket::listen(bundle.dir()))
         .transpose()?;
     let mut warnings = give_up(&wishes)?;
-    warnings.extend(join_keyring(&create.id)?);
+    warnings.extend(join_keyring(&create)?);
     cgroups.join()?;
     cgroups::hide(&bundle)?;
     let pid = build(
@@ -115,6 +117,7 @@ pub(crate) fn create(launch: Launch, mut fds: Fds) -> Result<Outcome, LaunchErro
         pid,
         console,
         warnings,
+        runtimes_keyring: false,
         start: None,
     })
 }
@@ -199,9 +202,9 @@ fn give_up(wishes: &Wishes) -> Result<Vec<String>, LaunchError> {
 }
 
 /// Gives the container a session keyring of its own, which libcontainer does not.
-pub(crate) fn join_keyring(container: &str) -> Result<Option<String>, LaunchError> {
+pub(crate) fn join_keyring(create: &Create) -> Result<Option<String>, LaunchError> {
     let failed = |error: &dyn std::fmt::Display| LaunchError::failed("join session keyring", error);
-    let keyring = Keyring::of(container, "").map_err(|error| failed(&error))?;
+    let keyring = Keyring::of(&create.id, &create.keyring, "").map_err(|error| failed(&error))?;
     let joined = keyring.join().map_err(|errno| failed(&errno))?;
     Ok((!joined).then(|| keyring::NONE.to_owned()))
 }

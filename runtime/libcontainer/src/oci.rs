@@ -136,7 +136,7 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
     let mut warnings = give_up_score(&mut spec)?;
     let own_keyring = keeps_keyring(Path::new(OsStr::from_bytes(&path)), &spec);
     if own_keyring {
-        warnings.extend(join_keyring(&create.id)?);
+        warnings.extend(join_keyring(&create)?);
     }
     write_config(&bundle, &spec)?;
     let console = create
@@ -165,6 +165,7 @@ pub(crate) fn create(order: Order) -> Result<Outcome, LaunchError> {
         pid,
         console,
         warnings,
+        runtimes_keyring: !own_keyring,
         start: Some(Start {
             runtime,
             id: create.id,

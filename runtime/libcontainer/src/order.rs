@@ -53,6 +53,7 @@ impl Channel {
                 pid,
                 console: given,
                 warnings,
+                runtimes_keyring,
                 start,
             }) => {
                 console = given;
@@ -62,6 +63,7 @@ impl Channel {
                     pid,
                     console_fd,
                     warnings,
+                    runtimes_keyring,
                 };
                 (
                     Body::Launched(launched),

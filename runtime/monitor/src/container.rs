@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use runtime::exec::keyring;
 use runtime::exit::ExitRecord;
 use runtime::frozen;
 use runtime::launcher::{Launch, Launcher, Order, SharedPids, StartGate, null};
@@ -120,6 +121,8 @@ pub(crate) struct Container {
     helper: Option<Pid>,
     /// Whether the engine had it killed.
     killed: bool,
+    /// The secret in the name of its session keyring.
+    pub(crate) keyring: String,
     /// Where its first process has to live.
     pub(crate) wanted_pids: Wanted,
     /// Whether the kernel ends its processes with its first one.
@@ -142,6 +145,14 @@ impl Container {
         };
         let seccomp_flags = create.seccomp_flags;
         let id = create.id.clone();
+        let keyring = keyring::secret().map_err(|errno| {
+            Failure::new(
+                FailureKind::Internal,
+                "name the session keyring",
+                errno.to_string(),
+            )
+        })?;
+        create.keyring.clone_from(&keyring);
         let cgroups = Cgroups {
             procs: create
                 .cgroup_files
@@ -200,6 +211,7 @@ impl Container {
             killed: false,
             cgroups,
             helper,
+            keyring,
             wanted_pids,
             own_pid_namespace: true,
         })

@@ -147,7 +147,7 @@ impl Monitor {
         })?;
         let filter = container.seccomp.as_deref();
         let plan = Plan::new(process, &request.cgroup_files, filter)
-            .and_then(|plan| plan.with_keyring(&request.id, process))
+            .and_then(|plan| plan.with_keyring(&request.id, &container.keyring, process))
             .map_err(|error| failed(error.to_string()))?;
         let mut plan = plan.with_seccomp_flags(container.seccomp_flags);
         let begun = match exec::spawn(&plan, pidfd.as_fd(), &stdio) {

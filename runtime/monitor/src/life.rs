@@ -58,6 +58,7 @@ impl Monitor {
             console,
             steps,
             warnings,
+            runtimes_keyring,
         } = ready;
         let failed = |message: String| {
             Failure::new(FailureKind::Launch, "container's first process", message)
@@ -97,6 +98,9 @@ impl Monitor {
         }
         // The helper may be the first process itself, which is named now.
         container.helper_ended(pid);
+        if runtimes_keyring {
+            container.keyring = String::new();
+        }
         container.own_pid_namespace = has_own_pid_namespace(pid, pod_init);
         let created = State::Created { init, gate };
         let former = std::mem::replace(&mut container.state, created);

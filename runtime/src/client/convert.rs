@@ -161,17 +161,8 @@ pub(super) fn create<'a>(
         .and_then(|linux| linux.seccomp().as_ref());
     let seccomp_flags = plan::seccomp_flags(profile)?;
     let rootfs_slot = push(fds, rootfs.as_fd());
-    let mounts = mounts
-        .iter()
-        .map(|(index, fd)| {
-            let index = u32::try_from(*index).map_err(|_| invalid("mount", "index"))?;
-            Ok(MountSource {
-                index,
-                fd: Some(push(fds, fd.as_fd())),
-                idmap_fd: None,
-            })
-        })
-        .collect::<Result<_, MonitorError>>()?;
+    let mounts = mount_sources(mounts, fds)?;
+    let (pid_mode, pid_target) = pid_namespace(pids);
     // The last one: the monitor takes it out of those that it hands on.
     Ok(Create {
         id: id.clone(),
@@ -198,18 +189,34 @@ pub(super) fn create<'a>(
             .map(|arg| arg.clone().into_bytes())
             .collect(),
         seccomp_flags,
-        pids: match pids {
-            Pids::Own => PidMode::Own,
-            Pids::Pod => PidMode::Pod,
-            Pids::Target(_) => PidMode::Target,
-            Pids::Node => PidMode::Node,
-        }
-        .into(),
-        pid_target: match pids {
-            Pids::Target(id) => id.clone(),
-            Pids::Own | Pids::Pod | Pids::Node => String::new(),
-        },
+        pids: pid_mode.into(),
+        pid_target,
+        keyring: String::new(),
     })
+}
+
+fn pid_namespace(pids: &Pids) -> (PidMode, String) {
+    match pids {
+        Pids::Own => (PidMode::Own, String::new()),
+        Pids::Pod => (PidMode::Pod, String::new()),
+        Pids::Target(id) => (PidMode::Target, id.clone()),
+        Pids::Node => (PidMode::Node, String::new()),
+    }
+}
+
+/// The sources of mounts, by their place in the spec.
+fn mount_sources<'a>(
+    mounts: &'a [(usize, OwnedFd)],
+    fds: &mut Vec<BorrowedFd<'a>>,
+) -> Result<Vec<MountSource>, MonitorError> {
+    let sources = mounts.iter().map(|(index, fd)| {
+        Ok(MountSource {
+            index: u32::try_from(*index).map_err(|_| invalid("mount", "index"))?,
+            fd: Some(push(fds, fd.as_fd())),
+            idmap_fd: None,
+        })
+    });
+    sources.collect()
 }
 
 pub(super) fn exec<'a>(

@@ -2,13 +2,17 @@
 //!
 //! Keys have no namespaces: as long as containers have the same users, nothing but the
 //! session keyring tells their keys apart. Each container has one of its own name, which
-//! its first process makes and what is run in it joins. Owns name and label; a crash leaves
-//! nothing: a keyring goes with the last process that is in it.
+//! its first process makes and what is run in it joins. Whoever knows the name can join it,
+//! and others can read a container's id (`/proc/PID/cgroup` where processes are shared):
+//! the name has a secret as well, which the monitor makes and keeps with the container.
+//! Owns name and label; a crash leaves nothing: a keyring goes with the last process that
+//! is in it.
 
 use std::ffi::{CStr, CString, NulError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
 
 use crate::sys::keyring;
 
@@ -19,6 +23,17 @@ const LABEL: &CStr = c"/proc/thread-self/attr/keycreate";
 pub const NONE: &str = "containers have no session keyrings of their own: keyctl is not there \
                         or not permitted";
 
+/// A secret for the name of a keyring: 128 bits that nobody guesses.
+///
+/// # Errors
+/// The kernel has no random bytes.
+pub fn secret() -> Result<String, Errno> {
+    let mut bytes = [0; 16];
+    // As few are never cut short.
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
 /// A session keyring.
 #[derive(Debug)]
 pub struct Keyring {
@@ -27,13 +42,15 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// That of a container, made with this SELinux label where one is given.
+    /// That of a container, by its secret, made with this SELinux label where one is
+    /// given. One that an OCI runtime makes by itself has no secret: it is empty.
     ///
     /// # Errors
     /// The id holds a NUL.
-    pub fn of(container: &str, label: &str) -> Result<Self, NulError> {
+    pub fn of(container: &str, secret: &str, label: &str) -> Result<Self, NulError> {
+        let point = if secret.is_empty() { "" } else { "." };
         Ok(Self {
-            name: CString::new(format!("_ses.{container}"))?,
+            name: CString::new(format!("_ses.{container}{point}{secret}"))?,
             label: (!label.is_empty()).then(|| label.as_bytes().to_vec()),
         })
     }

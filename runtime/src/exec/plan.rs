@@ -191,12 +191,17 @@ impl Plan {
     ///
     /// # Errors
     /// The container's id holds a NUL.
-    pub fn with_keyring(mut self, container: &str, process: &Process) -> Result<Self, BadProcess> {
+    pub fn with_keyring(
+        mut self,
+        container: &str,
+        secret: &str,
+        process: &Process,
+    ) -> Result<Self, BadProcess> {
         let nul = |source| BadProcess::Nul {
             what: "container id",
             source,
         };
-        self.keyring = Some(Keyring::of(container, &process.selinux_label).map_err(nul)?);
+        self.keyring = Some(Keyring::of(container, secret, &process.selinux_label).map_err(nul)?);
         Ok(self)
     }
 

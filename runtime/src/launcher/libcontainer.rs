@@ -192,6 +192,7 @@ impl Launch for Helper {
                     gate,
                     console,
                     warnings: launched.warnings,
+                    runtimes_keyring: launched.runtimes_keyring,
                 }))
             }
             Some(Body::Failure(failure)) => Err(LaunchError::from(*failure)),

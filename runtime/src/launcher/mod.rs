@@ -158,6 +158,8 @@ pub struct Ready {
     pub steps: Vec<Step>,
     /// What was not honoured without harm.
     pub warnings: Vec<String>,
+    /// Whether the container's session keyring is of an OCI runtime's making.
+    pub runtimes_keyring: bool,
 }
 
 /// Why a container could not be made.

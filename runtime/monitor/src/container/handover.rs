@@ -61,6 +61,7 @@ impl Container {
             cgroup_oom: self.cgroups.oom.clone(),
             cgroup_kill: self.cgroups.kill.clone(),
             cgroup_freezer: self.cgroups.freezer.as_deref().map(bytes),
+            keyring: self.keyring.clone(),
         }
     }
 
@@ -89,6 +90,7 @@ impl Container {
             cgroup_oom,
             cgroup_kill,
             cgroup_freezer,
+            keyring,
         } = container;
         let init = init.map(|init| resume_init(init, fds)).transpose()?;
         let state = match (init, gate.as_slice(), exited) {
@@ -119,6 +121,7 @@ impl Container {
                 freezer: cgroup_freezer.map(path),
             },
             helper: helper.and_then(Pid::from_raw),
+            keyring,
             // It is made.
             wanted_pids: Wanted::Anywhere,
             killed,

@@ -188,6 +188,7 @@ impl InProgress {
             console: self.console.take(),
             steps: moments.steps(),
             warnings,
+            runtimes_keyring: false,
         })
     }
 }

@@ -186,7 +186,7 @@ impl Prepared {
         let process = exec::Plan::new(described, &create.cgroup_files, filter)
             .map_err(|error| LaunchError::failed("read process", error))?
             .with_seccomp_flags(plan.seccomp_flags)
-            .with_keyring(&create.id, described)
+            .with_keyring(&create.id, &create.keyring, described)
             .map_err(|error| LaunchError::failed("read process", error))?;
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
         let mut namespaces = Namespaces::default();

@@ -104,6 +104,9 @@ pub struct Create {
     /// The id of the other container, in `Target`.
     #[prost(string, tag = "32")]
     pub pid_target: String,
+    /// The secret in the name of its session keyring. Of the monitor's own making.
+    #[prost(string, tag = "33")]
+    pub keyring: String,
 }
 
 /// A detached mount and where it belongs.
@@ -321,4 +324,7 @@ pub struct Launched {
     /// What was not honoured without harm.
     #[prost(string, repeated, tag = "3")]
     pub warnings: Vec<String>,
+    /// Whether its session keyring is of the OCI runtime's making: its name has no secret.
+    #[prost(bool, tag = "4")]
+    pub runtimes_keyring: bool,
 }

@@ -168,6 +168,9 @@ pub struct HandoverContainer {
     /// See `cgroup_procs`.
     #[prost(bytes = "vec", optional, tag = "18")]
     pub cgroup_freezer: Option<Vec<u8>>,
+    /// The secret in the name of its session keyring.
+    #[prost(string, tag = "20")]
+    pub keyring: String,
 }
 
 /// A container's first process.
