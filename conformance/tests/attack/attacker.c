@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/user.h>
@@ -279,6 +280,15 @@ static int lease(char **words) {
     for (;;) pause();
 }
 
+/* hold: writes to its output and has the pipe's lock from then on. */
+static int hold(void) {
+    int silent[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, silent)) return perror("socketpair"), 1;
+    if (write(1, "held\n", 5) != 5) return 1;
+    splice(silent[0], NULL, 1, NULL, 4096, 0);
+    return 0;
+}
+
 static int put(const char *file, const char *text) {
     int open_file = open(file, O_WRONLY);
     int put = open_file >= 0 && write(open_file, text, strlen(text)) == (ssize_t)strlen(text);
@@ -378,8 +388,9 @@ int main(int count, char **words) {
     if (count > 2 && !strcmp(words[1], "sibling")) return sibling(words + 2);
     if (count > 4 && !strcmp(words[1], "nest")) return nest(words + 2);
     if (count > 2 && !strcmp(words[1], "lease")) return lease(words + 2);
+    if (count > 1 && !strcmp(words[1], "hold")) return hold();
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
-    fprintf(stderr, "trace, remember, signal, keep, sibling, nest, lease or keys\n");
+    fprintf(stderr, "trace, remember, signal, keep, sibling, nest, lease, hold or keys\n");
     return 2;
 }

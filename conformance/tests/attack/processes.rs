@@ -260,6 +260,41 @@ fn a_fork_bomb_ends_with_its_container() {
 }
 
 /// The directories of a container's cgroups.
+/// A writer can hold its pipe's lock for as long as it likes, and a reader waits for that
+/// in the kernel where no signal reaches it.
+#[test]
+fn whoever_holds_the_lock_of_its_output_holds_up_nobody_else() {
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("held-{launcher}");
+        let sandbox = rig.sandbox(&name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let target = rig.container("target", &["/bin/sleep", "1000"]);
+        let target = rig.started(&pod, &target, &sandbox).await;
+        let config = rig.container("main", &[ATTACKER, "hold"]);
+        let holder = rig.started(&pod, &config, &sandbox).await;
+        let commands = (0..4).map(|_| {
+            let (mut client, target) = (rig.client.clone(), target.clone());
+            let words = [ATTACKER, "hold"];
+            tokio::task::spawn_local(async move { client.exec(&target, &words, 4).await })
+        });
+        let commands: Vec<_> = commands.collect();
+        while !commands.iter().all(tokio::task::JoinHandle::is_finished) {
+            let said = rig.client.exec(&target, &["echo", "alive"], 3).await;
+            assert_eq!(said.expect("ExecSync").stdout, "alive\n", "{launcher}");
+            let version = tokio::time::timeout(Duration::from_secs(3), rig.client.version());
+            version.await.expect("an answer").expect("Version");
+        }
+        for command in commands {
+            let late = command.await.expect("no panic").expect_err("no time");
+            assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{launcher}");
+        }
+        rig.client.stop(&holder, 0).await.expect("StopContainer");
+        let status = rig.client.container(&holder).await.expect("status");
+        assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
+        rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+    });
+}
+
 /// Containers that nest cgroups below theirs, deeper than any path or frozen by
 /// themselves, end with all that is in them and can be removed.
 #[test]

@@ -26,10 +26,16 @@ use crate::descent;
 use crate::monitor::Monitor;
 use crate::reactor::Key;
 use crate::reap::exit_code;
+use crate::tap::{self, Tap};
 
 /// Exit code of a process that could not become its program.
 const NOT_RUN: i32 = 127;
 
+/// Streams to be tapped: from where a process writes, to where that is read.
+type Tapped = Vec<(OwnedFd, OwnedFd)>;
+
+/// How long an answer waits for what the process wrote, nanoseconds: a relay may be stuck.
+const DELIVERY_TIME: u64 = 1_000_000_000;
 /// How long the answer for a command that is out of time waits for its end, nanoseconds:
 /// the kernel gives a process that ended to its tracer first, and that may keep it.
 const ENDING_TIME: u64 = 2_000_000_000;
@@ -55,6 +61,18 @@ pub(crate) struct Exec {
     killed: bool,
     /// Who asked, until the answer.
     reply: Option<ReplyTo>,
+    /// What it writes, on its way; missing where another build of the monitor ran it.
+    tap: Option<Tap>,
+}
+
+/// The answer of a process that has ended, while what it wrote is on its way.
+#[derive(Debug)]
+pub(crate) struct Delivery {
+    pub(crate) tap: Tap,
+    reply: ReplyTo,
+    result: Result<Body, Failure>,
+    /// When the answer waits no longer, monotonic nanoseconds.
+    pub(crate) deadline: u64,
 }
 
 impl Exec {
@@ -72,6 +90,16 @@ impl Exec {
             (true, Some(_)) => Some(deadline.saturating_add(ENDING_TIME)),
             (true, None) => None,
         }
+    }
+
+    /// The same, to be looked at.
+    pub(crate) fn watched_tap(&self) -> Option<&Tap> {
+        self.tap.as_ref()
+    }
+
+    /// What it writes, on its way.
+    pub(crate) fn tap(&mut self) -> Option<&mut Tap> {
+        self.tap.as_mut()
     }
 
     /// Whether the process itself is known.
@@ -106,7 +134,7 @@ impl Monitor {
     /// Runs a process; the answer follows when it ended.
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
-            Ok((plan, begun)) => {
+            Ok((plan, begun, tap)) => {
                 reply.step("clone");
                 let Begun { pid, note, report } = begun;
                 let deadline =
@@ -123,6 +151,7 @@ impl Monitor {
                     timed_out: false,
                     killed: false,
                     reply: Some(reply),
+                    tap: Some(tap),
                 };
                 self.execs.insert(raw(pid), exec);
             }
@@ -134,10 +163,10 @@ impl Monitor {
         &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Begun), Failure> {
+    ) -> Result<(Plan, Begun, Tap), Failure> {
         let key = self.find(&request.id)?;
         let failed = |message: String| Failure::new(FailureKind::Launch, "exec", message);
-        let stdio = self.take_streams(key, request, &mut fds)?;
+        let (stdio, streams) = self.take_streams(key, request, &mut fds)?;
         let not_running =
             || Failure::new(FailureKind::NotRunning, &request.id, "it is not running");
         let container = self.containers.get(&key).ok_or_else(not_running)?;
@@ -164,7 +193,14 @@ impl Monitor {
             let message = problem.errno.to_string();
             Failure::new(FailureKind::Launch, problem.step.name(), message)
         })?;
-        Ok((plan, begun))
+        let number = self.new_key();
+        match Tap::new(number, streams, &mut self.reactor) {
+            Ok(tap) => Ok((plan, begun, tap)),
+            Err(errno) => {
+                let _gone = send_signal(begun.pid, KILL);
+                Err(failed(format!("watch its streams: {errno}")))
+            }
+        }
     }
 
     /// Ends what nobody waits for any more.
@@ -180,7 +216,7 @@ impl Monitor {
         key: Key,
         request: &protocol::Exec,
         fds: &mut Fds,
-    ) -> Result<Stdio, Failure> {
+    ) -> Result<(Stdio, Tapped), Failure> {
         let streams = request.streams.clone().unwrap_or_default();
         if streams.tty.is_some() {
             let message = "not in this version";
@@ -201,13 +237,18 @@ impl Monitor {
                     Failure::new(FailureKind::Launch, "open a null device", errno.to_string())
                 })?,
         };
-        let stdout = fds.take(streams.stdout, "stdout").map_err(failed)?;
-        let stderr = fds.take(streams.stderr, "stderr").map_err(failed)?;
-        Ok(Stdio {
+        let to = fds.take(streams.stdout, "stdout").map_err(failed)?;
+        let err_to = fds.take(streams.stderr, "stderr").map_err(failed)?;
+        let no_pipe =
+            |errno: Errno| Failure::new(FailureKind::Launch, "make pipes", errno.to_string());
+        let (from, stdout) = tap::pipe().map_err(no_pipe)?;
+        let (err_from, stderr) = tap::pipe().map_err(no_pipe)?;
+        let stdio = Stdio {
             stdin,
             stdout,
             stderr,
-        })
+        };
+        Ok((stdio, vec![(from, to), (err_from, err_to)]))
     }
 
     /// A process that was run, or the one that made it, was reaped.
@@ -284,6 +325,7 @@ impl Monitor {
     /// All of a process that was run is known.
     fn exec_over(&mut self, mut exec: Exec, code: i32) {
         let Some(mut reply) = exec.reply.take() else {
+            // It was answered before it ended, and its streams were let go.
             return;
         };
         reply.step("run");
@@ -311,7 +353,37 @@ impl Monitor {
                 timed_out: exec.timed_out,
             })),
         };
-        self.reply(reply, result);
+        let tap = exec.tap.take();
+        self.deliver(tap, reply, result);
+    }
+
+    /// Answers when what the process wrote has come to whoever reads it.
+    fn deliver(&mut self, tap: Option<Tap>, reply: ReplyTo, result: Result<Body, Failure>) {
+        let Some(mut tap) = tap else {
+            return self.reply(reply, result);
+        };
+        if tap.finish(&mut self.reactor) {
+            tap.close(&mut self.reactor);
+            return self.reply(reply, result);
+        }
+        self.delivered.push(Delivery {
+            tap,
+            reply,
+            result,
+            deadline: monotonic_now().saturating_add(DELIVERY_TIME),
+        });
+    }
+
+    /// Answers those whose output has come, or has taken too long.
+    pub(crate) fn deliver_all(&mut self, now: u64) {
+        for mut delivery in std::mem::take(&mut self.delivered) {
+            if !delivery.tap.finish(&mut self.reactor) && delivery.deadline > now {
+                self.delivered.push(delivery);
+                continue;
+            }
+            delivery.tap.close(&mut self.reactor);
+            self.reply(delivery.reply, delivery.result);
+        }
     }
 
     /// Whether a process could not enter the container because its first process was
@@ -337,6 +409,9 @@ impl Monitor {
         for exec in self.execs.values_mut().filter(is_due) {
             if exec.timed_out {
                 late.extend(exec.reply.take());
+                if let Some(tap) = exec.tap.take() {
+                    tap.close(&mut self.reactor);
+                }
             } else {
                 exec.timed_out = true;
                 exec.end();

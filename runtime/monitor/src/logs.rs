@@ -10,10 +10,12 @@ use runtime::protocol::{self, Body, Exited, LogState, monotonic_now};
 use rustix::process::Pid;
 
 use crate::container::{Container, State};
+use crate::execs::Exec;
 use crate::log::Log;
 use crate::monitor::Monitor;
 use crate::output::{Output, Read, Scratch};
 use crate::reactor::Key;
+use crate::tap::Tap;
 
 /// How long an exit, and the end of a pod, wait for a log: nanoseconds.
 pub(crate) const PATIENCE: u64 = 1_000_000_000;
@@ -54,6 +56,71 @@ impl Monitor {
             self.tell_when_written(key);
         } else {
             self.let_leave();
+        }
+    }
+
+    /// A stream of a container or of a process in one has something, or has ended.
+    pub(crate) fn look_at_tap(&mut self, key: Key) {
+        if let Some(container) = self.containers.get_mut(&key) {
+            return container.output.look(&mut self.reactor);
+        }
+        let leaving = self.leaving.iter_mut().filter_map(Output::tap_mut);
+        let execs = self.execs.values_mut().filter_map(Exec::tap);
+        let mut taps = execs.chain(leaving);
+        if let Some(tap) = taps.find(|tap| tap.key() == key) {
+            tap.look(&mut self.reactor);
+        }
+    }
+
+    /// A process was reaped: whether it was a relay.
+    pub(crate) fn relay_ended(&mut self, pid: Pid) -> bool {
+        let reactor = &mut self.reactor;
+        for (key, container) in &mut self.containers {
+            if container.output.relay_ended(pid, reactor) {
+                let key = *key;
+                self.tell_when_written(key);
+                return true;
+            }
+        }
+        let mut execs = self.execs.values_mut().filter_map(Exec::tap);
+        if execs.any(|tap| tap.relay_ended(pid, reactor)) {
+            return true;
+        }
+        let mut delivered = self.delivered.iter_mut();
+        if delivered.any(|one| one.tap.relay_ended(pid, reactor)) {
+            self.deliver_all(monotonic_now());
+            return true;
+        }
+        let mut leaving = self.leaving.iter_mut();
+        if leaving.any(|output| output.relay_ended(pid, reactor)) {
+            self.let_leave();
+            return true;
+        }
+        false
+    }
+
+    /// The next moment at which a tap has to be looked at or an answer waits no longer.
+    pub(crate) fn next_tap_deadline(&self) -> Option<u64> {
+        let outputs = self.containers.values().map(|one| &one.output);
+        let outputs = outputs.chain(&self.leaving).filter_map(Output::tap);
+        let execs = self.execs.values().filter_map(Exec::watched_tap);
+        let taps = outputs.chain(execs).filter_map(Tap::deadline);
+        let delivered = self.delivered.iter().map(|one| one.deadline);
+        taps.chain(delivered).min()
+    }
+
+    /// Looks at taps without a relay, and answers what has waited long enough.
+    pub(crate) fn look_after_taps(&mut self, now: u64) {
+        let outputs = self.containers.values_mut().map(|one| &mut one.output);
+        let outputs = outputs.chain(&mut self.leaving).filter_map(Output::tap_mut);
+        let execs = self.execs.values_mut().filter_map(Exec::tap);
+        for tap in outputs.chain(execs) {
+            if tap.deadline().is_some_and(|deadline| deadline <= now) {
+                tap.look(&mut self.reactor);
+            }
+        }
+        if self.delivered.iter().any(|one| one.deadline <= now) {
+            self.deliver_all(now);
         }
     }
 
@@ -177,6 +244,9 @@ impl Monitor {
             return;
         }
         let (scratch, reactor) = (&mut self.scratch, &mut self.reactor);
+        if !container.output.collect(reactor) {
+            return;
+        }
         container.output.drain(scratch, reactor);
         if container.output.is_full() {
             return;
@@ -198,6 +268,7 @@ impl Monitor {
         if container.untold.take().is_none() {
             return;
         }
+        container.output.go_on(&mut self.reactor);
         let deletes = std::mem::take(&mut container.deletes);
         let State::Exited(record) = &container.state else {
             return;

@@ -26,6 +26,7 @@ mod setup;
 mod start;
 mod startup;
 mod sysctl;
+mod tap;
 
 use std::process::ExitCode;
 

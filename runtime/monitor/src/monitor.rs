@@ -24,7 +24,7 @@ use rustix::process::{Pid, WaitStatus};
 
 use crate::connection::{Connection, ReplyTo, Sent};
 use crate::container::Container;
-use crate::execs::Exec;
+use crate::execs::{Delivery, Exec};
 use crate::handover as upgrade;
 use crate::logs;
 use crate::output::{Output, Scratch};
@@ -89,6 +89,8 @@ pub(crate) struct Monitor {
     pub(crate) leaving: VecDeque<Output>,
     /// Processes that were run in containers.
     pub(crate) execs: BTreeMap<i32, Exec>,
+    /// Processes that were run and have ended, while what they wrote is on its way.
+    pub(crate) delivered: Vec<Delivery>,
     /// Children that ended while a launcher might still tell who they are.
     pub(crate) unknown_exits: Vec<(Pid, WaitStatus)>,
     /// Helpers of launches that were given up or are not quite over: killed, not
@@ -125,6 +127,7 @@ impl Monitor {
             containers: BTreeMap::new(),
             leaving: VecDeque::new(),
             execs: BTreeMap::new(),
+            delivered: Vec::new(),
             unknown_exits: Vec::new(),
             dying: Vec::new(),
             shutdown: None,
@@ -232,6 +235,7 @@ impl Monitor {
             Source::Start(key) => self.start_progress(key),
             Source::Output(key, stream) => self.read_output(key, stream),
             Source::Log(key) => self.log_has_room(key),
+            Source::Tap(key) => self.look_at_tap(key),
         }
     }
 
@@ -374,6 +378,7 @@ impl Monitor {
         let no_init = self.pod.as_ref().is_none_or(|pod| pod.init.is_none());
         no_init
             && self.execs.is_empty()
+            && self.delivered.is_empty()
             && self.dying.is_empty()
             && self.containers.values().all(Container::is_over)
             && self

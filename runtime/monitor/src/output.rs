@@ -1,6 +1,7 @@
 //! What containers write, on its way into their logs.
 //!
-//! Owns the monitor's ends of a container's streams. Reads whatever comes, log
+//! Owns the monitor's ends of a container's streams: pipes that its processes have are
+//! tapped (`tap`), a terminal is read as it is. Reads whatever comes, log
 //! or not, so that no container waits for a reader; only one whose log is full
 //! does (`log`). Reads in turns, so that a loud one does not keep the others
 //! waiting. A terminal is read for as long as the container's first process
@@ -21,9 +22,11 @@ use runtime::protocol::{Create, Failure, FailureKind, Fds, ProtocolError};
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+use rustix::process::Pid;
 
 use crate::log::Log;
 use crate::reactor::{Key, Reactor, Source, Token};
+use crate::tap::{self, Tap};
 
 /// Most bytes of one read.
 const READ: usize = 64 * 1024;
@@ -102,6 +105,7 @@ pub(crate) enum Read {
 #[derive(Debug, Default)]
 pub(crate) struct Output {
     log: Option<Log>,
+    tap: Option<Tap>,
     readers: Vec<Reader>,
     held: Option<Held>,
     /// Kept open for clients that attach; with a terminal it is that.
@@ -118,6 +122,7 @@ impl Output {
     ) -> Result<(Self, ContainerStdio), Failure> {
         let mut output = Self {
             log: take_log(create, fds)?.map(|(file, path)| Log::new(key, file, path)),
+            tap: None,
             readers: Vec::new(),
             held: None,
             _stdin: None,
@@ -147,6 +152,42 @@ impl Output {
             reader.is_terminal = true;
         }
         Ok(())
+    }
+
+    /// What its processes write, on its way to here.
+    pub(crate) fn tap(&self) -> Option<&Tap> {
+        self.tap.as_ref()
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn tap_mut(&mut self) -> Option<&mut Tap> {
+        self.tap.as_mut()
+    }
+
+    /// A stream has something, or has ended.
+    pub(crate) fn look(&mut self, reactor: &mut Reactor) {
+        if let Some(tap) = &mut self.tap {
+            tap.look(reactor);
+        }
+    }
+
+    /// A process was reaped: whether it was the relay.
+    pub(crate) fn relay_ended(&mut self, pid: Pid, reactor: &mut Reactor) -> bool {
+        let tap = self.tap.as_mut();
+        tap.is_some_and(|tap| tap.relay_ended(pid, reactor))
+    }
+
+    /// Has brought here what was written until now. Whether it is; if not, it is to be
+    /// asked again when a relay has ended.
+    pub(crate) fn collect(&mut self, reactor: &mut Reactor) -> bool {
+        self.tap.as_mut().is_none_or(|tap| tap.finish(reactor))
+    }
+
+    /// Goes on for those that write after the exit.
+    pub(crate) fn go_on(&mut self, reactor: &mut Reactor) {
+        if let Some(tap) = &mut self.tap {
+            tap.go_on(reactor);
+        }
     }
 
     /// Its log, if it has one.
@@ -260,9 +301,14 @@ impl Output {
     /// forgotten. Whether that is done.
     pub(crate) fn wind_up(&mut self, scratch: &mut Scratch, reactor: &mut Reactor) -> bool {
         self.proceed(scratch, reactor);
+        // While a relay waits for room there is some to be made.
+        let collected = self.collect(reactor);
         self.drain(scratch, reactor);
-        if self.is_full() {
+        if !collected || self.is_full() {
             return false;
+        }
+        if let Some(tap) = self.tap.take() {
+            tap.close(reactor);
         }
         for index in (0..self.readers.len()).rev() {
             self.end(index, scratch, reactor);
@@ -276,6 +322,9 @@ impl Output {
 
     /// Ends all watches and closes all streams.
     pub(crate) fn close(&mut self, reactor: &mut Reactor) {
+        if let Some(tap) = self.tap.take() {
+            tap.close(reactor);
+        }
         for reader in self.readers.drain(..) {
             reactor.unwatch(reader.fd.as_fd(), reader.token);
         }
@@ -291,14 +340,18 @@ impl Output {
         reactor: &mut Reactor,
     ) -> Result<ContainerStdio, Errno> {
         let mut stdio = ContainerStdio::default();
+        let mut tapped = Vec::new();
         for (stream, end) in [
             (Stream::Stdout, &mut stdio.stdout),
             (Stream::Stderr, &mut stdio.stderr),
         ] {
-            let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+            let (from, write) = tap::pipe()?;
+            let (read, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             self.add_reader(key, stream, read, reactor)?;
+            tapped.push((from, to));
             *end = Some(write);
         }
+        self.tap = Some(Tap::new(key, tapped, reactor)?);
         if stdin {
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&write, true)?;

@@ -34,6 +34,8 @@ pub(crate) enum Source {
     Start(Key),
     /// A container wrote something.
     Output(Key, Stream),
+    /// A stream of a container or of a command has something, or has ended.
+    Tap(Key),
     /// There is room for records of a container again.
     Log(Key),
 }

@@ -53,7 +53,7 @@ impl Monitor {
         {
             return;
         }
-        if self.writer_ended(pid) || self.recorder_ended(pid) {
+        if self.relay_ended(pid) || self.writer_ended(pid) || self.recorder_ended(pid) {
             return;
         }
         if let Some(index) = self.dying.iter().position(|known| *known == pid) {
@@ -83,7 +83,10 @@ impl Monitor {
         let starts = self.containers.values().filter_map(Container::start);
         let starts = starts.filter_map(Start::next_look);
         let all = launches.chain(starts).chain(execs);
-        let all = all.chain(shutdown).chain(makers);
+        let all = all
+            .chain(shutdown)
+            .chain(makers)
+            .chain(self.next_tap_deadline());
         all.chain(self.trim_at)
             .chain(self.next_log_deadline())
             .min()
@@ -98,6 +101,7 @@ impl Monitor {
         self.end_makers();
         self.look_after_starts(now);
         self.end_overdue_execs(now);
+        self.look_after_taps(now);
         self.look_after_logs(now);
         let overdue: Vec<_> = self
             .containers

@@ -16,7 +16,8 @@ pub use container::{
 };
 pub use handover::{
     HANDOVER_VERSION, Handover, HandoverConnection, HandoverContainer, HandoverExec, HandoverInit,
-    HandoverLog, HandoverOutput, HandoverPod, HandoverReader, HandoverReply, HandoverWriter,
+    HandoverLog, HandoverOutput, HandoverPod, HandoverReader, HandoverReply, HandoverTap,
+    HandoverWriter,
 };
 pub use plan::{
     Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,

@@ -11,7 +11,9 @@ use super::Exec;
 use crate::connection::ReplyTo;
 use crate::container::raw;
 use crate::handover::Kept;
+use crate::reactor::Reactor;
 use crate::start;
+use crate::tap::Tap;
 
 impl Exec {
     /// Whether its program runs: nothing more will be reported of its making.
@@ -35,11 +37,16 @@ impl Exec {
             timed_out: self.timed_out,
             killed: self.killed,
             asked: self.reply.as_ref().map(ReplyTo::hand_over),
+            tap: self.tap.as_ref().map(|tap| tap.hand_over(kept)),
         }
     }
 
     /// The process that the program before gave.
-    pub(crate) fn resume(exec: HandoverExec, fds: &mut Inherited) -> Result<(Pid, Self), Errno> {
+    pub(crate) fn resume(
+        exec: HandoverExec,
+        fds: &mut Inherited,
+        reactor: &mut Reactor,
+    ) -> Result<(Pid, Self), Errno> {
         let HandoverExec {
             container,
             pid,
@@ -48,6 +55,7 @@ impl Exec {
             timed_out,
             killed,
             asked,
+            tap,
         } = exec;
         let pid = Pid::from_raw(pid).ok_or(Errno::BADMSG)?;
         let exec = Self {
@@ -62,6 +70,7 @@ impl Exec {
             timed_out,
             killed,
             reply: asked.map(ReplyTo::resume),
+            tap: tap.map(|tap| Tap::resume(tap, fds, reactor)).transpose()?,
         };
         Ok((pid, exec))
     }

@@ -37,7 +37,7 @@ impl Monitor {
             Some("a container is being made or started")
         } else if self.containers.values().any(|one| one.recorder.is_some()) {
             Some("an exit is being written down")
-        } else if !self.execs.values().all(Exec::runs) {
+        } else if !self.delivered.is_empty() || !self.execs.values().all(Exec::runs) {
             Some("a process is being run")
         } else {
             None
@@ -114,6 +114,7 @@ impl Monitor {
             containers: BTreeMap::new(),
             leaving: VecDeque::new(),
             execs: BTreeMap::new(),
+            delivered: Vec::new(),
             unknown_exits: Vec::new(),
             dying: dying.into_iter().filter_map(Pid::from_raw).collect(),
             shutdown: None,
@@ -138,7 +139,7 @@ impl Monitor {
             monitor.leaving.push_back(resumed);
         }
         for exec in execs {
-            let (pid, exec) = Exec::resume(exec, fds)?;
+            let (pid, exec) = Exec::resume(exec, fds, &mut monitor.reactor)?;
             monitor.execs.insert(raw(pid), exec);
         }
         Ok(monitor)

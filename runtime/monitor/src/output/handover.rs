@@ -11,6 +11,7 @@ use super::{Held, Output, Reader, Watch};
 use crate::handover::Kept;
 use crate::log::Log;
 use crate::reactor::{Key, Reactor, Source};
+use crate::tap::Tap;
 
 fn stream(is_stderr: bool) -> Stream {
     if is_stderr {
@@ -37,6 +38,7 @@ impl Output {
             held: held.map(|held| held.bytes.clone()).unwrap_or_default(),
             held_is_stderr: held.is_some_and(|held| held.stream == Stream::Stderr),
             log: self.log.as_ref().map(|log| log.hand_over(kept)),
+            tap: self.tap.as_ref().map(|tap| tap.hand_over(kept)),
         }
     }
 
@@ -53,9 +55,11 @@ impl Output {
             held,
             held_is_stderr,
             log,
+            tap,
         } = output;
         let mut resumed = Self {
             log: log.map(|log| Log::resume(log, fds, reactor)).transpose()?,
+            tap: tap.map(|tap| Tap::resume(tap, fds, reactor)).transpose()?,
             readers: Vec::new(),
             held: (!held.is_empty()).then(|| Held {
                 stream: stream(held_is_stderr),

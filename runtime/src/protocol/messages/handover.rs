@@ -202,6 +202,29 @@ pub struct HandoverOutput {
     /// Its log.
     #[prost(message, optional, tag = "5")]
     pub log: Option<HandoverLog>,
+    /// Its streams on their way to the ones above.
+    #[prost(message, optional, tag = "6")]
+    pub tap: Option<HandoverTap>,
+}
+
+/// Streams that processes of a container write to, on their way to whoever reads them.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HandoverTap {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub key: u64,
+    /// Where processes write, and where that is read: two of each stream.
+    #[prost(int32, repeated, tag = "2")]
+    pub streams: Vec<i32>,
+    /// The process that reads.
+    #[prost(int32, optional, tag = "3")]
+    pub relay: Option<i32>,
+    /// Closed, that one is to end.
+    #[prost(int32, optional, tag = "4")]
+    pub go_on: Option<i32>,
+    /// How often what is there was looked for since nothing is to follow it.
+    #[prost(uint32, optional, tag = "5")]
+    pub last_looks: Option<u32>,
 }
 
 /// One stream.
@@ -294,6 +317,9 @@ pub struct HandoverExec {
     /// Who asked.
     #[prost(message, optional, tag = "8")]
     pub asked: Option<HandoverReply>,
+    /// What it writes, on its way.
+    #[prost(message, optional, tag = "9")]
+    pub tap: Option<HandoverTap>,
 }
 
 impl Handover {

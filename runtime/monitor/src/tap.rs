@@ -1,0 +1,365 @@
+//! What processes of a container write, on its way out of their pipes.
+//!
+//! Whoever writes to a pipe holds its lock while the kernel takes what he writes from
+//! where it is: splice(2) from a socket that says nothing, write(2) of memory that is a
+//! file on a disk that does not answer. A read of the other end waits for that lock, and
+//! neither a flag nor a signal ends the wait. So neither the monitor nor the engine reads
+//! a pipe that a container has: a process of its own does, the *relay*, and passes on
+//! what it reads through a pipe that no container knows.
+//!
+//! ```text
+//! container ──pipe──▶ relay ──pipe──▶ the monitor's log, or the engine
+//!               └poll─▶ monitor: is there something? then a relay
+//! ```
+//! Owns both pipes' inner ends and the relay, a fork of the monitor as the log's writer
+//! is: made when there is something to read, which poll(2) tells without the lock, and
+//! gone after a while of silence. One that is stuck holds up the streams of one container
+//! or command, and no other's. When the monitor dies, relays pass on what is there and
+//! end.
+
+mod handover;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use runtime::log::WRITER_NAME;
+use runtime::protocol::monotonic_now;
+use runtime::sys::fds::{Close, close_from, copy_to};
+use runtime::sys::fork::{self, NewNamespaces};
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::Pid;
+
+use crate::container::{KILL, send_signal};
+use crate::reactor::{Key, Reactor, Source, Token};
+
+/// How long a relay waits for more.
+const SILENCE: Timespec = Timespec {
+    tv_sec: 5,
+    tv_nsec: 0,
+};
+/// What is passed on at once.
+const PIECE: usize = 64 * 1024;
+/// How long after a relay could not be made the next is tried, nanoseconds.
+const RETRY: u64 = 1_000_000_000;
+/// How often what is there is looked for at the end: a relay may just have left.
+const LAST_LOOKS: u8 = 2;
+/// Most that is passed on of a stream once the relay is to end: more than a pipe holds,
+/// so that only a writer that is still alive comes to this.
+const REST: usize = 4 * 1024 * 1024;
+
+/// Streams of one container or command.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    key: Key,
+    streams: Vec<Stream>,
+    relay: Option<Relay>,
+    /// How often what is there was looked for since nothing is to follow it.
+    last_looks: Option<u8>,
+    /// When another relay is tried, since there was no process to be had: monotonic
+    /// nanoseconds.
+    retry: Option<u64>,
+}
+
+/// A stream: from where processes of the container write, to where it is read.
+#[derive(Debug)]
+struct Stream {
+    from: OwnedFd,
+    to: OwnedFd,
+    /// The watch of `from`, while no relay works.
+    token: Option<Token>,
+}
+
+/// The process that reads.
+#[derive(Debug)]
+struct Relay {
+    pid: Pid,
+    /// Closed, it is to pass on what is there, and to end.
+    go_on: Option<OwnedFd>,
+}
+
+/// Makes a pipe for a container: the end that is tapped, which does not block, and the one
+/// to write to, which does, as programs expect.
+pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&read, true)?;
+    Ok((read, write))
+}
+
+impl Tap {
+    /// Taps streams: what comes from the first of each goes to the second.
+    pub(crate) fn new(
+        key: Key,
+        streams: Vec<(OwnedFd, OwnedFd)>,
+        reactor: &mut Reactor,
+    ) -> Result<Self, Errno> {
+        let streams = streams.into_iter().map(|(from, to)| Stream {
+            from,
+            to,
+            token: None,
+        });
+        let mut tap = Self {
+            key,
+            streams: streams.collect(),
+            relay: None,
+            last_looks: None,
+            retry: None,
+        };
+        match tap.watch(reactor) {
+            Ok(()) => Ok(tap),
+            Err(errno) => {
+                tap.unwatch(reactor);
+                Err(errno)
+            }
+        }
+    }
+
+    /// The number by which its streams are watched.
+    pub(crate) fn key(&self) -> Key {
+        self.key
+    }
+
+    /// When it has to be looked at, monotonic nanoseconds.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.retry
+    }
+
+    /// A stream has something, or has ended.
+    pub(crate) fn look(&mut self, reactor: &mut Reactor) {
+        if self.relay.is_some() {
+            return;
+        }
+        self.retry = None;
+        let mut brings = false;
+        for index in (0..self.streams.len()).rev() {
+            let Some(stream) = self.streams.get(index) else {
+                continue;
+            };
+            match state(stream.from.as_fd()) {
+                State::Brings => brings = true,
+                State::Silent => {}
+                State::Ended => {
+                    let mut stream = self.streams.swap_remove(index);
+                    stream.unwatch(reactor);
+                }
+            }
+        }
+        if brings {
+            self.unwatch(reactor);
+            if self.spawn().is_err() {
+                self.retry = Some(monotonic_now().saturating_add(RETRY));
+            }
+        }
+    }
+
+    /// Brings what is there now to whoever reads it, and nothing that follows. Whether
+    /// that is done; if not, it is to be asked again when a relay has ended.
+    pub(crate) fn finish(&mut self, reactor: &mut Reactor) -> bool {
+        let looks = *self.last_looks.get_or_insert(0);
+        if self.relay.is_none() && looks < LAST_LOOKS {
+            self.last_looks = Some(looks + 1);
+            self.look(reactor);
+        }
+        match &mut self.relay {
+            Some(relay) => {
+                relay.go_on = None;
+                false
+            }
+            None => self.retry.is_none() || looks >= LAST_LOOKS,
+        }
+    }
+
+    /// Goes on although it was to bring only what was there.
+    pub(crate) fn go_on(&mut self, reactor: &mut Reactor) {
+        self.last_looks = None;
+        if self.relay.is_none() {
+            let _unwatched = self.watch(reactor);
+        }
+    }
+
+    /// A process was reaped: whether it was the relay.
+    pub(crate) fn relay_ended(&mut self, pid: Pid, reactor: &mut Reactor) -> bool {
+        if self.relay.as_ref().map(|relay| relay.pid) != Some(pid) {
+            return false;
+        }
+        self.relay = None;
+        if self.last_looks.is_none() && self.watch(reactor).is_err() {
+            self.retry = Some(monotonic_now().saturating_add(RETRY));
+        }
+        true
+    }
+
+    /// Ends it: nothing more is passed on.
+    pub(crate) fn close(mut self, reactor: &mut Reactor) {
+        self.unwatch(reactor);
+        if let Some(relay) = self.relay.take() {
+            // Reaped with all other children; one that is stuck ends when it can.
+            let _gone = send_signal(relay.pid, KILL);
+        }
+    }
+
+    fn watch(&mut self, reactor: &mut Reactor) -> Result<(), Errno> {
+        for stream in &mut self.streams {
+            if stream.token.is_none() {
+                let source = Source::Tap(self.key);
+                stream.token = Some(reactor.watch(stream.from.as_fd(), source)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn unwatch(&mut self, reactor: &mut Reactor) {
+        for stream in &mut self.streams {
+            stream.unwatch(reactor);
+        }
+    }
+
+    fn spawn(&mut self) -> Result<(), Errno> {
+        let (told, go_on) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let pairs = self.streams.iter();
+        let pairs: Vec<_> = pairs
+            .map(|one| (one.from.as_fd(), one.to.as_fd()))
+            .collect();
+        let child = fork::spawn(NewNamespaces::default(), || {
+            u8::from(relay(&pairs, told.as_fd()).is_err())
+        })?;
+        self.relay = Some(Relay {
+            pid: child.pid,
+            go_on: Some(go_on),
+        });
+        Ok(())
+    }
+}
+
+impl Stream {
+    fn unwatch(&mut self, reactor: &mut Reactor) {
+        if let Some(token) = self.token.take() {
+            reactor.unwatch(self.from.as_fd(), token);
+        }
+    }
+}
+
+/// What a pipe is about to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Silent,
+    Brings,
+    /// Nothing is in it and nobody has its other end.
+    Ended,
+}
+
+fn state(pipe: BorrowedFd<'_>) -> State {
+    let mut polled = [PollFd::new(&pipe, PollFlags::IN)];
+    match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
+        Ok(1) if polled[0].revents().contains(PollFlags::IN) => State::Brings,
+        Ok(1) => State::Ended,
+        _ => State::Silent,
+    }
+}
+
+/// The life of a relay.
+fn relay(pairs: &[(BorrowedFd<'_>, BorrowedFd<'_>)], told: BorrowedFd<'_>) -> Result<(), Errno> {
+    // Copies above all of them first: a source may be at one of the numbers to fill.
+    let most = i32::try_from(2 * pairs.len() + 1).map_err(|_| Errno::INVAL)?;
+    let high = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, most);
+    let told = high(told)?;
+    let mut copies = Vec::with_capacity(pairs.len());
+    for (from, to) in pairs {
+        copies.push((high(*from)?, high(*to)?));
+    }
+    let told = copy_to(told.as_fd(), 0)?;
+    let mut streams = Vec::with_capacity(pairs.len());
+    for ((from, to), number) in copies.iter().zip((1..most).step_by(2)) {
+        streams.push((
+            copy_to(from.as_fd(), number)?,
+            copy_to(to.as_fd(), number + 1)?,
+        ));
+    }
+    // Those copies end with the range below, whose owners must not run.
+    std::mem::forget(copies);
+    // Whatever else the monitor has is to end when the monitor ends it.
+    close_from(most.cast_unsigned(), Close::Now)?;
+    // By its name the engine lets it go where a pod ends before it does.
+    rustix::thread::set_name(&std::ffi::CString::new(WRITER_NAME).map_err(|_| Errno::INVAL)?)?;
+    let mut piece = Vec::with_capacity(PIECE);
+    let mut rest = None;
+    loop {
+        let (brings, ends) = wait(&streams, &told, rest.is_some())?;
+        if ends && rest.is_none() {
+            rest = Some(REST);
+        }
+        if brings.is_empty() || rest == Some(0) {
+            return Ok(());
+        }
+        for index in brings.iter().rev() {
+            let Some((from, to)) = streams.get(*index) else {
+                continue;
+            };
+            match pass_on(from, to, &mut piece)? {
+                None => drop(streams.swap_remove(*index)),
+                Some(length) => rest = rest.map(|rest| rest.saturating_sub(length)),
+            }
+        }
+    }
+}
+
+/// Which streams have something to read or have ended, and whether the relay is to end.
+/// None: there is nothing to do any more.
+fn wait(
+    streams: &[(OwnedFd, OwnedFd)],
+    told: &OwnedFd,
+    ending: bool,
+) -> Result<(Vec<usize>, bool), Errno> {
+    if streams.is_empty() {
+        return Ok((Vec::new(), true));
+    }
+    let sources = streams
+        .iter()
+        .map(|(from, _)| PollFd::new(from, PollFlags::IN));
+    let mut polled: Vec<_> = sources.collect();
+    if !ending {
+        polled.push(PollFd::new(told, PollFlags::IN));
+    }
+    let patience = if ending { Timespec::default() } else { SILENCE };
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&patience)))?;
+    let happened = |index: usize| {
+        polled
+            .get(index)
+            .is_some_and(|one| !one.revents().is_empty())
+    };
+    let brings: Vec<_> = (0..streams.len())
+        .filter(|index| happened(*index))
+        .collect();
+    let ends = !ending && happened(streams.len());
+    if ends && brings.is_empty() {
+        // What came meanwhile is still to be passed on.
+        return wait(streams, told, true).map(|(brings, _)| (brings, true));
+    }
+    Ok((brings, ends))
+}
+
+/// Passes on what one read gives; says how much, `None`: the stream has ended.
+fn pass_on(from: &OwnedFd, to: &OwnedFd, piece: &mut Vec<u8>) -> Result<Option<usize>, Errno> {
+    piece.clear();
+    match rustix::io::retry_on_intr(|| rustix::io::read(from, spare_capacity(piece))) {
+        Ok(0) => return Ok(None),
+        Ok(_) => {}
+        Err(Errno::AGAIN) => return Ok(Some(0)),
+        Err(errno) => return Err(errno),
+    }
+    let mut rest = piece.as_slice();
+    while !rest.is_empty() {
+        match rustix::io::retry_on_intr(|| rustix::io::write(to, rest)) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(Errno::AGAIN) => {
+                let mut room = [PollFd::new(to, PollFlags::OUT)];
+                rustix::io::retry_on_intr(|| rustix::event::poll(&mut room, None))?;
+            }
+            // Nobody reads any more: it is thrown away.
+            Err(Errno::PIPE) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(Some(piece.len()))
+}
