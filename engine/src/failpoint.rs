@@ -2,22 +2,7 @@
 //!
 //! Built only with the feature `failpoints`; a release has none of them.
 
-/// Ends the process without any clean-up if `SLIPWAY_FAILPOINT` names this point.
-#[cfg(feature = "failpoints")]
-pub(crate) fn hit(name: &str) {
-    if std::env::var_os("SLIPWAY_FAILPOINT").is_some_and(|wanted| wanted == name) {
-        eprintln!("failpoint {name}");
-        let own = nix::unistd::getpid();
-        // SIGKILL and not exit: no destructor may run.
-        if nix::sys::signal::kill(own, nix::sys::signal::Signal::SIGKILL).is_err() {
-            std::process::abort();
-        }
-    }
-}
-
-/// Nothing, in a build without failpoints.
-#[cfg(not(feature = "failpoints"))]
-pub(crate) const fn hit(_name: &str) {}
+pub(crate) use runtime::failpoint::hit;
 
 /// Panics the first time that it is reached, if `SLIPWAY_PANICPOINT` names this point.
 #[cfg(feature = "failpoints")]

@@ -14,6 +14,8 @@ pub mod devices;
 pub mod exec;
 pub mod executable;
 pub mod exit;
+#[cfg(feature = "engine")]
+pub mod failpoint;
 pub mod frozen;
 pub mod launcher;
 pub mod log;

@@ -447,8 +447,9 @@ fn a_task_that_panics_starts_again_and_its_pod_is_not_taken_for_removed() {
 }
 
 /// Every place in the code where a side effect may or may not have happened.
-const POINTS: [&str; 22] = [
+const POINTS: [&str; 24] = [
     "run-intent",
+    "run-netns-reserved",
     "run-netns",
     "run-cgroup",
     "run-monitor",
@@ -466,6 +467,7 @@ const POINTS: [&str; 22] = [
     "stop-monitor",
     "stop-processes",
     "stop-network",
+    "stop-netns-unmounted",
     "stop-done",
     "remove-monitor",
     "remove-cgroup",

@@ -85,6 +85,31 @@ fn plugins_run_built_in_or_as_processes_and_whoever_attached_a_pod_detaches_it()
     });
 }
 
+/// What a crash leaves between the two steps that remove a pin.
+#[test]
+fn a_pod_whose_pin_lost_its_mount_is_stopped_and_its_address_is_free() {
+    with_own_engine(async |rig| {
+        for (name, external) in [("built-in", &[][..]), ("executed", &["*"][..])] {
+            restart_with(rig, external).await;
+            let (pod, container) = rig.running(name, &["/bin/sleep", "1000"]).await;
+            let ip = address(rig, &pod, &container).await;
+            rig.engine.kill().expect("kill");
+            let netns = rig.engine.path("netns").join(format!("slipway-{pod}"));
+            nix::mount::umount(&netns).expect("unmount the pin");
+            assert_eq!(std::fs::metadata(&netns).expect("a file").len(), 0);
+            rig.client = rig.engine.start().await.expect("an engine");
+            rig.client.stop_pod(&pod).await.expect("stop");
+            rig.client.remove_pod(&pod).await.expect("remove");
+            assert!(!given_out(rig).contains(&ip), "{name}: {ip}");
+            assert!(!netns.exists());
+            let again = rig.client.run_pod(&rig.sandbox(name)).await;
+            let again = again.expect("its identity is free");
+            rig.client.stop_pod(&again).await.expect("stop");
+            rig.client.remove_pod(&again).await.expect("remove");
+        }
+    });
+}
+
 #[test]
 fn only_what_this_root_attached_is_collected_at_start() {
     with_own_engine(async |rig| {

@@ -21,14 +21,15 @@ pub(crate) fn open(call: &Invocation<'_>) -> Result<Namespace, Error> {
     Namespace::open(path).map_err(|error| Error::because(msg(), error))
 }
 
-/// Opens the namespace of a call that may have none any more.
+/// Opens the namespace of a call that may have none any more: a pin may have lost its
+/// mount and be an empty file still.
 pub(crate) fn open_if_there(call: &Invocation<'_>) -> Result<Option<Namespace>, Error> {
     let Some(path) = call.netns.filter(|path| !path.as_os_str().is_empty()) else {
         return Ok(None);
     };
     match Namespace::open(path) {
         Ok(namespace) => Ok(Some(namespace)),
-        Err(NamespaceError::Missing { .. }) => Ok(None),
+        Err(NamespaceError::Missing { .. } | NamespaceError::NotANamespace { .. }) => Ok(None),
         Err(error) => {
             let msg = format!("failed to open netns {:?}", path.display().to_string());
             Err(Error::because(msg, error))

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cni::Command;
+use runtime::netns::NetNs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -227,6 +228,9 @@ impl Network {
     /// Gives a pod's network back; its namespace must be dropped after that.
     /// Succeeds where nothing was attached. A plugin that is not installed has given
     /// nothing back: it may come with a DaemonSet some time after the node's start.
+    ///
+    /// Where the pin holds no namespace, plugins are told of none. A crash while it was
+    /// made or removed leaves an empty file, on which they would fail for ever.
     pub(crate) async fn detach(
         &self,
         id: &PodId,
@@ -236,6 +240,10 @@ impl Network {
         let list = &attachment.list;
         let result = on_disk(|| cache::load(&self.cache, id, attachment));
         let runners = self.runners(attachment);
+        let netns = match on_disk(|| NetNs::is_pinned(netns)) {
+            true => netns,
+            false => Path::new(""),
+        };
         let told = told(Command::Del, id, netns, attachment);
         let failures = self
             .chain(list, &runners, told, DEL_DEADLINE)
@@ -321,7 +329,7 @@ impl Network {
                 tracing::warn!(pod = %id, reason, "leftovers of a network stay");
                 continue;
             }
-            if let Err(error) = on_disk(|| runtime::netns::NetNs::unpin(&netns)) {
+            if let Err(error) = on_disk(|| NetNs::unpin(&netns)) {
                 tracing::warn!(pod = %id, %error, "the network namespace of a pod without a record stays");
             }
         }

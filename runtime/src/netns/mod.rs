@@ -123,6 +123,7 @@ impl NetNs {
         let lock = lock_dir(parent(path));
         let _lock = lock.map_err(|e| pin_error(path, "lock the directory", e))?;
         reserve(path)?;
+        crate::failpoint::hit("run-netns-reserved");
         let own = format!("/proc/self/fd/{}", namespace.as_raw_fd());
         mount_bind(own, path).map_err(|e| {
             // Nothing is mounted, so only the reserved file is left, and it is
@@ -150,6 +151,7 @@ impl NetNs {
                 Err(e) => return Err(failed("unmount", e.into())),
             }
         }
+        crate::failpoint::hit("stop-netns-unmounted");
         match fs::symlink_metadata(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(failed("stat", e)),

@@ -181,6 +181,19 @@ fn a_namespace_that_is_gone_or_will_go_gives_its_addresses_back() {
 }
 
 #[test]
+fn a_pin_without_its_mount_is_a_namespace_that_is_gone() {
+    in_new_namespace(|| {
+        let (net, pin) = (dual(), Pin::new());
+        net.call(Command::Add, "a", pin.path()).unwrap();
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        net.call(Command::Del, "a", empty.path()).unwrap();
+        assert_eq!(net.held(), 0);
+        assert!(net.call(Command::Add, "b", empty.path()).is_err());
+        assert_eq!(net.held(), 0);
+    });
+}
+
+#[test]
 fn a_failed_add_leaves_neither_addresses_nor_a_port() {
     in_new_namespace(|| {
         let (net, pin) = (dual(), Pin::new());
