@@ -25,6 +25,8 @@ pub struct Engine {
     environment: Vec<(String, String)>,
     /// Another socket than the folder's own.
     listen: Option<PathBuf>,
+    /// Another folder for the state than the own one.
+    state: Option<PathBuf>,
     log_level: &'static str,
 }
 
@@ -66,6 +68,7 @@ impl Engine {
             cgroup: format!("/{unique}"),
             environment: Vec::new(),
             listen: None,
+            state: None,
             log_level: "info,engine=debug",
             dir,
         };
@@ -148,6 +151,11 @@ impl Engine {
     /// Lets engines that are started from now on listen elsewhere.
     pub fn listen_at(&mut self, socket: PathBuf) {
         self.listen = Some(socket);
+    }
+
+    /// Has engines that are started from now on keep their state elsewhere.
+    pub fn keep_state_at(&mut self, dir: PathBuf) {
+        self.state = Some(dir);
     }
 
     /// The cgroup for the pods of this engine, made and removed with it.
@@ -234,9 +242,10 @@ impl Engine {
     }
 
     fn places(&self) -> Vec<std::ffi::OsString> {
+        let own_state = || self.path("state");
         let pairs = [
             ("--root", self.path("root")),
-            ("--state", self.path("state")),
+            ("--state", self.state.clone().unwrap_or_else(own_state)),
             ("--listen", self.socket()),
             ("--config-dir", self.path("config")),
         ];

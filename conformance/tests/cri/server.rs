@@ -184,3 +184,29 @@ fn two_engines_live_side_by_side() {
         second.clean_up().await.expect("clean up");
     });
 }
+
+#[test]
+fn a_state_that_another_engine_has_is_refused_and_its_pods_stay() {
+    with_own_engine(async |rig| {
+        let (_, id) = rig.running("first", &["/bin/sleep", "1000"]).await;
+        let state = rig.engine.path("state");
+        let mut second = Engine::prepare(&executable().expect("slipway")).expect("scratch");
+        second.keep_state_at(state.clone());
+        second.spawn().expect("spawn");
+        second.ended().await.expect("the state is another's");
+        let said = second.log_end();
+        let named = format!("another engine works on {}", state.display());
+        assert!(said.contains(&named), "{said}");
+        let alive = rig.client.exec(&id, &["true"], 5).await.expect("exec");
+        assert_eq!(alive.code, 0);
+        // After a restart, too: the way to the monitor is below the state.
+        rig.crash_and_restart().await;
+        let alive = rig.client.exec(&id, &["true"], 5).await.expect("exec");
+        assert_eq!(alive.code, 0);
+        second.keep_state_at(second.path("root"));
+        second.spawn().expect("spawn");
+        second.ended().await.expect("nor may it be the root");
+        let said = second.log_end();
+        assert!(said.contains("must not be one folder"), "{said}");
+    });
+}

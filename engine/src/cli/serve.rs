@@ -64,7 +64,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let _lock = prepare(&config)?;
+    let _locks = prepare(&config)?;
     let listen = config.listen.clone();
     // Before anything is restored: an engine that lives there must not be disturbed.
     let listener = server::bind(&listen).await?;
@@ -117,8 +117,9 @@ async fn end(
     serving.await
 }
 
-/// The folders, and the lock that keeps a second engine off the same root.
-fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
+/// The folders, and the locks that keep a second engine off the same root and off the
+/// same state: each sweeps away what its own records do not speak of.
+fn prepare(config: &Config) -> anyhow::Result<Vec<Flock<File>>> {
     use std::os::unix::fs::DirBuilderExt;
     let dirs = [
         config.pods_dir(),
@@ -132,10 +133,29 @@ fn prepare(config: &Config) -> anyhow::Result<Flock<File>> {
             .create(dir)
             .with_context(|| format!("create {}", dir.display()))?;
     }
-    let path = config.root.join("lock");
+    if is_same(&config.root, &config.state)? {
+        // Both have a folder for each pod, and that of the state ends with the pod.
+        let dir = config.root.display();
+        anyhow::bail!("--root and --state must not be one folder, both are {dir}");
+    }
+    Ok(vec![lock_dir(&config.root)?, lock_dir(&config.state)?])
+}
+
+fn is_same(one: &Path, other: &Path) -> anyhow::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let of = |dir: &Path| {
+        let found = std::fs::metadata(dir).with_context(|| format!("look at {}", dir.display()))?;
+        anyhow::Ok((found.dev(), found.ino()))
+    };
+    Ok(of(one)? == of(other)?)
+}
+
+/// Takes the lock of a folder.
+fn lock_dir(dir: &Path) -> anyhow::Result<Flock<File>> {
+    let path = dir.join("lock");
     let file = File::create(&path).with_context(|| format!("create {}", path.display()))?;
     let file = lock(file).with_context(|| format!("lock {}", path.display()))?;
-    file.with_context(|| format!("another engine works on {}", config.root.display()))
+    file.with_context(|| format!("another engine works on {}", dir.display()))
 }
 
 /// None if another engine has it. A monitor that was just being started when an
