@@ -198,23 +198,32 @@ impl PodDir {
         gone(std::fs::remove_dir_all(&self.0), &self.0)
     }
 
-    /// The record of the sandbox; `None` where there is none.
+    /// The record of the sandbox; `None` where there is none for certain. A disk that
+    /// does not say has one that cannot be read.
     pub(crate) fn read_pod(&self) -> Result<Option<PodRecord>, RecordError> {
-        let path = self.0.join(POD_FILE);
-        if !path.exists() {
-            return Ok(None);
+        match read(&self.0.join(POD_FILE)) {
+            Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(None)
+            }
+            read => read.map(Some),
         }
-        read(&path).map(Some)
     }
 
     /// The ids of all records of containers, the broken ones too.
-    pub(crate) fn container_ids(&self) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else {
-            return Vec::new();
+    pub(crate) fn container_ids(&self) -> Result<Vec<String>, RecordError> {
+        let path = self.0.join(CONTAINERS);
+        let list = || std::fs::read_dir(&path)?.collect::<io::Result<Vec<_>>>();
+        let entries = match list() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            listed => listed.map_err(|source| RecordError::Io {
+                step: "list",
+                path: path.clone(),
+                source,
+            })?,
         };
-        let names = entries.filter_map(Result::ok).map(|entry| entry.path());
         let stem = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
-        names.filter_map(stem).collect()
+        let names = entries.into_iter().map(|entry| entry.path());
+        Ok(names.filter_map(stem).collect())
     }
 
     /// What a sandbox was asked to be whose record cannot be read as a whole.
@@ -385,6 +394,22 @@ mod tests {
         assert!(matches!(states(&path), Err(RecordError::Version { .. })));
         std::fs::write(&path, "{\"version\":1,").expect("written");
         assert!(matches!(states(&path), Err(RecordError::Parse { .. })));
+    }
+
+    #[test]
+    fn a_record_that_a_disk_does_not_give_is_not_one_that_is_not_there() {
+        let root = tempfile::tempdir().expect("folder");
+        let dir = PodDir::new(root.path(), &PodId::random());
+        assert!(matches!(dir.read_pod(), Ok(None)));
+        assert!(matches!(dir.container_ids(), Ok(ids) if ids.is_empty()));
+        std::fs::create_dir(&dir.0).expect("folder");
+        assert!(matches!(dir.read_pod(), Ok(None)));
+        for name in [POD_FILE, CONTAINERS] {
+            // A link to itself cannot be looked at, as a block that is damaged.
+            std::os::unix::fs::symlink(name, dir.0.join(name)).expect("link");
+        }
+        assert!(matches!(dir.read_pod(), Err(RecordError::Io { .. })));
+        assert!(matches!(dir.container_ids(), Err(RecordError::Io { .. })));
     }
 
     #[test]

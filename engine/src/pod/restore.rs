@@ -43,14 +43,18 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
         works.spawn(async move { on_disk(|| one(&engine, &id)) });
     }
     let mut alive = HashSet::new();
+    let mut all_listed = true;
     let mut reached = Vec::new();
     while let Some(work) = works.join_next().await {
         let found = work.map_err(|error| PodError::Defect(error.to_string()))?;
-        alive.extend(found.containers);
+        match found.containers {
+            Some(containers) => alive.extend(containers),
+            None => all_listed = false,
+        }
         reached.extend(found.reached);
     }
     let count = reached.len();
-    sweep(engine, &ids, &alive);
+    sweep(engine, &ids, all_listed.then_some(&alive));
     let all = futures::future::join_all(reached);
     if tokio::time::timeout(FIRST_ANSWER, all).await.is_err() {
         tracing::warn!("not every monitor answers yet, their pods are shown as recorded");
@@ -76,10 +80,11 @@ pub(crate) fn pods(engine: &Engine) -> std::io::Result<Vec<PodId>> {
     Ok(ids)
 }
 
-/// Removes, in the background, snapshots and state folders that no record speaks of now.
-fn sweep(engine: &Arc<Engine>, pods: &[PodId], containers: &HashSet<String>) {
+/// Removes, in the background, snapshots and state folders that no record speaks of now;
+/// no snapshot where not every record could be listed.
+fn sweep(engine: &Arc<Engine>, pods: &[PodId], containers: Option<&HashSet<String>>) {
     let mut snapshots = engine.images.snapshots();
-    snapshots.retain(|owner| !containers.contains(owner));
+    snapshots.retain(|owner| containers.is_some_and(|known| !known.contains(owner)));
     let known: HashSet<&str> = pods.iter().map(PodId::as_str).collect();
     let entries = std::fs::read_dir(engine.config.pods_state_dir());
     let is_known = |path: &PathBuf| {
@@ -116,27 +121,30 @@ fn remove_state(path: &Path) {
 }
 
 /// What was found of one pod.
-#[derive(Default)]
 struct Found {
-    /// The containers whose files must stay.
-    containers: Vec<String>,
+    /// The containers whose files must stay; absent where they cannot be listed.
+    containers: Option<Vec<String>>,
     /// Answered when the pod's monitor has said what it knows; absent without a task.
     reached: Option<oneshot::Receiver<()>>,
 }
 
 fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
     let dir = engine.pod_dir(id);
-    match dir.read_pod() {
-        Ok(Some(record)) => Found {
+    let listed = || dir.container_ids();
+    match dir.read_pod().and_then(|record| Ok((record, listed()?))) {
+        Ok((Some(record), containers)) => Found {
             reached: pod(engine, &dir, record),
-            containers: dir.container_ids(),
+            containers: Some(containers),
         },
-        Ok(None) => {
+        Ok((None, _)) => {
             // The sandbox's record goes first and comes last: the rest is waste.
             if let Err(error) = dir.remove() {
                 tracing::warn!(pod = %id, %error, "a folder without a record stays");
             }
-            Found::default()
+            Found {
+                containers: Some(Vec::new()),
+                reached: None,
+            }
         }
         Err(error) => {
             let reason = crate::network::chain(&error);
@@ -148,7 +156,7 @@ fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
                 unreadable::hold(engine, id, &dir, &reason);
             }
             Found {
-                containers: dir.container_ids(),
+                containers: listed().ok(),
                 reached: None,
             }
         }

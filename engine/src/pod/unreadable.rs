@@ -64,7 +64,13 @@ pub(super) fn end_containers(
     dir: &PodDir,
     known: &[ContainerRecord],
 ) {
-    let mut lost = dir.container_ids();
+    let mut lost = match dir.container_ids() {
+        Ok(ids) => ids,
+        Err(error) => {
+            let reason = crate::network::chain(&error);
+            return tracing::error!(%pod, reason, "the records of containers cannot be listed");
+        }
+    };
     lost.retain(|id| known.iter().all(|record| record.id.as_str() != id));
     if lost.is_empty() {
         return;
@@ -200,7 +206,7 @@ async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodEr
         let ended = tokio::time::timeout(PATIENCE, reached.monitor.shutdown()).await;
         tracing::debug!(pod = %id, ?ended, "monitor of an unreadable sandbox");
     }
-    let containers = dir.container_ids();
+    let containers = on_disk(|| dir.container_ids())?;
     let mut names = containers.clone();
     names.push(id.to_string());
     end_cgroups(engine, names).await?;
