@@ -281,6 +281,67 @@ fn a_sandbox_whose_record_is_damaged_is_listed_and_can_be_removed() {
     });
 }
 
+/// The order in which a kubelet gets rid of a pod: its containers come first.
+#[test]
+fn containers_of_a_sandbox_without_a_readable_record_are_stopped_and_removed() {
+    with_own_engine(async |rig| {
+        let (pod, ends) = rig.running("newer", &["/bin/sleep", "1000"]).await;
+        let sandbox = rig.sandbox("newer");
+        let mut ids = vec![ends.clone()];
+        let script = "trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+        for (name, command) in [
+            ("polite", &["/bin/sh", "-c", script][..]),
+            ("deaf", &["/bin/sleep", "1000"]),
+            ("last", &["/bin/sleep", "1000"]),
+        ] {
+            let config = rig.container(name, command);
+            ids.push(rig.started(&pod, &config, &sandbox).await);
+        }
+        let log = rig.engine.path("logs/newer/polite/0.log");
+        let ready = conformance::eventually(DEADLINE, async || {
+            let text = std::fs::read_to_string(&log).ok()?;
+            text.contains("ready").then_some(())
+        });
+        ready.await.expect("it listens to signals");
+        let [_, polite, deaf, last] = &ids[..] else {
+            panic!("four containers");
+        };
+        rig.engine.kill().expect("kill");
+        let record = rig.engine.path("root/pods").join(&pod).join("pod.json");
+        let text = std::fs::read_to_string(&record).expect("record");
+        let newer = text.replace("\"version\":1", "\"version\":2");
+        std::fs::write(&record, newer).expect("write");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let running = v1::ContainerState::ContainerRunning as i32;
+        for id in &ids {
+            let status = rig.client.container(id).await.expect("status");
+            assert_eq!(status.state, running);
+        }
+        rig.client.stop(polite, 10).await.expect("stop");
+        assert_eq!(rig.exited(polite).await.exit_code, 3);
+        rig.client.stop(deaf, 0).await.expect("stop");
+        let status = rig.exited(deaf).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "Error"));
+        rig.client
+            .remove(&ends)
+            .await
+            .expect("remove a running one");
+        let gone = rig.client.container(&ends).await.expect_err("removed");
+        assert_eq!(gone.code(), tonic::Code::NotFound, "{gone}");
+        let status = rig.client.container(last).await.expect("status");
+        assert_eq!(status.state, running, "it was not asked to end");
+        rig.client.stop_pod(&pod).await.expect("stop the pod");
+        assert_eq!(rig.exited(last).await.exit_code, 137);
+        rig.crash_and_restart().await;
+        for (id, code) in [(polite, 3), (deaf, 137), (last, 137)] {
+            assert_eq!(rig.exited(id).await.exit_code, code);
+            rig.client.remove(id).await.expect("remove");
+        }
+        rig.client.remove_pod(&pod).await.expect("remove the pod");
+        assert!(rig.client.pods().await.expect("list").is_empty());
+    });
+}
+
 #[test]
 fn a_container_whose_record_is_damaged_is_ended_and_can_be_made_again() {
     with_own_engine(async |rig| {

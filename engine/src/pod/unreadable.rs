@@ -4,27 +4,34 @@
 //! They are listed as NOTREADY, with their containers as those are recorded, and keep
 //! their identity where the rest of the record tells it, so that no second sandbox
 //! starts beside what may still run. Whoever stops or removes one ends all that bears
-//! its id: the monitor, cgroups, network, mounts and writable layers are all named by it. After
-//! another boot nothing of it runs, and that is done at once. Until then a crash, or a
-//! return to the newer engine, leaves it as it was.
+//! its id: the monitor, cgroups, network, mounts and writable layers are all named by it.
+//! Their containers can be stopped and removed one by one, too: a kubelet does that first,
+//! and never comes to the sandbox where it fails. After another boot nothing of it runs,
+//! and all is given back at once. Until then a crash, or a return to the newer engine,
+//! leaves it as it was.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::client::{ContainerReport, ContainerState, Event, ExitRecord};
 use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
 use super::error::PodError;
+use super::machine::{Exit, State};
 use super::record::{ContainerRecord, PodDir};
-use super::task::{Command, refuse};
+use super::task::{Command, exit_of, refuse};
 use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
-use crate::engine::{Engine, blocking, blocking_with, on_disk};
+use crate::engine::{Engine, blocking, blocking_with, now, on_disk};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{IpcMode, NetworkMode, Pairs, PidMode, SandboxConfig, SandboxKey};
 
 /// How long a monitor may take to end what it has.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest grace period: whatever else is asked of the sandbox waits for it.
+const LONGEST_GRACE: Duration = Duration::from_secs(30);
 
 /// Keeps the identity of such a sandbox and lists it.
 pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str) {
@@ -37,9 +44,21 @@ pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str)
             return;
         }
     }
-    publish(engine, id, config, reason);
-    let (engine, id, dir) = (Arc::clone(engine), id.clone(), dir.clone());
-    tokio::spawn(async move { run(&engine, &id, &dir, receiver).await });
+    let containers = dir.read_containers().into_iter().filter_map(Result::ok);
+    let mut held = Held {
+        engine: Arc::clone(engine),
+        id: id.clone(),
+        dir: dir.clone(),
+        config: Arc::new(config),
+        reason: format!("its record cannot be read: {reason}"),
+        // Nobody was told of one that was being made.
+        containers: containers
+            .filter(|record| record.state != State::Creating)
+            .collect(),
+    };
+    held.look();
+    held.publish();
+    tokio::spawn(async move { held.run(receiver).await });
 }
 
 /// Gives such a sandbox back of which nothing can run any more.
@@ -144,72 +163,229 @@ fn unknown(id: &PodId) -> SandboxConfig {
     }
 }
 
-fn publish(engine: &Engine, id: &PodId, config: SandboxConfig, reason: &str) {
-    // As they are recorded: nobody says more of them.
-    let containers = engine.pod_dir(id).read_containers().into_iter();
-    let containers = containers.filter_map(Result::ok);
-    let containers = containers.map(|record| Arc::new(ContainerView::of(&record, id)));
-    engine.index.publish(&Arc::new(PodView {
-        id: id.clone(),
-        transition: engine.index.next_transition(),
-        ready: false,
-        reason: format!("its record cannot be read: {reason}"),
-        config: Arc::new(config),
-        handler: String::new(),
-        created_at: on_disk(|| engine.pod_dir(id).age()),
-        cgroup: String::new(),
-        netns: None,
-        ips: Vec::new(),
-        monitor: None,
-        containers: containers.collect(),
-    }));
+/// Such a sandbox, with what is known of it.
+struct Held {
+    engine: Arc<Engine>,
+    id: PodId,
+    dir: PodDir,
+    config: Arc<SandboxConfig>,
+    /// Why it is not ready.
+    reason: String,
+    /// Those with records that can be read.
+    containers: Vec<ContainerRecord>,
 }
 
-async fn run(
-    engine: &Arc<Engine>,
-    id: &PodId,
-    dir: &PodDir,
-    mut inbox: mpsc::UnboundedReceiver<Command>,
-) {
-    while let Some(command) = inbox.recv().await {
-        match command {
-            Command::StopPod(reply) => reply.answer(end(engine, id, dir).await),
-            Command::RemovePod(reply) => {
-                let removed = remove(engine, id, dir).await;
-                let done = removed.is_ok();
-                if done {
-                    engine.index.forget(id);
+impl Held {
+    fn publish(&self) {
+        let containers = self.containers.iter();
+        let containers = containers.map(|record| Arc::new(ContainerView::of(record, &self.id)));
+        self.engine.index.publish(&Arc::new(PodView {
+            id: self.id.clone(),
+            transition: self.engine.index.next_transition(),
+            ready: false,
+            reason: self.reason.clone(),
+            config: Arc::clone(&self.config),
+            handler: String::new(),
+            created_at: on_disk(|| self.dir.age()),
+            cgroup: String::new(),
+            netns: None,
+            ips: Vec::new(),
+            monitor: None,
+            containers: containers.collect(),
+        }));
+    }
+
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
+        while let Some(command) = inbox.recv().await {
+            match command {
+                Command::Stop(id, grace, reply) => reply.answer(self.stop(&id, grace).await),
+                Command::RemoveContainer(id, reply) => {
+                    reply.answer(self.remove_container(&id).await);
                 }
-                reply.answer(removed);
-                if done {
-                    return;
+                Command::StopPod(reply) => reply.answer(self.end().await),
+                Command::RemovePod(reply) => {
+                    let removed = self.remove().await;
+                    let done = removed.is_ok();
+                    if done {
+                        self.engine.index.forget(&self.id);
+                    }
+                    reply.answer(removed);
+                    if done {
+                        return;
+                    }
                 }
+                other => refuse(other, || PodError::State {
+                    what: format!("pod sandbox {}", self.id),
+                    state: "left alone until it is removed, since its record cannot be read"
+                        .to_owned(),
+                }),
             }
-            other => refuse(other, || PodError::State {
-                what: format!("pod sandbox {id}"),
-                state: "left alone until it is removed, since its record cannot be read".to_owned(),
-            }),
+        }
+    }
+
+    /// Notes which containers have ended already: nobody tells of it.
+    fn look(&mut self) {
+        let engine = Arc::clone(&self.engine);
+        let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
+        for record in &mut self.containers {
+            let gone = || !engine.cgroups.open(&record.cgroup).exists();
+            if is_written(&written, record) || gone() {
+                let message = "it ended, how could not be written down";
+                end_record(record, &written, (255, "Unknown", message));
+            }
+        }
+    }
+
+    /// Notes the end of containers whose processes are gone.
+    fn note_ended(&mut self, which: impl Fn(&ContainerRecord) -> bool) {
+        let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
+        for record in self.containers.iter_mut().filter(|record| which(record)) {
+            let message = "the record of its sandbox cannot be read, the container was killed";
+            if !end_record(record, &written, (137, "Error", message)) {
+                continue;
+            }
+            record.transition = self.engine.index.next_transition();
+            if let Err(error) = self.dir.write_container(record) {
+                let reason = crate::network::chain(&error);
+                tracing::error!(container = %record.id, reason, "the container's record is stale");
+            }
+        }
+        self.publish();
+    }
+
+    fn container(&self, id: &ContainerId) -> Option<ContainerRecord> {
+        let mut containers = self.containers.iter();
+        containers.find(|record| record.id == *id).cloned()
+    }
+
+    async fn stop(&mut self, id: &ContainerId, grace: Duration) -> Result<(), PodError> {
+        let Some(record) = self.container(id) else {
+            return Ok(());
+        };
+        if matches!(record.state, State::Exited(_) | State::Created) {
+            return Ok(());
+        }
+        if !grace.is_zero() {
+            let state = self.engine.pod_state(&self.id);
+            let ended = end_by_signal(&state, &record);
+            if tokio::time::timeout(grace.min(LONGEST_GRACE), ended)
+                .await
+                .is_err()
+            {
+                tracing::debug!(container = %id, "grace period of a container is over");
+            }
+        }
+        teardown::container_processes(&self.engine, &record).await?;
+        on_disk(|| self.note_ended(|record| record.id == *id));
+        Ok(())
+    }
+
+    async fn remove_container(&mut self, id: &ContainerId) -> Result<(), PodError> {
+        let Some(record) = self.container(id) else {
+            return Ok(());
+        };
+        teardown::container_processes(&self.engine, &record).await?;
+        let reached = restore::reach_soon(&self.engine.pod_state(&self.id)).await;
+        let monitor = reached.as_ref().map(|reached| &reached.monitor);
+        teardown::container(&self.engine, &self.dir, &record, monitor).await?;
+        self.containers.retain(|record| record.id != *id);
+        self.publish();
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), PodError> {
+        end_processes(&self.engine, &self.id, &self.dir).await?;
+        on_disk(|| self.note_ended(|_| true));
+        give_parts_back(&self.engine, &self.id, &self.dir).await
+    }
+
+    async fn remove(&mut self) -> Result<(), PodError> {
+        self.end().await?;
+        let dir = self.dir.clone();
+        blocking(move || Ok(dir.remove()?)).await
+    }
+}
+
+fn is_written(written: &[ExitRecord], record: &ContainerRecord) -> bool {
+    written
+        .iter()
+        .any(|exit| exit.container == record.id.as_str())
+}
+
+/// Notes an end: as the monitor has written it down, or else as `lost` says. False where
+/// it is known already.
+fn end_record(
+    record: &mut ContainerRecord,
+    written: &[ExitRecord],
+    lost: (i32, &str, &str),
+) -> bool {
+    if matches!(record.state, State::Exited(_)) {
+        return false;
+    }
+    let known = written
+        .iter()
+        .find(|exit| exit.container == record.id.as_str());
+    let started_at = record.state.started_at();
+    let (code, reason, message) = lost;
+    let lost = || Exit {
+        code,
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        started_at,
+        finished_at: now(),
+    };
+    record.state = State::Exited(known.map_or_else(lost, exit_of));
+    record.process = None;
+    true
+}
+
+/// Sends a container its stop signal and waits for its end.
+async fn end_by_signal(state: &Path, record: &ContainerRecord) {
+    let Some(mut reached) = restore::reach_soon(state).await else {
+        return;
+    };
+    let id = record.id.as_str();
+    let has_ended = |report: &ContainerReport| {
+        report.id == id && matches!(report.state, ContainerState::Exited(_))
+    };
+    if reached.containers.iter().any(has_ended) {
+        return;
+    }
+    if let Err(error) = reached.monitor.signal(id, record.stop_signal).await {
+        tracing::debug!(container = id, %error, "signal");
+        return;
+    }
+    while let Some(event) = reached.events.recv().await {
+        match event {
+            Event::Exited(exit) if exit.container == id => return,
+            Event::Gone => return,
+            _ => {}
         }
     }
 }
 
+/// Gives back a sandbox that is not held.
 async fn remove(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
-    end(engine, id, dir).await?;
+    end_processes(engine, id, dir).await?;
+    give_parts_back(engine, id, dir).await?;
     let dir = dir.clone();
     blocking(move || Ok(dir.remove()?)).await
 }
 
-/// Ends all that bears the sandbox's id or that of one of its containers.
-async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
+/// Ends whatever runs below the sandbox's id or that of one of its containers.
+async fn end_processes(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
     let state = engine.pod_state(id);
     if let Some(reached) = restore::reach_soon(&state).await {
         let ended = tokio::time::timeout(PATIENCE, reached.monitor.shutdown()).await;
         tracing::debug!(pod = %id, ?ended, "monitor of an unreadable sandbox");
     }
-    let containers = on_disk(|| dir.container_ids())?;
-    let mut names = containers.clone();
+    let mut names = on_disk(|| dir.container_ids())?;
     names.push(id.to_string());
-    end_cgroups(engine, names).await?;
+    end_cgroups(engine, names).await
+}
+
+/// Gives back the network, the mounts and the writable layers, once nothing runs.
+async fn give_parts_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodError> {
     let netns = engine.netns(id);
     engine.network.detach_unrecorded(id, &netns).await?;
     let own = id.clone();
@@ -218,5 +394,6 @@ async fn end(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) -> Result<(), PodEr
         teardown::remove_state(engine, &own)
     })
     .await?;
+    let containers = on_disk(|| dir.container_ids())?;
     give_layers_back(engine, &containers).await
 }
