@@ -163,6 +163,64 @@ fn limits_reach_the_cgroup_and_an_update_is_all_or_nothing() {
 }
 
 #[test]
+fn limits_that_cannot_be_written_down_are_not_set() {
+    use nix::mount::{MsFlags, mount, umount};
+    with_own_engine(async |rig| {
+        let (pod, id) = rig.running("unwritten", &["/bin/sleep", "1000"]).await;
+        let megabytes = |limit: i64| v1::UpdateContainerResourcesRequest {
+            container_id: id.clone(),
+            linux: Some(v1::LinuxContainerResources {
+                memory_limit_in_bytes: limit << 20,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let mut client = rig.client.runtime.clone();
+        let set = client.update_container_resources(megabytes(64)).await;
+        set.expect("update");
+        // Nothing can be written there, as on a full disk.
+        let records = rig.engine.path("root/pods").join(&pod).join("containers");
+        let nothing = None::<&str>;
+        for flags in [
+            MsFlags::MS_BIND,
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
+        ] {
+            mount(Some(&records), &records, nothing, flags, nothing).expect("mount");
+        }
+        let mut both = [client.clone(), client.clone()];
+        let [one, other] = &mut both;
+        let (one, other) = tokio::join!(
+            one.update_container_resources(megabytes(96)),
+            other.update_container_resources(megabytes(80))
+        );
+        one.expect_err("it cannot be written down");
+        other.expect_err("nor can this one");
+        umount(&records).expect("unmount");
+        let limits = [
+            format!("memory{}/{id}/memory.limit_in_bytes", rig.cgroup),
+            format!("{}/{id}/memory.max", rig.cgroup.trim_start_matches('/')),
+            format!("unified{}/{id}/memory.max", rig.cgroup),
+        ];
+        let limit = || {
+            let mut files = limits.iter().map(|file| format!("/sys/fs/cgroup/{file}"));
+            let text = files.find_map(|file| std::fs::read_to_string(file).ok());
+            text.expect("a limit").trim().parse::<i64>().expect("bytes")
+        };
+        assert_eq!(limit(), 64 << 20);
+        for _ in 0..2 {
+            let status = rig.client.container(&id).await.expect("status");
+            let linux = status.resources.and_then(|all| all.linux);
+            assert_eq!(linux.expect("limits").memory_limit_in_bytes, 64 << 20);
+            rig.crash_and_restart().await;
+        }
+        let mut client = rig.client.runtime.clone();
+        let again = client.update_container_resources(megabytes(96)).await;
+        again.expect("there is room again");
+        assert_eq!(limit(), 96 << 20);
+    });
+}
+
+#[test]
 fn a_process_that_cannot_be_executed_is_a_start_error() {
     with_engine(async |rig| {
         let sandbox = rig.sandbox("nothing");

@@ -354,23 +354,62 @@ impl Task {
     }
 
     pub(super) fn update(&mut self, id: &ContainerId, update: Resources, reply: Reply<()>) {
+        if let Some(slot) = self.slots.get_mut(id)
+            && slot.limits_in_force.is_some()
+        {
+            return slot.updates.push_back((update, reply));
+        }
+        let new = match self.intend_update(id, &update) {
+            Ok(new) => new,
+            Err(error) => {
+                respond(reply, Err(error));
+                return self.next_update(id);
+            }
+        };
+        let Some(record) = self.slots.get(id).map(|slot| slot.record.clone()) else {
+            return;
+        };
+        let (engine, own) = (Arc::clone(&self.engine), id.clone());
+        let work = async move { container::update(&engine, &record, new).await };
+        self.job(work, move |result| Done::Updated(own, result, reply));
+    }
+
+    /// Writes down what the limits will be: a limit that is in force and not on disk
+    /// would be another after a restart.
+    fn intend_update(
+        &mut self,
+        id: &ContainerId,
+        update: &Resources,
+    ) -> Result<Resources, PodError> {
         let Some(slot) = self.slots.get_mut(id) else {
-            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+            return Err(PodError::NoContainer(id.to_string()));
         };
         if slot.has_ended() || slot.record.state == State::Creating {
             let state = slot.record.state.word().to_owned();
             let what = format!("container {id}");
-            return respond(reply, Err(PodError::State { what, state }));
+            return Err(PodError::State { what, state });
         }
-        if slot.update_runs {
-            return slot.updates.push_back((update, reply));
+        let before = slot.record.config.resources.clone();
+        let new = resources::merge(&before, update);
+        Arc::make_mut(&mut slot.record.config).resources = new.clone();
+        slot.limits_in_force = Some(before.clone());
+        let kept = self.keep(id);
+        if kept.is_err()
+            && let Some(slot) = self.slots.get_mut(id)
+        {
+            Arc::make_mut(&mut slot.record.config).resources = before;
+            slot.limits_in_force = None;
+            self.refresh(id);
         }
-        slot.update_runs = true;
-        let new = resources::merge(&slot.record.config.resources, &update);
-        let (engine, record, own) = (Arc::clone(&self.engine), slot.record.clone(), id.clone());
-        let limits = new.clone();
-        let work = async move { container::update(&engine, &record, limits).await };
-        self.job(work, move |result| Done::Updated(own, new, result, reply));
+        kept.map(|()| new)
+    }
+
+    /// The update that has waited longest.
+    pub(super) fn next_update(&mut self, id: &ContainerId) {
+        let slot = self.slots.get_mut(id);
+        if let Some((update, reply)) = slot.and_then(|slot| slot.updates.pop_front()) {
+            self.update(id, update, reply);
+        }
     }
 
     fn reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {

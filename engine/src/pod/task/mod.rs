@@ -76,7 +76,7 @@ enum Done {
     CgroupKilled(ContainerId, Result<(), PodError>),
     /// A signal was sent, or a cgroup given back; nothing follows from it.
     Quiet,
-    Updated(ContainerId, Resources, Result<(), PodError>, Reply<()>),
+    Updated(ContainerId, Result<(), PodError>, Reply<()>),
     ContainerRemoved(ContainerId, Result<(), PodError>),
     /// Time to try again to give a container back that could not be made.
     RetryRemoval(ContainerId),
@@ -102,7 +102,8 @@ struct Slot {
     removal_runs: bool,
     /// Updates wait for each other: each starts from what the last one left.
     updates: VecDeque<(Resources, Reply<()>)>,
-    update_runs: bool,
+    /// While an update runs: its record says already what they will be.
+    limits_in_force: Option<Resources>,
     /// Whether its log takes nothing for the time being.
     log_stalled: bool,
     /// Dropped when the creation is to end early.
@@ -128,7 +129,7 @@ impl Slot {
             removing: Vec::new(),
             removal_runs: false,
             updates: VecDeque::new(),
-            update_runs: false,
+            limits_in_force: None,
             log_stalled: false,
             creation: None,
             unmade: None,
@@ -378,7 +379,7 @@ impl Task {
             Done::Created(id, _) => steps_of(&slot(id)?.creating),
             Done::Started(id, _) => steps_of(&slot(id)?.starting),
             Done::ContainerRemoved(id, _) => steps_of(&slot(id)?.removing),
-            Done::Updated(_, _, _, reply) => reply.steps.clone(),
+            Done::Updated(_, _, reply) => reply.steps.clone(),
             Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
             Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
@@ -398,11 +399,15 @@ impl Task {
         };
         let record = &slot.record;
         slot.view = (record.state != State::Creating).then(|| {
-            Arc::new(ContainerView {
+            let mut view = ContainerView {
                 pid: slot.pid,
                 log_stalled: slot.log_stalled,
                 ..ContainerView::of(record, &self.record.id)
-            })
+            };
+            if let Some(limits) = &slot.limits_in_force {
+                view.resources.clone_from(limits);
+            }
+            Arc::new(view)
         });
     }
 

@@ -10,7 +10,6 @@ use super::super::teardown;
 use super::{Done, Task, answer, respond};
 use crate::engine::now;
 use crate::ids::ContainerId;
-use crate::model::Resources;
 
 /// What the kernel's exit means to people.
 pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
@@ -68,9 +67,7 @@ impl Task {
             Done::Reached(reached) => self.reached(reached),
             Done::RetryRemoval(id) => self.remove_when_ended(&id),
             Done::Quiet => return,
-            Done::Updated(id, resources, result, reply) => {
-                self.updated(&id, resources, result, reply);
-            }
+            Done::Updated(id, result, reply) => self.updated(&id, result, reply),
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
             Done::Orphaned(all) => self.orphaned(all),
             Done::Down(result) => self.down(result),
@@ -81,28 +78,21 @@ impl Task {
         self.publish();
     }
 
-    fn updated(
-        &mut self,
-        id: &ContainerId,
-        resources: Resources,
-        mut result: Result<(), PodError>,
-        reply: super::Reply<()>,
-    ) {
-        if result.is_ok()
-            && let Some(slot) = self.slots.get_mut(id)
+    fn updated(&mut self, id: &ContainerId, result: Result<(), PodError>, reply: super::Reply<()>) {
+        let slot = self.slots.get_mut(id);
+        if let Some((before, slot)) =
+            slot.and_then(|slot| Some((slot.limits_in_force.take()?, slot)))
         {
-            Arc::make_mut(&mut slot.record.config).resources = resources;
-            result = self.keep(id);
+            if result.is_err() {
+                Arc::make_mut(&mut slot.record.config).resources = before;
+                self.keep_if_possible(id);
+            } else {
+                self.refresh(id);
+            }
         }
         self.publish();
         respond(reply, result);
-        let next = self.slots.get_mut(id).and_then(|slot| {
-            slot.update_runs = false;
-            slot.updates.pop_front()
-        });
-        if let Some((update, reply)) = next {
-            self.update(id, update, reply);
-        }
+        self.next_update(id);
     }
 
     fn launched(&mut self, result: Result<Box<super::Launched>, Box<super::NotLaunched>>) {
