@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image_store::ImageStore;
@@ -52,30 +52,38 @@ pub(crate) struct Engine {
     pub(crate) first_of_boot: bool,
 }
 
-/// Cgroups of pods that are gone, whose parents may be left over: where v1 and a
+/// The parents of cgroups of pods that are gone, which may be left over: where v1 and a
 /// v2 tree stand side by side, the kubelet removes a pod's cgroup from the v1
-/// hierarchies only, and some time after the pod.
+/// hierarchies only, and some time after the pod. One that lives on, as that of all pods
+/// does, is noted once, however many pods come and go.
 #[derive(Default)]
 pub(crate) struct Orphans(Mutex<HashSet<String>>);
 
 impl Orphans {
     /// Notes the cgroup of a pod that was stopped.
     pub(crate) fn note(&self, pod_cgroup: &str) {
-        let mut orphans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        orphans.insert(pod_cgroup.to_owned());
+        let (parent, _) = pod_cgroup.rsplit_once('/').unwrap_or_default();
+        // The root is nobody's to remove.
+        if !parent.is_empty() {
+            self.noted().insert(parent.to_owned());
+        }
+    }
+
+    fn noted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the parents that only the v2 tree still has.
     pub(crate) fn sweep(&self, cgroups: &Hierarchies) {
-        let noted = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: Vec<String> = noted().iter().cloned().collect();
-        for path in all {
-            if let Err(error) = cgroups.open(&path).remove_orphaned_parents() {
-                tracing::warn!(path, %error, "the parent of a pod's cgroup stays");
+        let all: Vec<String> = self.noted().iter().cloned().collect();
+        for parent in all {
+            // As seen from a pod in it, whichever that was.
+            let pod = cgroups.open(&format!("{parent}/pod"));
+            if let Err(error) = pod.remove_orphaned_parents() {
+                tracing::warn!(parent, %error, "the parent of a pod's cgroup stays");
             }
-            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            if !cgroups.open(parent).exists() {
-                noted().remove(&path);
+            if !cgroups.open(&parent).exists() {
+                self.noted().remove(&parent);
             }
         }
     }
@@ -205,4 +213,22 @@ pub(crate) async fn blocking_with<T: Send + 'static>(
 ) -> Result<T, PodError> {
     let engine = Arc::clone(engine);
     blocking(move || work(&engine)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parent_of_many_pods_that_come_and_go_is_noted_once() {
+        let orphans = Orphans::default();
+        for _ in 0..1500 {
+            let pod = Engine::pod_cgroup("", &PodId::random());
+            orphans.note(&pod);
+        }
+        orphans.note("/kubepods/besteffort/pod1/sandbox");
+        orphans.note("/sandbox");
+        let noted = orphans.0.lock().unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(noted.len(), 2, "{noted:?}");
+    }
 }
