@@ -94,11 +94,14 @@ pub(crate) async fn of_containers(
     containers: Vec<Arc<ContainerView>>,
 ) -> Result<Vec<ContainerUse>, PodError> {
     let mut uses = on_all_cores(engine, containers, measure).await?;
-    for one in &mut uses {
-        one.layer = engine
-            .images
-            .snapshot_usage(one.container.id.as_str())
-            .await;
+    // Side by side: each may be waited for for a moment.
+    let of_layer = |one: &ContainerUse| {
+        let id = one.container.id.clone();
+        async move { engine.images.snapshot_usage(id.as_str()).await }
+    };
+    let layers = futures::future::join_all(uses.iter().map(of_layer)).await;
+    for (one, layer) in uses.iter_mut().zip(layers) {
+        one.layer = layer;
     }
     Ok(uses)
 }

@@ -21,6 +21,7 @@ mod layer;
 mod layers;
 mod layout;
 mod manifest;
+mod measure;
 mod overlay;
 mod patch;
 mod platform;

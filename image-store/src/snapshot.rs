@@ -17,7 +17,7 @@ use crate::digest::ImageId;
 use crate::error::Cause;
 use crate::overlay::{OverlayError, Stack, mount};
 use crate::patch::copy_attributes;
-use crate::usage::{Usage, usage};
+use crate::usage::{Counted, Effort, Usage, usage};
 
 const UPPER: &str = "fs";
 const WORK: &str = "work";
@@ -162,17 +162,19 @@ impl Snapshot {
         &self.lowers.dirs
     }
 
-    /// What its changes and its volumes occupy.
-    pub(crate) fn usage(&self) -> Result<Usage, Errno> {
-        let changes = usage(&self.upper())?;
-        let volumes = match usage(&self.volumes()) {
+    /// What its changes and its volumes occupy, as far as the effort allows to tell.
+    pub(crate) fn usage(&self, effort: &mut Effort) -> Result<Counted, Errno> {
+        let changes = usage(&self.upper(), effort)?;
+        let volumes = match usage(&self.volumes(), effort) {
             Err(Errno::NOENT) => return Ok(changes),
             other => other?,
         };
-        Ok(Usage {
-            bytes: changes.bytes + volumes.bytes,
-            inodes: changes.inodes + volumes.inodes,
-        })
+        let usage = Usage {
+            bytes: changes.usage.bytes + volumes.usage.bytes,
+            inodes: changes.usage.inodes + volumes.usage.inodes,
+        };
+        let whole = changes.whole && volumes.whole;
+        Ok(Counted { usage, whole })
     }
 
     /// Mounts it, attached nowhere. `read_only` gives the image with what was

@@ -1,13 +1,11 @@
 //! The facade: what the engine calls.
 //!
 //! Owns no state of its own: it moves blocking work to threads made for it and
-//! hands everything else to [`Depot`] and the puller.
+//! hands everything else to [`Depot`], the puller and the measurements.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, spawn_blocking};
@@ -17,14 +15,12 @@ use crate::depot::Depot;
 use crate::digest::ImageId;
 use crate::error::{ImportError, LeaseError, OpenError, PullError, RemoveError};
 use crate::image::Image;
+use crate::measure::Measurements;
 use crate::pull::Puller;
 use crate::registry::Registry;
 use crate::snapshot::{Snapshot, SnapshotError};
 use crate::tuning::Tuning;
-use crate::usage::Usage;
-
-/// A cached usage is measured anew after this.
-const USAGE_AGE: Duration = Duration::from_secs(10);
+use crate::usage::{Effort, Usage};
 
 /// Where the store lives and how it introduces itself.
 #[derive(Debug, Clone)]
@@ -48,14 +44,7 @@ struct Inner {
     puller: Puller,
     runtime: Handle,
     tuning: Tuning,
-    usages: Mutex<HashMap<String, Measured>>,
-}
-
-/// A snapshot's usage and when it was taken.
-struct Measured {
-    usage: Usage,
-    at: Instant,
-    refreshing: bool,
+    measurements: Measurements,
 }
 
 /// What a pull brought.
@@ -92,7 +81,7 @@ impl ImageStore {
             depot,
             runtime: Handle::current(),
             tuning,
-            usages: Mutex::default(),
+            measurements: Measurements::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -205,7 +194,7 @@ impl ImageStore {
     pub async fn remove_snapshot(&self, owner: &str) -> Result<(), SnapshotError> {
         let (depot, name) = (Arc::clone(&self.inner.depot), owner.to_owned());
         let collect = blocking(move || depot.remove_snapshot(&name)).await?;
-        self.usages().remove(owner);
+        self.inner.measurements.forget(owner);
         if collect {
             self.collect();
         }
@@ -218,64 +207,13 @@ impl ImageStore {
         self.inner.depot.state().snapshots()
     }
 
-    /// What a snapshot's changes occupy. The first call measures; later ones
-    /// answer from memory and have an old figure measured anew behind them.
+    /// What a snapshot's changes occupy: the last figure, which is measured anew behind
+    /// the caller if it is old. The first one is waited for for a moment; until it is
+    /// there, and where there cannot be one, there is none.
     pub async fn snapshot_usage(&self, owner: &str) -> Option<Usage> {
         let snapshot = self.find_snapshot(owner)?;
-        let cached = {
-            let mut usages = self.usages();
-            usages.get_mut(owner).map(|m| {
-                let refresh = m.at.elapsed() > USAGE_AGE && !m.refreshing;
-                m.refreshing |= refresh;
-                (m.usage, refresh)
-            })
-        };
-        match cached {
-            Some((usage, false)) => Some(usage),
-            Some((usage, true)) => {
-                let store = self.clone();
-                drop(
-                    self.inner
-                        .runtime
-                        .spawn(async move { store.measure(&snapshot).await }),
-                );
-                Some(usage)
-            }
-            None => self.measure(&snapshot).await,
-        }
-    }
-
-    async fn measure(&self, snapshot: &Snapshot) -> Option<Usage> {
-        let measuring = snapshot.clone();
-        let measured = blocking(move || measuring.usage()).await;
-        let mut usages = self.usages();
-        match measured {
-            Ok(usage) => {
-                let at = Instant::now();
-                usages.insert(
-                    snapshot.owner().to_owned(),
-                    Measured {
-                        usage,
-                        at,
-                        refreshing: false,
-                    },
-                );
-                Some(usage)
-            }
-            Err(error) => {
-                // Gone meanwhile, most likely.
-                tracing::debug!(error = %error, owner = snapshot.owner(), "measure a snapshot");
-                usages.remove(snapshot.owner());
-                None
-            }
-        }
-    }
-
-    fn usages(&self) -> std::sync::MutexGuard<'_, HashMap<String, Measured>> {
-        self.inner
-            .usages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let measure = move |effort: &mut Effort| snapshot.usage(effort);
+        self.inner.measurements.figure(owner, measure).await
     }
 }
 

@@ -4,11 +4,14 @@
 //! that may change it meanwhile, so what vanishes on the way is left out. However deep
 //! the tree is, few directories are held open. The way back into one that was closed
 //! is `..`, taken only if it leads to that same directory: a rename leads nowhere else.
+//! A tree may be large, and a container can keep a walk busy for as long as it likes by
+//! what it moves, so a walk has a bound.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
@@ -29,11 +32,49 @@ pub struct Usage {
     pub inodes: u64,
 }
 
-/// Adds up a tree.
-pub(crate) fn usage(path: &Path) -> Result<Usage, Errno> {
+/// How much may be looked at, and for how long.
+#[derive(Debug)]
+pub(crate) struct Effort {
+    until: Instant,
+    entries: u64,
+}
+
+impl Effort {
+    /// So much from now on.
+    pub(crate) fn new(time: Duration, entries: u64) -> Self {
+        let until = Instant::now() + time;
+        Self { until, entries }
+    }
+
+    /// Pays for one entry; false where nothing is left.
+    fn spend(&mut self) -> bool {
+        let left = self.entries > 0 && Instant::now() < self.until;
+        self.entries = self.entries.saturating_sub(1);
+        left
+    }
+}
+
+/// What a walk found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counted {
+    pub(crate) usage: Usage,
+    /// It came to the end of the tree, not of what it may look at.
+    pub(crate) whole: bool,
+}
+
+/// Adds up a tree, or as much of it as the effort allows.
+pub(crate) fn usage(path: &Path, effort: &mut Effort) -> Result<Counted, Errno> {
     let mut walk = Walk::of(path, MAX_SEEN, HELD)?;
-    while walk.step()? {}
-    Ok(walk.sum())
+    let whole = loop {
+        if !effort.spend() {
+            break false;
+        }
+        if !walk.step()? {
+            break true;
+        }
+    };
+    let usage = walk.sum();
+    Ok(Counted { usage, whole })
 }
 
 fn blocks(count: i64) -> u64 {
@@ -240,6 +281,13 @@ mod tests {
     use super::*;
     use crate::remove::remove_tree;
 
+    fn usage(path: &Path) -> Result<Usage, Errno> {
+        let mut effort = Effort::new(Duration::from_secs(600), u64::MAX);
+        let counted = super::usage(path, &mut effort)?;
+        assert!(counted.whole);
+        Ok(counted.usage)
+    }
+
     fn usage_with(path: &Path, remembered: usize) -> Result<Usage, Errno> {
         let mut walk = Walk::of(path, remembered, HELD)?;
         while walk.step()? {}
@@ -372,5 +420,50 @@ mod tests {
         assert_eq!(whole.inodes, 65);
         assert_eq!(usage_with(dir.path(), 0).unwrap(), whole);
         assert_eq!(usage_with(dir.path(), 20).unwrap(), whole);
+    }
+
+    #[test]
+    fn a_walk_over_more_than_it_may_look_at_ends_and_keeps_what_it_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        for i in 0..300 {
+            std::fs::write(dir.path().join(format!("f{i}")), "x").unwrap();
+        }
+        let mut effort = Effort::new(Duration::from_secs(600), 100);
+        let cut = super::usage(dir.path(), &mut effort).unwrap();
+        assert!(!cut.whole && (98..=101).contains(&cut.usage.inodes));
+        // What is left is for what comes next, and that is nothing.
+        let rest = super::usage(dir.path(), &mut effort).unwrap();
+        assert!(!rest.whole && rest.usage.inodes == 1);
+        let mut late = Effort::new(Duration::ZERO, u64::MAX);
+        assert!(!super::usage(dir.path(), &mut late).unwrap().whole);
+    }
+
+    /// A directory that is always moved to where the walk comes next would be counted
+    /// once for each of the others.
+    #[test]
+    fn a_directory_that_is_moved_along_with_the_walk_ends_it_at_its_bound() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = dir.path().join("top");
+        for i in 0..200 {
+            std::fs::create_dir_all(top.join(format!("p{i}"))).unwrap();
+        }
+        let read = std::fs::read_dir(&top).unwrap();
+        let order: Vec<_> = read.map(|entry| entry.unwrap().path()).collect();
+        let mut at = dir.path().join("moved");
+        std::fs::create_dir(&at).unwrap();
+        for i in 0..100 {
+            std::fs::write(at.join(format!("f{i}")), "x").unwrap();
+        }
+        let mut walk = Walk::of(&top, MAX_SEEN, HELD).unwrap();
+        let (mut effort, mut next) = (Effort::new(Duration::from_secs(600), 5000), 0);
+        while effort.spend() && walk.step().unwrap() {
+            if walk.levels.len() == 1 && next < order.len() {
+                let to = order[next].join("moved");
+                std::fs::rename(&at, &to).unwrap();
+                (at, next) = (to, next + 1);
+            }
+        }
+        assert_eq!(effort.entries, 0, "the walk came to its bound");
+        assert!(walk.sum().inodes > 1 + 200 + 101, "{:?}", walk.sum());
     }
 }
