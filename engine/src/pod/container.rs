@@ -24,7 +24,7 @@ use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
-use crate::spec::{self, Built};
+use crate::spec::{self, Built, Visitor, Whereabouts};
 
 /// How long the host's paths may take to answer: less than the kubelet's patience, so
 /// that its user is told why.
@@ -156,20 +156,19 @@ async fn make(
         true => None,
         false => Some(fill_volumes(snapshot.clone(), places).await?),
     };
+    let at = Arc::new(Whereabouts::default());
     let preparing = {
-        let (host, record) = (host.clone(), record.clone());
+        let (host, record, at) = (host.clone(), record.clone(), Arc::clone(&at));
         blocking_with(engine, move |engine| {
-            let parts = match filled {
-                Some((rootfs, volumes)) => Parts {
-                    rootfs,
-                    volumes,
-                    cgroup,
-                },
-                None => Parts {
-                    rootfs: mount_root(&snapshot)?,
-                    volumes: Vec::new(),
-                    cgroup,
-                },
+            let (rootfs, volumes) = match filled {
+                Some(filled) => filled,
+                None => (mount_root(&snapshot)?, Vec::new()),
+            };
+            let parts = Parts {
+                rootfs,
+                volumes,
+                cgroup,
+                at,
             };
             prepare(engine, &host, &record, &image, parts)
         })
@@ -182,7 +181,7 @@ async fn make(
         }),
         // A thread that a path of the host keeps in the kernel cannot be ended.
         () = tokio::time::sleep(HOST_PATIENCE) => return Err(PodError::HostPaths {
-            path: engine.host_paths.slowest().unwrap_or_default(),
+            path: at.path(),
             patience: HOST_PATIENCE,
         }),
     };
@@ -231,6 +230,8 @@ struct Parts {
     /// Of the image.
     volumes: Vec<Mount>,
     cgroup: Cgroup,
+    /// Tells whoever waits which path of the host is being looked at.
+    at: Arc<Whereabouts>,
 }
 
 /// Makes the container's cgroup.
@@ -421,7 +422,10 @@ fn inputs<'a>(
         unified_cgroups: engine.unified(),
         open_files: engine.config.open_files,
         seccomp: &engine.seccomp,
-        host_paths: &engine.host_paths,
+        host_paths: Visitor {
+            paths: &engine.host_paths,
+            at: &parts.at,
+        },
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong with pods and containers, as callers need to tell it apart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,10 +67,10 @@ pub(crate) enum PodError {
     #[error("the monitor of the pod does not answer")]
     MonitorSilent,
     /// A volume or device of the host does not answer.
-    #[error("the container's volumes: {} has not answered within {} s", path.display(), patience.as_secs())]
+    #[error("what the container needs of the host: {} has not answered within {} s", said(path.as_deref()), patience.as_secs())]
     HostPaths {
-        /// The path that has kept its caller the longest.
-        path: PathBuf,
+        /// The path that was looked at; none where it was the node's own files.
+        path: Option<PathBuf>,
         /// How long was waited.
         patience: Duration,
     },
@@ -110,6 +110,13 @@ pub(crate) enum PodError {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+fn said(path: Option<&Path>) -> String {
+    path.map_or_else(
+        || "the disk of its root".to_owned(),
+        |path| path.display().to_string(),
+    )
 }
 
 impl PodError {

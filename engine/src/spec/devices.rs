@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 use rustix::fs::{major, minor};
 
 use super::{Inputs, SpecError, stuck};
+use crate::model::Device;
 
 /// Nodes to make and rules to set.
 pub(super) struct Devices {
@@ -49,7 +50,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
         devices
             .rules
             .push(rule(true, LinuxDeviceType::A, (None, None), "rwm"));
-        all_of_the_host(Path::new("/dev"), &mut devices.nodes);
+        let dev = Path::new("/dev");
+        let all = inputs.host_paths.visit(dev, || all_of_the_host(dev));
+        devices.nodes = all.map_err(|source| stuck(dev, source))?;
     } else {
         devices
             .rules
@@ -68,27 +71,16 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
             .push(rule(true, LinuxDeviceType::B, (None, None), "m"));
     }
     for wanted in &config.devices {
-        let start = devices.nodes.len();
         let path = &wanted.host_path;
-        let host = inputs.host_paths.visit(path, || path.canonicalize());
-        let host = host.map_err(|source| stuck(path, source))?;
-        let host = host.map_err(|source| SpecError::Device {
-            path: path.clone(),
-            source,
-        })?;
-        if host.is_dir() {
-            below(&host, Path::new(&wanted.container_path), &mut devices.nodes);
-        } else {
-            let found = node(&host, PathBuf::from(&wanted.container_path));
-            let found = found.map_err(|source| SpecError::Device { path: host, source })?;
-            devices.nodes.push(found);
-        }
-        for node in &devices.nodes[start..] {
+        let found = inputs.host_paths.visit(path, || nodes(wanted));
+        let found = found.map_err(|source| stuck(path, source))??;
+        for node in &found {
             let numbers = (Some(node.major()), Some(node.minor()));
             devices
                 .rules
                 .push(rule(true, node.typ(), numbers, &wanted.permissions));
         }
+        devices.nodes.extend(found);
     }
     // The last wish for a path is the one that counts.
     let mut seen = std::collections::HashSet::new();
@@ -135,8 +127,29 @@ fn node(host: &Path, path: PathBuf) -> std::io::Result<LinuxDevice> {
     Ok(node)
 }
 
-fn all_of_the_host(dir: &Path, nodes: &mut Vec<LinuxDevice>) {
-    below(dir, dir, nodes);
+fn all_of_the_host(dir: &Path) -> Vec<LinuxDevice> {
+    let mut nodes = Vec::new();
+    below(dir, dir, &mut nodes);
+    nodes
+}
+
+/// The node at a path of the host, or all nodes of the folder there.
+fn nodes(wanted: &Device) -> Result<Vec<LinuxDevice>, SpecError> {
+    let path = &wanted.host_path;
+    let target = PathBuf::from(&wanted.container_path);
+    let host = path.canonicalize().map_err(|source| SpecError::Device {
+        path: path.clone(),
+        source,
+    })?;
+    if host.is_dir() {
+        let mut nodes = Vec::new();
+        below(&host, &target, &mut nodes);
+        return Ok(nodes);
+    }
+    match node(&host, target) {
+        Ok(node) => Ok(vec![node]),
+        Err(source) => Err(SpecError::Device { path: host, source }),
+    }
 }
 
 /// All device nodes of a folder; what cannot be read is not there.

@@ -26,8 +26,8 @@ use crate::model::{
     AppArmor, Bytes, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
 use crate::pod::record::User;
-pub(crate) use host_paths::HostPaths;
 use host_paths::Stuck;
+pub(crate) use host_paths::{HostPaths, Visitor, Whereabouts};
 use seen::Seen;
 
 /// What can go wrong while a specification is made.
@@ -147,7 +147,7 @@ pub(crate) struct Inputs<'a> {
     /// How many files its processes may have open.
     pub(crate) open_files: u64,
     pub(crate) seccomp: &'a runtime::seccomp::Cache,
-    pub(crate) host_paths: &'a HostPaths,
+    pub(crate) host_paths: Visitor<'a>,
     /// The directories for the volumes that the image asks for.
     pub(crate) image_volumes: &'a [Mount],
 }
@@ -169,7 +169,8 @@ pub(crate) struct Built {
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     let security = &inputs.config.security;
     let (mounts, sources) = mounts::build(inputs)?;
-    let account = user::resolve(inputs, &Seen::new(inputs.rootfs, &mounts, &sources))?;
+    let seen = Seen::new(inputs.rootfs, &mounts, &sources, inputs.host_paths);
+    let account = user::resolve(inputs, &seen)?;
     let environment = process::environment(inputs, &account);
     let process = process::build(inputs, &account, &environment)?;
     let devices = devices::build(inputs)?;
@@ -304,7 +305,9 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
                 path: path.clone(),
                 source,
             };
-            let text = read_profile(path).map_err(|error| named(error.into()))?;
+            let text = inputs.host_paths.visit(path, || read_profile(path));
+            let text = text.map_err(|source| stuck(path, source))?;
+            let text = text.map_err(|error| named(error.into()))?;
             let profile = runtime::seccomp::parse(&text).map_err(|error| named(error.into()))?;
             (path.clone(), profile)
         }

@@ -109,6 +109,15 @@ pub(super) fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>
     last_of_each_name(all)
 }
 
+/// Whether the image or the request says where the home of the process is.
+pub(super) fn says_home(inputs: &Inputs<'_>) -> bool {
+    let image = inputs.image.config().as_ref();
+    let of_image = image.and_then(|image| image.env().as_ref());
+    let mut of_image = of_image.into_iter().flatten();
+    let mut requested = inputs.config.envs.iter();
+    requested.any(|(name, _)| name == "HOME") || of_image.any(|pair| pair.starts_with("HOME="))
+}
+
 /// Of pairs with the same name the last one, where it stands.
 fn last_of_each_name(all: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     let mut later = HashSet::with_capacity(all.len());

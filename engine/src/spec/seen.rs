@@ -4,6 +4,7 @@
 //! Opens nothing but regular files, and those only after it has looked: no FIFO
 //! and no device that an image or a volume puts in the place of a file is opened.
 //! Links are followed within the root that they are found in, never out of it.
+//! A volume may never answer: each is touched in a visit to its path of the host alone.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,12 +14,39 @@ use oci_spec::runtime::Mount;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use super::host_paths::{Stuck, Visitor};
+
+/// Why a file could not be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    /// Its volume, which is at this path of the host, does not answer.
+    Stuck(PathBuf, Stuck),
+    /// The system says why.
+    Io(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
 /// The container's root and what is mounted over it.
 pub(super) struct Seen<'a> {
     rootfs: BorrowedFd<'a>,
     mounts: &'a [Mount],
     /// Index into `mounts` and the detached mount for it.
     sources: &'a [(usize, OwnedFd)],
+    visitor: Visitor<'a>,
+}
+
+/// A place in a volume.
+struct InVolume<'a> {
+    /// On the host.
+    host_path: &'a Path,
+    volume: &'a OwnedFd,
+    /// Below the volume.
+    rest: &'a Path,
 }
 
 impl<'a> Seen<'a> {
@@ -27,48 +55,46 @@ impl<'a> Seen<'a> {
         rootfs: &'a OwnedFd,
         mounts: &'a [Mount],
         sources: &'a [(usize, OwnedFd)],
+        visitor: Visitor<'a>,
     ) -> Self {
         Self {
             rootfs: rootfs.as_fd(),
             mounts,
             sources,
+            visitor,
         }
     }
 
     /// At most `limit` bytes of the file at an absolute path; nothing where there
     /// is no regular file.
-    pub(super) fn read(&self, path: &str, limit: u64) -> io::Result<Vec<u8>> {
-        let Some(found) = self.find(Path::new(path))? else {
+    pub(super) fn read(&self, path: &str, limit: u64) -> Result<Vec<u8>, ReadError> {
+        let path = Path::new(path);
+        if let Some(place) = self.in_volume(path) {
+            return self.read_volume(&place, limit);
+        }
+        let Some(in_image) = look(self.rootfs, path)? else {
             return Ok(Vec::new());
         };
-        if !is_regular(&found)? {
-            return Ok(Vec::new());
+        // A link of the image may lead to where something is mounted.
+        let real = self.real_path(&in_image)?;
+        let elsewhere = real.as_deref().filter(|real| *real != path);
+        match elsewhere.and_then(|real| self.in_volume(real)) {
+            Some(place) => self.read_volume(&place, limit),
+            None => Ok(read(&in_image, limit)?),
         }
-        let mut bytes = Vec::new();
-        // Whoever in the pod holds a lease on the file would keep this one waiting.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let path = by_descriptor(found.as_fd());
-        let file = rustix::fs::open(path, flags, Mode::empty())?;
-        std::fs::File::from(file)
-            .take(limit)
-            .read_to_end(&mut bytes)?;
-        Ok(bytes)
     }
 
-    /// The thing at a path, not opened for reading.
-    fn find(&self, path: &Path) -> io::Result<Option<OwnedFd>> {
-        if let Some(found) = self.in_mount(path) {
-            return found;
-        }
-        let in_image = look(self.rootfs, path)?;
-        // A link of the image may lead to where something is mounted.
-        let Some(found) = &in_image else {
-            return Ok(None);
-        };
-        match self.real_path(found)? {
-            Some(real) if real != path => self.in_mount(&real).unwrap_or(Ok(in_image)),
-            _ => Ok(in_image),
-        }
+    fn read_volume(&self, place: &InVolume<'_>, limit: u64) -> Result<Vec<u8>, ReadError> {
+        let host_path = place.host_path;
+        let bytes = self.visitor.visit(host_path, || match place.rest {
+            rest if rest.as_os_str().is_empty() => read(place.volume, limit),
+            rest => match look(place.volume.as_fd(), rest)? {
+                Some(found) => read(&found, limit),
+                None => Ok(Vec::new()),
+            },
+        });
+        let stuck = |stuck| ReadError::Stuck(host_path.to_owned(), stuck);
+        Ok(bytes.map_err(stuck)??)
     }
 
     /// Where in the root a descriptor leads.
@@ -79,19 +105,37 @@ impl<'a> Seen<'a> {
         Ok(below.map(|below| Path::new("/").join(below)))
     }
 
-    /// The thing in the deepest mount that covers a path; `None`: no mount does.
-    fn in_mount(&self, path: &Path) -> Option<io::Result<Option<OwnedFd>>> {
-        let covering = self.sources.iter().filter_map(|(at, source)| {
-            let target = self.mounts.get(*at)?.destination();
-            let rest = path.strip_prefix(target).ok()?;
-            Some((target.components().count(), source, rest))
+    /// Where in the deepest volume that covers it a path is; `None`: no volume does.
+    fn in_volume<'p>(&'p self, path: &'p Path) -> Option<InVolume<'p>> {
+        let covering = self.sources.iter().filter_map(|(at, volume)| {
+            let mount = self.mounts.get(*at)?;
+            let target = mount.destination();
+            let place = InVolume {
+                host_path: mount.source().as_deref().unwrap_or(target),
+                volume,
+                rest: path.strip_prefix(target).ok()?,
+            };
+            Some((target.components().count(), place))
         });
-        let (_, source, rest) = covering.max_by_key(|(depth, _, _)| *depth)?;
-        if rest.as_os_str().is_empty() {
-            return Some(source.try_clone().map(Some));
-        }
-        Some(look(source.as_fd(), rest))
+        let deepest = covering.max_by_key(|(depth, _)| *depth);
+        deepest.map(|(_, place)| place)
     }
+}
+
+/// At most `limit` bytes of a regular file; nothing of anything else.
+fn read(found: &OwnedFd, limit: u64) -> io::Result<Vec<u8>> {
+    if !is_regular(found)? {
+        return Ok(Vec::new());
+    }
+    let mut bytes = Vec::new();
+    // Whoever in the pod holds a lease on the file would keep this one waiting.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let path = by_descriptor(found.as_fd());
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    std::fs::File::from(file)
+        .take(limit)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Looks a path up below a root that no link leads out of.
@@ -122,7 +166,10 @@ fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::spec::host_paths::{HostPaths, Whereabouts};
 
     fn open(path: &Path) -> OwnedFd {
         rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("open")
@@ -145,17 +192,58 @@ mod tests {
         }
 
         fn read(&self, mounts: &[(&str, &Path)]) -> String {
+            let bytes = self.try_read(mounts, &HostPaths::default());
+            String::from_utf8(bytes.expect("read")).expect("text")
+        }
+
+        fn try_read(
+            &self,
+            mounts: &[(&str, &Path)],
+            paths: &HostPaths,
+        ) -> Result<Vec<u8>, ReadError> {
             let root = open(self.0.path());
-            let targets: Vec<Mount> = mounts.iter().map(|(target, _)| mount(target)).collect();
+            let targets: Vec<Mount> = mounts
+                .iter()
+                .map(|(target, source)| {
+                    let mut mount = mount(target);
+                    mount.set_source(Some(source.to_path_buf()));
+                    mount
+                })
+                .collect();
             let sources: Vec<(usize, OwnedFd)> = mounts
                 .iter()
                 .enumerate()
                 .map(|(at, (_, source))| (at, open(source)))
                 .collect();
-            let seen = Seen::new(&root, &targets, &sources);
-            let bytes = seen.read("/etc/passwd", 1000).expect("read");
-            String::from_utf8(bytes).expect("text")
+            let at = &Whereabouts::default();
+            let visitor = Visitor { paths, at };
+            Seen::new(&root, &targets, &sources, visitor).read("/etc/passwd", 1000)
         }
+    }
+
+    #[test]
+    fn a_file_on_a_volume_that_does_not_answer_is_refused_by_the_volumes_name() {
+        let root = Root::new();
+        let (dead, good) = (tempfile::tempdir(), tempfile::tempdir());
+        let (dead, good) = (dead.expect("folder"), good.expect("folder"));
+        let paths = HostPaths::default();
+        paths.hold(dead.path(), Duration::from_secs(60));
+        let refused = root.try_read(&[("/etc", dead.path())], &paths);
+        let Err(ReadError::Stuck(path, _)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(path, dead.path());
+        let elsewhere = [("/data", dead.path()), ("/other", good.path())];
+        let read = root.try_read(&elsewhere, &paths).expect("not touched");
+        assert_eq!(read, b"image");
+        // A link of the image leads there.
+        let link = root.0.path().join("etc/passwd");
+        std::fs::create_dir(root.0.path().join("data")).expect("data");
+        std::fs::write(root.0.path().join("data/passwd"), "below").expect("file");
+        std::fs::remove_file(&link).expect("removed");
+        std::os::unix::fs::symlink("/data/passwd", &link).expect("link");
+        let refused = root.try_read(&elsewhere, &paths);
+        assert!(matches!(refused, Err(ReadError::Stuck(..))), "{refused:?}");
     }
 
     #[test]

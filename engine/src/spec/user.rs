@@ -4,8 +4,8 @@
 //! A number is always an id and never a name, whatever a user database says: the
 //! kubelet has checked `runAsNonRoot` on the number alone.
 
-use super::seen::Seen;
-use super::{Inputs, SpecError};
+use super::seen::{ReadError, Seen};
+use super::{Inputs, SpecError, process, stuck};
 use crate::convert::MAX_ID;
 use crate::model::RunAs;
 
@@ -72,14 +72,12 @@ enum Named<'a> {
     Name(&'a str),
 }
 
-/// The account a container runs as.
+/// The account a container runs as. Of the user databases those are read on which it
+/// depends.
 pub(super) fn resolve(inputs: &Inputs<'_>, seen: &Seen<'_>) -> Result<Account, SpecError> {
-    let databases = Databases {
-        passwd: read(seen, PASSWD)?,
-        groups: read(seen, GROUP)?,
-    };
     let image = inputs.image.config().as_ref();
     let image_user = image.and_then(|config| config.user().clone());
+    let image_user = image_user.unwrap_or_default();
     let security = &inputs.config.security;
     let asked = Asked {
         user: &security.run_as,
@@ -87,7 +85,41 @@ pub(super) fn resolve(inputs: &Inputs<'_>, seen: &Seen<'_>) -> Result<Account, S
         supplemental: &security.supplemental_groups,
         strict: security.strict_groups,
     };
-    pick(&asked, &image_user.unwrap_or_default(), &databases)
+    let wanted = wanted(&asked, &image_user, process::says_home(inputs))?;
+    let read = |wanted: bool, file| match wanted {
+        true => read(seen, file),
+        false => Ok(String::new()),
+    };
+    let databases = Databases {
+        passwd: read(wanted.passwd, PASSWD)?,
+        groups: read(wanted.groups, GROUP)?,
+    };
+    pick(&asked, &image_user, &databases)
+}
+
+/// Which user databases an account depends on.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    passwd: bool,
+    groups: bool,
+}
+
+fn wanted(asked: &Asked<'_>, image: &str, says_home: bool) -> Result<Wanted, SpecError> {
+    let (of_image, group_of_image) = image.split_once(':').unwrap_or((image, ""));
+    let is_of_image = *asked.user == RunAs::Image && !group_of_image.is_empty();
+    let (gid_of_user, group_name) = match asked.group {
+        Some(_) => (false, false),
+        None if is_of_image => {
+            let group = named("group", group_of_image)?;
+            (false, matches!(group, Named::Name(_)))
+        }
+        None => (true, false),
+    };
+    let user_name = matches!(user(asked, of_image)?, Named::Name(_));
+    Ok(Wanted {
+        passwd: user_name || gid_of_user || !asked.strict || !says_home,
+        groups: group_name || !asked.strict,
+    })
 }
 
 /// What a request says of the ids.
@@ -101,12 +133,7 @@ struct Asked<'a> {
 
 fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account, SpecError> {
     let (of_image, group_of_image) = image.split_once(':').unwrap_or((image, ""));
-    let user = match asked.user {
-        RunAs::Uid(uid) => Named::Id(*uid),
-        RunAs::Name(name) => named("user", name)?,
-        RunAs::Image if of_image.is_empty() => Named::Id(0),
-        RunAs::Image => named("user", of_image)?,
-    };
+    let user = user(asked, of_image)?;
     let entry = match user {
         Named::Id(uid) => databases.users().find(|entry| entry.uid == uid),
         Named::Name(name) => databases.users().find(|entry| entry.name == name),
@@ -143,6 +170,16 @@ fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account
             .unwrap_or("/")
             .to_owned(),
     })
+}
+
+/// Whose the process is to be.
+fn user<'a>(asked: &Asked<'a>, of_image: &'a str) -> Result<Named<'a>, SpecError> {
+    match asked.user {
+        RunAs::Uid(uid) => Ok(Named::Id(*uid)),
+        RunAs::Name(name) => named("user", name),
+        RunAs::Image if of_image.is_empty() => Ok(Named::Id(0)),
+        RunAs::Image => named("user", of_image),
+    }
 }
 
 /// An id where the text has digits only, a name otherwise.
@@ -211,9 +248,10 @@ fn group(line: &str) -> Option<Group<'_>> {
 
 /// A user database as text; empty where the container has none.
 fn read(seen: &Seen<'_>, file: &'static str) -> Result<String, SpecError> {
-    let bytes = seen
-        .read(file, MAX_FILE)
-        .map_err(|source| SpecError::UserDatabase { file, source })?;
+    let bytes = seen.read(file, MAX_FILE).map_err(|error| match error {
+        ReadError::Stuck(path, source) => stuck(&path, source),
+        ReadError::Io(source) => SpecError::UserDatabase { file, source },
+    })?;
     Ok(String::from_utf8(bytes)
         .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
@@ -260,6 +298,34 @@ mod tests {
         assert_eq!((got.uid, got.gid), (1000, 5));
         let got = account(&RunAs::Image, "77:staff", &hostile).expect("an account");
         assert_eq!((got.uid, got.gid, got.home.as_str()), (77, 5, "/"));
+    }
+
+    #[test]
+    fn user_databases_are_read_where_the_account_depends_on_them_only() {
+        let needs = |user: &RunAs, group, strict, image, says_home| {
+            let asked = Asked {
+                user,
+                group,
+                supplemental: &[5],
+                strict,
+            };
+            let Wanted { passwd, groups } = wanted(&asked, image, says_home).expect("ids");
+            (passwd, groups)
+        };
+        let id = RunAs::Uid(7);
+        assert_eq!(needs(&id, Some(8), true, "", true), (false, false));
+        // Where its home is.
+        assert_eq!(needs(&id, Some(8), true, "", false), (true, false));
+        // The group and the groups of the user.
+        assert_eq!(needs(&id, None, true, "", true), (true, false));
+        assert_eq!(needs(&id, Some(8), false, "", true), (true, true));
+        let name = RunAs::Name("u".to_owned());
+        assert_eq!(needs(&name, Some(8), true, "", true), (true, false));
+        let image = RunAs::Image;
+        assert_eq!(needs(&image, None, true, "7:8", true), (false, false));
+        assert_eq!(needs(&image, None, true, "7:g", true), (false, true));
+        assert_eq!(needs(&image, None, true, "7", true), (true, false));
+        assert_eq!(needs(&image, Some(8), true, "u:g", true), (true, false));
     }
 
     #[test]
