@@ -10,6 +10,8 @@
 pub mod cgroup;
 #[cfg(feature = "engine")]
 pub mod client;
+#[cfg(feature = "engine")]
+pub mod crowd;
 pub mod devices;
 pub mod exec;
 pub mod executable;

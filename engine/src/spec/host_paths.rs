@@ -4,34 +4,41 @@
 //! Such a thread cannot be ended. What can be done is to send no other after it, and
 //! to say which path it was.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use runtime::crowd::{Bounds, Crowd, Crowded, Inside};
 
 /// A path that has not answered for so long is not touched again meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// So many may be at one path at once: others wait for one of them to be done,
-const MOST_AT_ONE: usize = 16;
-/// unless one of those has been there for so long.
+/// Where there are many already one waits for others to be done, unless one of those has
+/// been there for so long.
 const TURN: Duration = Duration::from_secs(1);
-/// So many threads may be kept by paths; there are 512 for all that may block.
-const MOST: usize = 128;
+/// How often one that waits looks whether there is room.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Threads that paths may keep; there are 512 for all that may block.
+const BOUNDS: Bounds = Bounds {
+    at_path: 16,
+    at_device: 64,
+    most: 192,
+    reserve: 64,
+    patience: PATIENCE,
+};
 
 /// A path does not answer.
 #[derive(Debug, thiserror::Error)]
-#[error("a path of the host has not answered for {} s", .0.as_secs())]
-pub(crate) struct Stuck(Duration);
+#[error(transparent)]
+pub(crate) struct Stuck(Crowded);
 
-/// The paths that are being looked at, each with the times at which that began.
-#[derive(Default)]
-pub(crate) struct HostPaths {
-    visits: Mutex<Visits>,
-    /// A visit has ended.
-    ended: Condvar,
+/// The paths that are being looked at.
+pub(crate) struct HostPaths(Crowd);
+
+impl Default for HostPaths {
+    fn default() -> Self {
+        Self(Crowd::new(BOUNDS))
+    }
 }
-
-type Visits = HashMap<PathBuf, Vec<Instant>>;
 
 /// The path that the making of one container is at.
 #[derive(Default)]
@@ -58,77 +65,49 @@ pub(crate) struct Visitor<'a> {
 impl Visitor<'_> {
     /// Does what touches a path, unless that path is known not to answer.
     pub(super) fn visit<T>(&self, path: &Path, work: impl FnOnce() -> T) -> Result<T, Stuck> {
-        let began = self.paths.enter(path)?;
+        let inside = self.paths.enter(path)?;
         *self.at.lock() = Some(path.to_owned());
         let _visit = Visit {
-            visitor: *self,
-            path,
-            began,
+            at: self.at,
+            _inside: inside,
         };
         Ok(work())
     }
 }
 
 impl HostPaths {
-    fn enter(&self, path: &Path) -> Result<Instant, Stuck> {
-        let mut visits = self.lock();
-        loop {
-            let there = visits.get(path).map_or(&[][..], Vec::as_slice);
-            let longest = there.iter().map(Instant::elapsed).max().unwrap_or_default();
-            let is_full = there.len() >= MOST_AT_ONE;
-            if longest >= PATIENCE || (is_full && longest >= TURN) {
-                return Err(Stuck(longest));
-            }
-            if !is_full {
-                break;
-            }
-            let turn = self.ended.wait_timeout(visits, TURN - longest);
-            visits = turn.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        let stuck = |began: &&Instant| began.elapsed() >= PATIENCE;
-        if visits.len() >= MOST && visits.values().flatten().filter(stuck).count() >= MOST {
-            return Err(Stuck(PATIENCE));
-        }
+    pub(super) fn enter(&self, path: &Path) -> Result<Inside<'_>, Stuck> {
         let began = Instant::now();
-        visits.entry(path.to_owned()).or_default().push(began);
-        Ok(began)
+        loop {
+            match self.0.enter(path) {
+                Ok(inside) => return Ok(inside),
+                Err(crowded) if crowded.lasts(TURN) || began.elapsed() >= PATIENCE => {
+                    return Err(Stuck(crowded));
+                }
+                Err(_) => std::thread::sleep(AGAIN),
+            }
+        }
     }
 
-    /// The lock is held for a map operation only, never while a path is touched.
-    fn lock(&self) -> MutexGuard<'_, Visits> {
-        self.visits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has a path be one that somebody has been at for so long.
+    /// Takes every path where somebody is for one that does not answer.
     #[cfg(test)]
-    pub(super) fn hold(&self, path: &Path, time: Duration) {
-        let mut visits = self.lock();
-        let times = visits.entry(path.to_owned()).or_default();
-        times.extend(Instant::now().checked_sub(time));
+    pub(super) fn impatient() -> Self {
+        Self(Crowd::new(Bounds {
+            patience: Duration::ZERO,
+            ..BOUNDS
+        }))
     }
 }
 
 /// Ends with the work.
 struct Visit<'a> {
-    visitor: Visitor<'a>,
-    path: &'a Path,
-    began: Instant,
+    at: &'a Whereabouts,
+    _inside: Inside<'a>,
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        *self.visitor.at.lock() = None;
-        let paths = self.visitor.paths;
-        let mut visits = paths.lock();
-        if let Some(times) = visits.get_mut(self.path) {
-            if let Some(at) = times.iter().position(|began| *began == self.began) {
-                times.swap_remove(at);
-            }
-            if times.is_empty() {
-                visits.remove(self.path);
-            }
-        }
-        paths.ended.notify_all();
+        *self.at.lock() = None;
     }
 }
 
@@ -138,20 +117,19 @@ mod tests {
 
     #[test]
     fn a_path_that_does_not_answer_is_not_touched_again() {
-        let (paths, at) = (HostPaths::default(), Whereabouts::default());
+        let (paths, at) = (HostPaths::impatient(), Whereabouts::default());
         let visitor = Visitor {
             paths: &paths,
             at: &at,
         };
         let (dead, good) = (Path::new("/dead"), Path::new("/good"));
-        paths.hold(dead, PATIENCE);
+        let never = paths.0.enter(dead).expect("room");
         assert!(visitor.visit(dead, || ()).is_err());
         let there = visitor.visit(good, || at.path()).expect("visited");
         assert_eq!(there.as_deref(), Some(good));
         assert_eq!(at.path(), None);
-        paths.lock().clear();
+        drop(never);
         assert!(visitor.visit(dead, || ()).is_ok());
-        assert!(paths.lock().is_empty(), "every visit ends");
     }
 
     #[test]
@@ -162,24 +140,37 @@ mod tests {
             at: &at,
         };
         let busy = Path::new("/busy");
-        for _ in 0..MOST_AT_ONE {
-            paths.hold(busy, Duration::ZERO);
-        }
+        let all = || (0..16).map(|_| paths.0.enter(busy).expect("room"));
+        let mut there: Vec<_> = all().collect();
         let began = Instant::now();
         assert!(visitor.visit(busy, || ()).is_err(), "none of them ends");
         assert!(began.elapsed() < PATIENCE / 2);
         assert!(visitor.visit(Path::new("/other"), || ()).is_ok());
         // Whoever waits gets the place of one that ends.
-        paths.lock().clear();
-        for _ in 0..MOST_AT_ONE {
-            paths.hold(busy, Duration::ZERO);
-        }
+        there.clear();
+        there.extend(all());
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| visitor.visit(busy, || ()).is_ok());
-            std::thread::sleep(Duration::from_millis(50));
-            paths.lock().get_mut(busy).expect("visits").pop();
-            paths.ended.notify_all();
+            std::thread::sleep(AGAIN);
+            there.pop();
             assert!(waiting.join().expect("no panic"));
         });
+    }
+
+    #[test]
+    fn many_paths_of_a_dead_file_system_keep_no_other_from_being_visited() {
+        let (paths, at) = (HostPaths::default(), Whereabouts::default());
+        let visitor = Visitor {
+            paths: &paths,
+            at: &at,
+        };
+        let of_dead = |n: usize| PathBuf::from(format!("/proc/dead/{n}"));
+        let dead = (0..1000).filter_map(|n| paths.0.enter(&of_dead(n)).ok());
+        let dead: Vec<_> = dead.collect();
+        assert_eq!(dead.len(), BOUNDS.at_device);
+        for n in 0..1000 {
+            let path = PathBuf::from(format!("/sandboxes/{n}/hosts"));
+            assert!(visitor.visit(&path, || ()).is_ok(), "{n}");
+        }
     }
 }

@@ -166,8 +166,6 @@ fn by_descriptor(fd: BorrowedFd<'_>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::spec::host_paths::{HostPaths, Whereabouts};
 
@@ -226,8 +224,8 @@ mod tests {
         let root = Root::new();
         let (dead, good) = (tempfile::tempdir(), tempfile::tempdir());
         let (dead, good) = (dead.expect("folder"), good.expect("folder"));
-        let paths = HostPaths::default();
-        paths.hold(dead.path(), Duration::from_secs(60));
+        let paths = HostPaths::impatient();
+        let _never = paths.enter(dead.path()).expect("room");
         let refused = root.try_read(&[("/etc", dead.path())], &paths);
         let Err(ReadError::Stuck(path, _)) = refused else {
             panic!("{refused:?}");
