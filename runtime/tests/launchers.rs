@@ -106,6 +106,7 @@ macro_rules! launcher_suite {
                     shared_init_has_nothing_to_take,
                     shared_processes_end_with_their_container,
                     no_number_leads_into_another_pid_namespace,
+                    an_exit_is_told_behind_the_last_process,
                     shared_init_ends_on_kill_only,
                     a_fork_bomb_ends_with_its_container,
                     host_pid_processes_end_with_their_container,

@@ -11,7 +11,7 @@
 mod handover;
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,9 +19,9 @@ use runtime::exec::keyring;
 use runtime::exit::ExitRecord;
 use runtime::frozen;
 use runtime::launcher::{Launch, Launcher, Order, SharedPids, StartGate, null};
-use runtime::pidfd;
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
 use runtime::ways::PROCS;
+use runtime::{pidfd, subtree};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
 
@@ -94,6 +94,15 @@ struct Cgroups {
     freezer: Option<PathBuf>,
 }
 
+/// Processes that outlive a first process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lingering {
+    /// When they are looked for again, monotonic nanoseconds.
+    pub(crate) look: u64,
+    /// How long after that the next time.
+    pub(crate) pause: u64,
+}
+
 /// A container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -113,6 +122,9 @@ pub(crate) struct Container {
     null: Option<OwnedFd>,
     /// Who wants it gone, once its first process is.
     pub(crate) deletes: Vec<ReplyTo>,
+    /// Its first process has ended and others have not yet: they are killed again and
+    /// looked for.
+    pub(crate) lingering: Option<Lingering>,
     /// Its exit waits for its log: until when, monotonic nanoseconds.
     pub(crate) untold: Option<u64>,
     /// Writes its exit record.
@@ -206,6 +218,7 @@ impl Container {
             ended_early: None,
             null: None,
             deletes: Vec::new(),
+            lingering: None,
             untold: None,
             recorder: None,
             killed: false,
@@ -248,7 +261,20 @@ impl Container {
 
     /// Whether nothing of it is left to end.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.state, State::Exited(_))
+        matches!(self.state, State::Exited(_)) && self.lingering.is_none()
+    }
+
+    /// Whether a process is in its cgroup, or that cannot be told.
+    pub(crate) fn has_processes(&self) -> bool {
+        let Some(dir) = self.cgroups.procs.as_deref().and_then(Path::parent) else {
+            return false;
+        };
+        let mut lives = false;
+        let look = |dir: BorrowedFd<'_>| {
+            lives |= subtree::read(dir, PROCS)?.is_some_and(|list| !list.trim().is_empty());
+            Ok(())
+        };
+        subtree::visit(dir, look).is_err() || lives
     }
 
     /// When its launcher has taken too long.
@@ -299,10 +325,14 @@ impl Container {
             State::Launching { .. } | State::Created { .. } => (protocol::State::Created, 0),
             State::Starting(_) => (protocol::State::Starting, 0),
             State::Running { started_at, .. } => (protocol::State::Running, *started_at),
+            // Not before its last process has ended.
+            State::Exited(record) if self.lingering.is_some() => {
+                (protocol::State::Running, record.started_at)
+            }
             State::Exited(record) => (protocol::State::Exited, record.started_at),
         };
         let exit = match &self.state {
-            State::Exited(record) => Some(Exited::from(record)),
+            State::Exited(record) if self.is_over() => Some(Exited::from(record)),
             _ => None,
         };
         let lost_log_bytes = self.output.log_mut().map_or(0, Log::lost);

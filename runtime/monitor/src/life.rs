@@ -5,14 +5,18 @@
 
 use runtime::exit::ExitRecord;
 use runtime::launcher::Ready;
-use runtime::protocol::{Body, Created, Failure, FailureKind, wall_now};
+use runtime::protocol::{Body, Created, Failure, FailureKind, monotonic_now, wall_now};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
-use crate::container::{Container, Init, KILL, State, raw, send_signal};
+use crate::container::{Container, Init, KILL, Lingering, State, raw, send_signal};
 use crate::log_writer;
 use crate::monitor::Monitor;
 use crate::reactor::Key;
+
+/// When what outlives a first process is looked for again, and at the latest: nanoseconds.
+const FIRST_PAUSE: u64 = 1_000_000;
+const LONGEST_PAUSE: u64 = 1_000_000_000;
 
 impl Monitor {
     /// Goes on with a container in the making.
@@ -138,6 +142,10 @@ impl Monitor {
         let oom_killed = container.was_oom_killed(code);
         if !container.own_pid_namespace {
             container.kill_group();
+            container.lingering = Some(Lingering {
+                look: monotonic_now(),
+                pause: FIRST_PAUSE,
+            });
         }
         container.output.drain(&mut self.scratch, &mut self.reactor);
         let started_at = match container.state {
@@ -153,7 +161,46 @@ impl Monitor {
             finished_at,
         };
         container.state = State::Exited(record);
-        if container.deletes.is_empty() {
+        if container.lingering.is_some() {
+            return self.look_for_rest(key);
+        }
+        self.ended_as_a_whole(key);
+    }
+
+    /// Where processes are shared, a container has ended with the last of its own, not
+    /// with its first. The kernel sees to that where it has a PID namespace of its own.
+    fn look_for_rest(&mut self, key: Key) {
+        let Some(container) = self.containers.get_mut(&key) else {
+            return;
+        };
+        let Some(Lingering { pause, .. }) = container.lingering else {
+            return;
+        };
+        if container.has_processes() {
+            container.kill_group();
+            container.lingering = Some(Lingering {
+                look: monotonic_now().saturating_add(pause),
+                pause: (pause * 2).min(LONGEST_PAUSE),
+            });
+            return;
+        }
+        container.lingering = None;
+        self.ended_as_a_whole(key);
+    }
+
+    /// Looks for what outlives first processes.
+    pub(crate) fn look_for_all_rests(&mut self, now: u64) {
+        let due = |one: &Container| one.lingering.is_some_and(|rest| rest.look <= now);
+        let due = self.containers.iter().filter(|(_, one)| due(one));
+        let due: Vec<_> = due.map(|(key, _)| *key).collect();
+        for key in due {
+            self.look_for_rest(key);
+        }
+    }
+
+    fn ended_as_a_whole(&mut self, key: Key) {
+        let container = self.containers.get(&key);
+        if container.is_some_and(|container| container.deletes.is_empty()) {
             self.write_record(key);
         }
         self.begin_telling(key);

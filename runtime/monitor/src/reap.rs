@@ -82,7 +82,9 @@ impl Monitor {
         let makers = makers.then(|| monotonic_now().saturating_add(MAKER_TIME));
         let starts = self.containers.values().filter_map(Container::start);
         let starts = starts.filter_map(Start::next_look);
-        let all = launches.chain(starts).chain(execs);
+        let rests = self.containers.values().filter_map(|one| one.lingering);
+        let rests = rests.map(|rest| rest.look);
+        let all = launches.chain(starts).chain(rests).chain(execs);
         let all = all
             .chain(shutdown)
             .chain(makers)
@@ -100,6 +102,7 @@ impl Monitor {
         }
         self.end_makers();
         self.look_after_starts(now);
+        self.look_for_all_rests(now);
         self.end_overdue_execs(now);
         self.look_after_taps(now);
         self.look_after_logs(now);

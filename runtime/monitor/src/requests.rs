@@ -237,6 +237,7 @@ impl Monitor {
                 let failure = Failure::new(FailureKind::WrongState, id, "it is still running");
                 self.reply(reply, Err(failure));
             }
+            State::Exited(_) if container.lingering.is_some() => container.deletes.push(reply),
             State::Exited(_) => {
                 self.tell_exit(key);
                 self.remove(key);

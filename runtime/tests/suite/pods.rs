@@ -172,6 +172,20 @@ pub(crate) async fn shared_processes_end_with_their_container(launcher: Kind) {
     pod.end().await;
 }
 
+/// An exit is told when the last process of the container has ended, not the first.
+pub(crate) async fn an_exit_is_told_behind_the_last_process(launcher: Kind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let script = "for i in $(seq 40); do sleep 4715 & done; exit 6";
+    for _ in 0..5 {
+        let container = pod.run(&in_pid_namespace(init, script)).await;
+        assert_eq!(pod.exit(&container).await.exit_code, 6);
+        assert_eq!(container.cgroup.pids(), [0; 0]);
+        pod.monitor.delete(&container.id).await.unwrap();
+    }
+    pod.end().await;
+}
+
 /// Processes that make others as fast as they can end with their container, where
 /// no `cgroup.kill` ends them and they share the pod's pid namespace.
 pub(crate) async fn a_fork_bomb_ends_with_its_container(launcher: Kind) {

@@ -11,7 +11,7 @@ use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Cgroups, Container, Init, State, raw};
+use super::{Cgroups, Container, Init, Lingering, State, raw};
 use crate::connection::ReplyTo;
 use crate::handover::Kept;
 use crate::output::Output;
@@ -62,6 +62,7 @@ impl Container {
             cgroup_kill: self.cgroups.kill.clone(),
             cgroup_freezer: self.cgroups.freezer.as_deref().map(bytes),
             keyring: self.keyring.clone(),
+            lingering: self.lingering.is_some(),
         }
     }
 
@@ -91,6 +92,7 @@ impl Container {
             cgroup_kill,
             cgroup_freezer,
             keyring,
+            lingering,
         } = container;
         let init = init.map(|init| resume_init(init, fds)).transpose()?;
         let state = match (init, gate.as_slice(), exited) {
@@ -112,6 +114,7 @@ impl Container {
             ended_early: None,
             null: None,
             deletes: deletes.into_iter().map(ReplyTo::resume).collect(),
+            lingering: lingering.then_some(Lingering { look: 0, pause: 1 }),
             untold,
             recorder: None,
             cgroups: Cgroups {

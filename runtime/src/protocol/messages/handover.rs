@@ -171,6 +171,9 @@ pub struct HandoverContainer {
     /// The secret in the name of its session keyring.
     #[prost(string, tag = "20")]
     pub keyring: String,
+    /// Whether processes of it outlive its first one.
+    #[prost(bool, tag = "21")]
+    pub lingering: bool,
 }
 
 /// A container's first process.
