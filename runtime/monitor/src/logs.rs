@@ -240,11 +240,11 @@ impl Monitor {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };
-        if container.untold.is_none() || container.recorder.is_some() {
+        if container.untold.is_none() {
             return;
         }
         let (scratch, reactor) = (&mut self.scratch, &mut self.reactor);
-        if !container.output.collect(reactor) {
+        if !container.output.collect(reactor) || container.recorder.is_some() {
             return;
         }
         container.output.drain(scratch, reactor);

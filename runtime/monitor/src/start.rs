@@ -12,6 +12,7 @@
 //! executes is the kernel's to tell, and a failed start is answered when the process has
 //! ended.
 
+use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use runtime::launcher::{StartGate, StartOutcome};
@@ -53,13 +54,13 @@ pub(crate) struct Start {
     deadline: Option<u64>,
 }
 
-/// The file that a process executes: its device and inode.
-pub(crate) type Executable = (u64, u64);
+/// The file that a process executes, as its name is read: whatever asks the file itself
+/// would wait for a volume that does not answer.
+pub(crate) type Executable = CString;
 
 /// What a process executes; `None`: it has ended.
 pub(crate) fn executable(pid: Pid) -> Option<Executable> {
-    let file = rustix::fs::stat(format!("/proc/{}/exe", raw(pid))).ok()?;
-    Some((file.st_dev, file.st_ino))
+    rustix::fs::readlink(format!("/proc/{}/exe", raw(pid)), Vec::new()).ok()
 }
 
 /// What this process executes.
