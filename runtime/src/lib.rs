@@ -31,6 +31,7 @@ mod pool;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;
+pub mod shared_pipe;
 pub mod subtree;
 pub mod sys;
 pub mod ways;

@@ -280,11 +280,13 @@ static int lease(char **words) {
     for (;;) pause();
 }
 
-/* hold: writes to its output and has the pipe's lock from then on. */
-static int hold(void) {
+/* hold: writes to its output and has the pipe's lock from then on.
+ * hold behind: says nothing, and has a child hold it that it leaves behind. */
+static int hold(int behind) {
     int silent[2];
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, silent)) return perror("socketpair"), 1;
-    if (write(1, "held\n", 5) != 5) return 1;
+    if (behind && fork()) return usleep(300000), 0;
+    if (!behind && write(1, "held\n", 5) != 5) return 1;
     splice(silent[0], NULL, 1, NULL, 4096, 0);
     return 0;
 }
@@ -388,7 +390,7 @@ int main(int count, char **words) {
     if (count > 2 && !strcmp(words[1], "sibling")) return sibling(words + 2);
     if (count > 4 && !strcmp(words[1], "nest")) return nest(words + 2);
     if (count > 2 && !strcmp(words[1], "lease")) return lease(words + 2);
-    if (count > 1 && !strcmp(words[1], "hold")) return hold();
+    if (count > 1 && !strcmp(words[1], "hold")) return hold(count > 2);
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);
     if (count > 2 && !strcmp(words[1], "keys")) return keys(count - 2, words + 2);
     fprintf(stderr, "trace, remember, signal, keep, sibling, nest, lease, hold or keys\n");

@@ -278,6 +278,11 @@ fn whoever_holds_the_lock_of_its_output_holds_up_nobody_else() {
             tokio::task::spawn_local(async move { client.exec(&target, &words, 4).await })
         });
         let commands: Vec<_> = commands.collect();
+        // Who closes the pipe last waits for its lock as well.
+        let behind = rig.client.exec(&target, &[ATTACKER, "hold", "behind"], 10);
+        let behind = tokio::time::timeout(DEADLINE, behind).await;
+        let behind = behind.expect("an answer").expect("ExecSync");
+        assert_eq!(behind.code, 0, "{launcher}");
         while !commands.iter().all(tokio::task::JoinHandle::is_finished) {
             let said = rig.client.exec(&target, &["echo", "alive"], 3).await;
             assert_eq!(said.expect("ExecSync").stdout, "alive\n", "{launcher}");

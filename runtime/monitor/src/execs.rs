@@ -16,6 +16,7 @@ use runtime::pidfd::has_ended;
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
 };
+use runtime::shared_pipe::SharedEnd;
 use runtime::sys::note::Note;
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitStatus};
@@ -55,7 +56,7 @@ pub(crate) struct Exec {
     problem: Option<Problem>,
     /// Missing once its program runs and another build of the monitor went on.
     plan: Option<Plan>,
-    report: OwnedFd,
+    report: SharedEnd,
     deadline: Option<u64>,
     timed_out: bool,
     killed: bool,
@@ -124,7 +125,7 @@ impl Exec {
 
     /// Reads what was said until now.
     fn listen(&mut self) {
-        if let Some(problem) = Problem::read(self.report.as_fd()) {
+        if let Some(problem) = Problem::read(&self.report) {
             self.problem.get_or_insert(problem);
         }
     }

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use runtime::launcher::ContainerStdio;
 use runtime::log::{LineSplitter, LogError, Stamp, Stream};
 use runtime::protocol::{Create, Failure, FailureKind, Fds, ProtocolError};
+use runtime::shared_pipe::SharedEnd;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
@@ -109,7 +110,7 @@ pub(crate) struct Output {
     readers: Vec<Reader>,
     held: Option<Held>,
     /// Kept open for clients that attach; with a terminal it is that.
-    _stdin: Option<OwnedFd>,
+    _stdin: Option<SharedEnd>,
 }
 
 impl Output {
@@ -355,7 +356,7 @@ impl Output {
         if stdin {
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&write, true)?;
-            self._stdin = Some(write);
+            self._stdin = Some(write.into());
             stdio.stdin = Some(read);
         }
         Ok(stdio)

@@ -23,6 +23,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use runtime::log::WRITER_NAME;
 use runtime::protocol::monotonic_now;
+use runtime::shared_pipe::{SharedEnd, State};
 use runtime::sys::fds::{Close, close_from, copy_to};
 use runtime::sys::fork::{self, NewNamespaces};
 use rustix::buffer::spare_capacity;
@@ -65,7 +66,7 @@ pub(crate) struct Tap {
 /// A stream: from where processes of the container write, to where it is read.
 #[derive(Debug)]
 struct Stream {
-    from: OwnedFd,
+    from: SharedEnd,
     to: OwnedFd,
     /// The watch of `from`, while no relay works.
     token: Option<Token>,
@@ -95,7 +96,7 @@ impl Tap {
         reactor: &mut Reactor,
     ) -> Result<Self, Errno> {
         let streams = streams.into_iter().map(|(from, to)| Stream {
-            from,
+            from: from.into(),
             to,
             token: None,
         });
@@ -136,7 +137,7 @@ impl Tap {
             let Some(stream) = self.streams.get(index) else {
                 continue;
             };
-            match state(stream.from.as_fd()) {
+            match stream.from.state() {
                 State::Brings => brings = true,
                 State::Silent => {}
                 State::Ended => {
@@ -193,7 +194,10 @@ impl Tap {
     /// Ends it: nothing more is passed on.
     pub(crate) fn close(mut self, reactor: &mut Reactor) {
         self.unwatch(reactor);
-        if let Some(relay) = self.relay.take() {
+        let relay = self.relay.take();
+        // The relay has them, too, as long as it lives.
+        self.streams.clear();
+        if let Some(relay) = relay {
             // Reaped with all other children; one that is stuck ends when it can.
             let _gone = send_signal(relay.pid, KILL);
         }
@@ -237,24 +241,6 @@ impl Stream {
         if let Some(token) = self.token.take() {
             reactor.unwatch(self.from.as_fd(), token);
         }
-    }
-}
-
-/// What a pipe is about to give.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Silent,
-    Brings,
-    /// Nothing is in it and nobody has its other end.
-    Ended,
-}
-
-fn state(pipe: BorrowedFd<'_>) -> State {
-    let mut polled = [PollFd::new(&pipe, PollFlags::IN)];
-    match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
-        Ok(1) if polled[0].revents().contains(PollFlags::IN) => State::Brings,
-        Ok(1) => State::Ended,
-        _ => State::Silent,
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::thread::ThreadNameSpaceType;
 use super::plan::Plan;
 use super::report::{Problem, Step};
 use super::{birth, steps};
+use crate::shared_pipe::SharedEnd;
 use crate::sys::fork::{Child, NewNamespaces};
 use crate::sys::note::Note;
 use crate::sys::{fds, fork};
@@ -44,7 +45,7 @@ pub struct Begun {
     /// Who is born, once the intermediate process has ended.
     pub note: Note,
     /// Brings a [`Problem`], and ends when the program runs.
-    pub report: OwnedFd,
+    pub report: SharedEnd,
 }
 
 /// Begins to make a process in the container whose first process this is. Both the
@@ -66,7 +67,11 @@ pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Be
         become_process(plan, container, stdio, (&note, child_report.as_fd()))
     });
     let Child { pid, pidfd: _ } = child.map_err(failed)?;
-    Ok(Begun { pid, note, report })
+    Ok(Begun {
+        pid,
+        note,
+        report: report.into(),
+    })
 }
 
 /// The child's life: returns only when it failed.

@@ -4,9 +4,9 @@
 //! that the program runs. A process of the container that may trace others can write
 //! here, too: it could as well trace the program.
 
-use std::os::fd::BorrowedFd;
-
 use rustix::io::Errno;
+
+use crate::shared_pipe::{SharedEnd, State};
 
 /// What the child was doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,13 +126,11 @@ impl Problem {
 impl Problem {
     /// Reads what came through the pipe, without waiting. `None`: nothing.
     #[must_use]
-    pub fn read(pipe: BorrowedFd<'_>) -> Option<Self> {
-        let mut bytes = [0; 5];
-        let length = rustix::io::retry_on_intr(|| rustix::io::read(pipe, &mut bytes)).ok()?;
-        if length != bytes.len() {
+    pub fn read(pipe: &SharedEnd) -> Option<Self> {
+        if pipe.state() != State::Brings {
             return None;
         }
-        let [step, errno @ ..] = bytes;
+        let [step, errno @ ..] = <[u8; 5]>::try_from(pipe.read(5)).ok()?;
         let step = Step::of(step)?;
         let errno = Errno::from_raw_os_error(i32::from_ne_bytes(errno));
         Some(Self { step, errno })
@@ -141,8 +139,6 @@ impl Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -154,9 +150,10 @@ mod tests {
                 errno: Errno::ACCESS,
             };
             rustix::io::write(&write, &problem.to_bytes()).unwrap();
-            assert_eq!(Problem::read(read.as_fd()), Some(problem));
+            let read = SharedEnd::from(read);
+            assert_eq!(Problem::read(&read), Some(problem));
             drop(write);
-            assert_eq!(Problem::read(read.as_fd()), None);
+            assert_eq!(Problem::read(&read), None);
         }
     }
 }

@@ -6,13 +6,16 @@
 //! its pipe and gives up.
 //!
 //! Two pipes and no socket: whoever may trace the process that waits has its
-//! descriptors, and a socket would lead on to the monitor's (`SO_PEERPIDFD`).
+//! descriptors, and a socket would lead on to the monitor's (`SO_PEERPIDFD`). That one may
+//! hold the pipes' locks as well: see [`crate::shared_pipe`].
 
 use std::fmt::{self, Display, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
+
+use crate::shared_pipe::{SharedEnd, State};
 
 /// Longest text that a process may leave: less than a pipe takes at once.
 const MAX_MESSAGE: usize = 4000;
@@ -28,7 +31,10 @@ pub fn start_pair() -> Result<(StartGate, StartEnd), Errno> {
         rustix::io::ioctl_fionbio(own, true)?;
     }
     Ok((
-        StartGate { go, words },
+        StartGate {
+            go: go.into(),
+            words: words.into(),
+        },
         StartEnd {
             go: waits,
             words: says,
@@ -39,8 +45,8 @@ pub fn start_pair() -> Result<(StartGate, StartEnd), Errno> {
 /// The monitor's end. Readable when there is an outcome.
 #[derive(Debug)]
 pub struct StartGate {
-    go: OwnedFd,
-    words: OwnedFd,
+    go: SharedEnd,
+    words: SharedEnd,
 }
 
 /// What became of a process that was let go.
@@ -61,7 +67,10 @@ impl StartGate {
     /// The gate of a process that waits already, by its [`parts`](Self::parts).
     #[must_use]
     pub fn resume([go, words]: [OwnedFd; 2]) -> Self {
-        Self { go, words }
+        Self {
+            go: go.into(),
+            words: words.into(),
+        }
     }
 
     /// Its descriptors.
@@ -85,13 +94,18 @@ impl StartGate {
     /// What became of it. `None`: nothing is known yet.
     #[must_use]
     pub fn outcome(&self) -> Option<StartOutcome> {
-        let mut text = vec![0; MAX_MESSAGE];
-        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.words, &mut text));
-        let text = match read {
-            Err(Errno::AGAIN) => return None,
-            Ok(length) => text.get(..length).unwrap_or_default(),
-            Err(_) => &[],
+        let state = self.words.state();
+        let text = match state {
+            State::Silent => return None,
+            State::Ended => Vec::new(),
+            State::Brings => self.words.read(MAX_MESSAGE),
         };
+        if state == State::Brings && text.is_empty() {
+            return Some(StartOutcome::Failed {
+                message: "why is kept from being read".to_owned(),
+                not_found: false,
+            });
+        }
         let Some((kind, message)) = text.split_first() else {
             return Some(StartOutcome::Running);
         };

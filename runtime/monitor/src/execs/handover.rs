@@ -1,11 +1,10 @@
 //! What a process that was run hands over, once its program runs.
 
 use runtime::protocol::HandoverExec;
+use runtime::shared_pipe::State;
 use runtime::sys::fds::Inherited;
-use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::Pid;
-use rustix::time::Timespec;
 
 use super::Exec;
 use crate::connection::ReplyTo;
@@ -18,10 +17,7 @@ use crate::tap::Tap;
 impl Exec {
     /// Whether its program runs: nothing more will be reported of its making.
     pub(crate) fn runs(&self) -> bool {
-        let mut report = [PollFd::new(&self.report, PollFlags::IN)];
-        let polled = rustix::event::poll(&mut report, Some(&Timespec::default()));
-        let [report] = report;
-        let over = polled == Ok(1) && report.revents() == PollFlags::HUP;
+        let over = self.report.state() == State::Ended;
         // Who traces it may hold a copy of the pipe.
         let runs = over || start::executable(self.pid) != start::own_executable();
         self.is_born() && self.problem.is_none() && runs
@@ -65,7 +61,7 @@ impl Exec {
             ended_early: None,
             problem: None,
             plan: None,
-            report: fds.take(report)?,
+            report: fds.take(report)?.into(),
             deadline,
             timed_out,
             killed,

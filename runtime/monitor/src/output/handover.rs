@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use runtime::log::{LineSplitter, Stamp, Stream};
 use runtime::protocol::{HandoverOutput, HandoverReader};
+use runtime::shared_pipe::SharedEnd;
 use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 
@@ -66,7 +67,9 @@ impl Output {
                 bytes: held,
                 stamp: Stamp::now(),
             }),
-            _stdin: stdin.map(|stdin| fds.take(stdin)).transpose()?,
+            _stdin: stdin
+                .map(|stdin| fds.take(stdin).map(SharedEnd::from))
+                .transpose()?,
         };
         for reader in readers {
             let stream = stream(reader.is_stderr);

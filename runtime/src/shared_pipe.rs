@@ -1,0 +1,208 @@
+//! Pipes that a process of a container has as well, or may get hold of.
+//!
+//! Whoever holds a pipe's lock keeps everybody else waiting where no signal reaches: who
+//! reads it, and even who closes it, if no other descriptor is left. A writer holds it
+//! while the kernel takes what he writes from where it is, be that a socket that says
+//! nothing or a file on a dead server. poll(2) alone takes no lock. So a process that must
+//! not wait asks by poll what there is, and has a child of its own, which may wait, read
+//! or close it. What a stuck child keeps is that pipe and nothing else. A crash leaves
+//! such children to end by themselves.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+
+use crate::sys::fds::{Close, close_from, copy_to};
+use crate::sys::fork::{self, NewNamespaces};
+
+/// How long a child may take to read what is there.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 500_000_000,
+};
+
+/// What a pipe is about to give to who reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Nothing, as long as somebody has the other end.
+    Silent,
+    /// Something.
+    Brings,
+    /// Nothing for ever: nobody has the other end.
+    Ended,
+}
+
+/// One end of such a pipe.
+#[derive(Debug)]
+pub struct SharedEnd(Option<OwnedFd>);
+
+impl SharedEnd {
+    /// What reading it would give. Takes no lock.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let flags = poll(self.as_fd());
+        if flags.contains(PollFlags::IN) {
+            State::Brings
+        } else if is_alone(flags) {
+            State::Ended
+        } else {
+            State::Silent
+        }
+    }
+
+    /// What one read gives, of a child that does it: nothing where that takes too long.
+    #[must_use]
+    pub fn read(&self, most: usize) -> Vec<u8> {
+        match read_apart(self.as_fd(), most) {
+            Ok(bytes) => bytes,
+            // A process with threads has no such children, and is not to be kept up.
+            Err(Errno::DEADLK) => read_here(self.as_fd(), most).unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+}
+
+impl From<OwnedFd> for SharedEnd {
+    fn from(end: OwnedFd) -> Self {
+        Self(Some(end))
+    }
+}
+
+impl AsFd for SharedEnd {
+    #[expect(clippy::expect_used, reason = "it is there until it is dropped")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_ref().expect("an end").as_fd()
+    }
+}
+
+impl AsRawFd for SharedEnd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl Drop for SharedEnd {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take()
+            && !is_alone(poll(end.as_fd()))
+        {
+            close_apart(end);
+        }
+    }
+}
+
+fn poll(end: BorrowedFd<'_>) -> PollFlags {
+    let mut polled = [PollFd::new(&end, PollFlags::IN)];
+    match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
+        Ok(1) => polled[0].revents(),
+        _ => PollFlags::empty(),
+    }
+}
+
+/// Whether nobody has the other end.
+fn is_alone(flags: PollFlags) -> bool {
+    flags.intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+fn read_here(end: BorrowedFd<'_>, most: usize) -> Result<Vec<u8>, Errno> {
+    let mut bytes = Vec::with_capacity(most);
+    rustix::io::retry_on_intr(|| rustix::io::read(end, spare_capacity(&mut bytes)))?;
+    Ok(bytes)
+}
+
+fn read_apart(end: BorrowedFd<'_>, most: usize) -> Result<Vec<u8>, Errno> {
+    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    fork::spawn(NewNamespaces::default(), || {
+        let passed = keep([end, write.as_fd()]).and_then(|[end, write]| {
+            let bytes = read_here(end.as_fd(), most)?;
+            rustix::io::write(&write, &bytes)
+        });
+        u8::from(passed.is_err())
+    })?;
+    drop(write);
+    let mut polled = [PollFd::new(&read, PollFlags::IN)];
+    match rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&PATIENCE)))? {
+        0 => Ok(Vec::new()),
+        _ => read_here(read.as_fd(), most),
+    }
+}
+
+/// Closes an end by a child that has it as well, and closes it last.
+fn close_apart(end: OwnedFd) {
+    let Ok((told, go)) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC) else {
+        // Better lost than waited for.
+        return std::mem::forget(end);
+    };
+    let child = fork::spawn(NewNamespaces::default(), || {
+        let waited = keep([told.as_fd(), end.as_fd()])
+            .and_then(|[told, _end]| rustix::io::read(&told, &mut [0; 1]));
+        u8::from(waited.is_err())
+    });
+    match child {
+        Ok(_) => {
+            drop(end);
+            // Now it is the child's alone.
+            drop(go);
+        }
+        Err(Errno::DEADLK) => drop(end),
+        Err(_) => std::mem::forget(end),
+    }
+}
+
+/// Keeps these of a child's descriptors and closes all others.
+fn keep<const N: usize>(ends: [BorrowedFd<'_>; N]) -> Result<[OwnedFd; N], Errno> {
+    let count = i32::try_from(N).map_err(|_| Errno::INVAL)?;
+    // Copies above all of them first: one may be at a number that is to be filled.
+    let mut copies = Vec::with_capacity(N);
+    for end in ends {
+        copies.push(rustix::io::fcntl_dupfd_cloexec(end, count)?);
+    }
+    let mut kept = Vec::with_capacity(N);
+    for (copy, number) in copies.iter().zip(0..) {
+        kept.push(copy_to(copy.as_fd(), number)?);
+    }
+    // Those copies end with the range below, whose owners must not run.
+    std::mem::forget(copies);
+    close_from(count.cast_unsigned(), Close::Now)?;
+    kept.try_into().map_err(|_| Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pipe() -> (SharedEnd, OwnedFd) {
+        let (read, write) = rustix::pipe::pipe_with(PipeFlags::NONBLOCK).unwrap();
+        (read.into(), write)
+    }
+
+    #[test]
+    fn poll_tells_what_there_is() {
+        let (end, write) = pipe();
+        assert_eq!(end.state(), State::Silent);
+        rustix::io::write(&write, b"some").unwrap();
+        assert_eq!(end.state(), State::Brings);
+        assert_eq!(end.read(100), b"some");
+        assert_eq!(end.read(100), b"");
+        assert_eq!(end.state(), State::Silent);
+        rustix::io::write(&write, b"last").unwrap();
+        drop(write);
+        assert_eq!(end.state(), State::Brings);
+        assert_eq!(end.read(2), b"la");
+        assert_eq!(end.read(100), b"st");
+        assert_eq!(end.state(), State::Ended);
+    }
+
+    #[test]
+    fn an_end_that_is_dropped_is_closed() {
+        let (end, write) = pipe();
+        drop(end);
+        assert_eq!(rustix::io::write(&write, b"x"), Err(Errno::PIPE));
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        drop(SharedEnd::from(write));
+        assert_eq!(rustix::io::read(&read, &mut [0; 1]), Ok(0));
+    }
+}
