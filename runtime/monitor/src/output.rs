@@ -524,9 +524,10 @@ mod tests {
             ..Create::default()
         };
         let fds = &mut Fds::default();
-        let (output, stdio) = Output::open(1, &mut create, fds, reactor).unwrap();
-        let ends = [stdio.stdout.unwrap().into(), stdio.stderr.unwrap().into()];
-        (dir, output, ends)
+        let (mut output, _stdio) = Output::open(1, &mut create, fds, reactor).unwrap();
+        let ends = output.tap.take().unwrap().into_ends(reactor);
+        let ends: Vec<_> = ends.into_iter().map(std::fs::File::from).collect();
+        (dir, output, ends.try_into().unwrap())
     }
 
     fn held(output: &Output) -> usize {

@@ -203,6 +203,13 @@ impl Tap {
         }
     }
 
+    /// What relays write to: tests have threads, and can have no relay.
+    #[cfg(test)]
+    pub(crate) fn into_ends(mut self, reactor: &mut Reactor) -> Vec<OwnedFd> {
+        self.unwatch(reactor);
+        self.streams.into_iter().map(|stream| stream.to).collect()
+    }
+
     fn watch(&mut self, reactor: &mut Reactor) -> Result<(), Errno> {
         for stream in &mut self.streams {
             if stream.token.is_none() {
