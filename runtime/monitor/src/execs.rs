@@ -378,12 +378,26 @@ impl Monitor {
     /// Answers those whose output has come, or has taken too long.
     pub(crate) fn deliver_all(&mut self, now: u64) {
         for mut delivery in std::mem::take(&mut self.delivered) {
-            if !delivery.tap.finish(&mut self.reactor) && delivery.deadline > now {
+            let finished = delivery.tap.finish(&mut self.reactor);
+            if !finished && delivery.deadline > now {
                 self.delivered.push(delivery);
                 continue;
             }
-            delivery.tap.close(&mut self.reactor);
-            self.reply(delivery.reply, delivery.result);
+            let Delivery {
+                tap, reply, result, ..
+            } = delivery;
+            tap.close(&mut self.reactor);
+            let result = result.and_then(|body| match body {
+                // What is said of its output would be false.
+                Body::ExecEnded(ExecEnded {
+                    timed_out: false, ..
+                }) if !finished => {
+                    let message = "it ended, and its output is kept from being read";
+                    Err(Failure::new(FailureKind::Launch, "exec", message))
+                }
+                other => Ok(other),
+            });
+            self.reply(reply, result);
         }
     }
 

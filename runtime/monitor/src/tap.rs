@@ -151,6 +151,8 @@ impl Tap {
             if self.spawn().is_err() {
                 self.retry = Some(monotonic_now().saturating_add(RETRY));
             }
+        } else if self.last_looks.is_none() {
+            self.watch_or_retry(reactor);
         }
     }
 
@@ -175,7 +177,7 @@ impl Tap {
     pub(crate) fn go_on(&mut self, reactor: &mut Reactor) {
         self.last_looks = None;
         if self.relay.is_none() {
-            let _unwatched = self.watch(reactor);
+            self.watch_or_retry(reactor);
         }
     }
 
@@ -185,8 +187,8 @@ impl Tap {
             return false;
         }
         self.relay = None;
-        if self.last_looks.is_none() && self.watch(reactor).is_err() {
-            self.retry = Some(monotonic_now().saturating_add(RETRY));
+        if self.last_looks.is_none() {
+            self.watch_or_retry(reactor);
         }
         true
     }
@@ -200,6 +202,12 @@ impl Tap {
         if let Some(relay) = relay {
             // Reaped with all other children; one that is stuck ends when it can.
             let _gone = send_signal(relay.pid, KILL);
+        }
+    }
+
+    fn watch_or_retry(&mut self, reactor: &mut Reactor) {
+        if self.watch(reactor).is_err() {
+            self.retry = Some(monotonic_now().saturating_add(RETRY));
         }
     }
 
@@ -285,14 +293,18 @@ fn relay(pairs: &[(BorrowedFd<'_>, BorrowedFd<'_>)], told: BorrowedFd<'_>) -> Re
         if brings.is_empty() || rest == Some(0) {
             return Ok(());
         }
-        for index in brings.iter().rev() {
-            let Some((from, to)) = streams.get(*index) else {
+        let mut ended = Vec::new();
+        for index in brings {
+            let Some((from, to)) = streams.get(index) else {
                 continue;
             };
             match pass_on(from, to, &mut piece)? {
-                None => drop(streams.swap_remove(*index)),
+                None => ended.push(index),
                 Some(length) => rest = rest.map(|rest| rest.saturating_sub(length)),
             }
+        }
+        for index in ended.into_iter().rev() {
+            drop(streams.remove(index));
         }
     }
 }
