@@ -149,6 +149,7 @@ macro_rules! own_launcher {
             }
             pods {
                 missing_program_is_named_among_shared_processes,
+                a_gate_whose_lock_is_held_keeps_up_its_own_start_only,
             }
             isolation {
                 unsupported_wishes_are_refused_by_name,

@@ -159,9 +159,18 @@ impl Monitor {
         let token = token.map_err(|errno| {
             Failure::new(FailureKind::Internal, "watch the start", errno.to_string())
         })?;
-        if gate.open().is_err() {
+        let opened = if container.own_pid_namespace {
+            gate.open().map_err(|_| wrong("its first process died"))
+        } else {
+            // Whoever shares its processes may trace it.
+            gate.open_apart().map_err(|errno| {
+                let message = errno.to_string();
+                Failure::new(FailureKind::Launch, "let its first process go", message)
+            })
+        };
+        if let Err(failure) = opened {
             self.reactor.unwatch(gate.as_fd(), token);
-            return Err(wrong("its first process died"));
+            return Err(failure);
         }
         let time = Some(order.timeout).filter(|time| *time > 0);
         let time = time.unwrap_or(START_TIME);

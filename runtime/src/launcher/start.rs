@@ -91,6 +91,15 @@ impl StartGate {
         }
     }
 
+    /// Does the same where others may have got hold of the pipe: nobody waits for its
+    /// lock. That the process is gone is told by its end.
+    ///
+    /// # Errors
+    /// There is no process to be had that would do it.
+    pub fn open_apart(&self) -> Result<(), Errno> {
+        self.go.write(b"g")
+    }
+
     /// What became of it. `None`: nothing is known yet.
     #[must_use]
     pub fn outcome(&self) -> Option<StartOutcome> {

@@ -536,7 +536,7 @@ pub(crate) async fn a_start_that_is_said_to_have_failed_ends(launcher: Kind) {
 }
 
 /// Copies of all descriptors of a process but its streams.
-fn gate_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
+pub(crate) fn gate_of(pid: i32) -> Vec<std::os::fd::OwnedFd> {
     use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
     let pidfd = pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
     let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();

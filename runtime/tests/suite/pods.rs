@@ -1,6 +1,10 @@
 //! What containers of a pod share.
 
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
 use runtime::client::{MonitorError, Pids};
+use rustix::pipe::SpliceFlags;
 use serde_json::json;
 
 use super::{launch_error, stdout};
@@ -182,6 +186,55 @@ pub(crate) async fn an_exit_is_told_behind_the_last_process(launcher: Kind) {
         assert_eq!(pod.exit(&container).await.exit_code, 6);
         assert_eq!(container.cgroup.pids(), [0; 0]);
         pod.monitor.delete(&container.id).await.unwrap();
+    }
+    pod.end().await;
+}
+
+/// Whoever traces a process that waits for its start has its pipes, and can hold their
+/// locks: the monitor waits for none of them.
+pub(crate) async fn a_gate_whose_lock_is_held_keeps_up_its_own_start_only(launcher: Kind) {
+    let mut pod = shared(launcher).await;
+    let init = pod.ready.init_pid.unwrap();
+    let other = pod.run(&in_pid_namespace(init, "exec sleep 1000")).await;
+    let container = pod.create(&in_pid_namespace(init, "exec sleep 1000")).await;
+    let (silent, ends) = std::os::unix::net::UnixStream::pair().unwrap();
+    let silent = std::sync::Arc::new(silent);
+    let (begun, threads) = std::sync::mpsc::channel();
+    let mut holders = Vec::new();
+    for end in super::life::gate_of(container.created.pid) {
+        let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+        let Ok(end) = std::fs::OpenOptions::new().write(true).open(path) else {
+            continue;
+        };
+        let (silent, begun) = (std::sync::Arc::clone(&silent), begun.clone());
+        holders.push(std::thread::spawn(move || {
+            begun.send(rustix::thread::gettid()).unwrap();
+            let flags = SpliceFlags::empty();
+            let _until_it_ends = rustix::pipe::splice(&*silent, None, &end, None, 4096, flags);
+        }));
+    }
+    assert!(!holders.is_empty());
+    for thread in threads.iter().take(holders.len()) {
+        let stat = format!("/proc/self/task/{}/stat", thread.as_raw_nonzero());
+        let waits = || std::fs::read_to_string(&stat).unwrap().contains(") S ");
+        assert!(wait_until(waits), "it does not hold");
+    }
+    let limit = Duration::from_secs(2);
+    let monitor = pod.monitor.clone();
+    let id = container.id.clone();
+    let start = tokio::spawn(async move { monitor.start_within(&id, limit).await });
+    for _ in 0..3 {
+        let echo = TestSpec::new(&["echo", "alive"]);
+        let ended = pod.exec(&other, &echo);
+        let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+        assert_eq!(ended.expect("an answer").unwrap().stdout, "alive\n");
+    }
+    // It waits for the lock as well, where nothing ends it.
+    drop(ends);
+    let start = tokio::time::timeout(Duration::from_secs(30), start).await;
+    let _begun_or_ended = start.expect("an answer").unwrap();
+    for holder in holders {
+        holder.join().unwrap();
     }
     pod.end().await;
 }
