@@ -51,8 +51,23 @@ pub(crate) struct Measurements(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     layers: HashMap<String, Layer>,
+    lanes: Lanes,
+}
+
+/// What each thread has to do.
+#[derive(Default)]
+struct Lanes {
     quick: Lane,
     thorough: Lane,
+}
+
+impl Lanes {
+    fn of(&mut self, pace: Pace) -> &mut Lane {
+        match pace {
+            Pace::Quick => &mut self.quick,
+            Pace::Thorough => &mut self.thorough,
+        }
+    }
 }
 
 /// What one thread has to do.
@@ -102,21 +117,14 @@ impl Measurements {
     {
         let now = Instant::now();
         let mut table = self.lock();
-        let Table {
-            layers,
-            quick,
-            thorough,
-        } = &mut *table;
+        let Table { layers, lanes } = &mut *table;
         let layer = layers.entry(owner.to_owned()).or_insert_with(|| Layer {
             figure: watch::Sender::new(None),
             pace: Pace::Quick,
             due: now,
             asked: None,
         });
-        let lane = match layer.pace {
-            Pace::Quick => quick,
-            Pace::Thorough => thorough,
-        };
+        let lane = lanes.of(layer.pace);
         if layer.asked.is_none() && layer.due <= now {
             layer.asked = Some(now);
             lane.waiting
@@ -150,15 +158,8 @@ impl Measurements {
 
     fn next(&self, pace: Pace) -> Option<(String, Measure)> {
         let mut table = self.lock();
-        let Table {
-            layers,
-            quick,
-            thorough,
-        } = &mut *table;
-        let lane = match pace {
-            Pace::Quick => quick,
-            Pace::Thorough => thorough,
-        };
+        let Table { layers, lanes } = &mut *table;
+        let lane = lanes.of(pace);
         let mut waiting = std::iter::from_fn(|| lane.waiting.pop_front());
         let next = waiting.find(|(owner, _)| layers.contains_key(owner));
         lane.runs = next.is_some();

@@ -15,7 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 
-use crate::sys::fds::{Close, close_from, copy_to};
+use crate::sys::fds::keep_only;
 use crate::sys::fork::{self, NewNamespaces};
 
 /// How long a child may take to read what is there.
@@ -71,7 +71,7 @@ impl SharedEnd {
     pub fn write(&self, bytes: &[u8]) -> Result<(), Errno> {
         let end = self.as_fd();
         let child = fork::spawn(NewNamespaces::default(), || {
-            let written = keep([end]).and_then(|[end]| rustix::io::write(&end, bytes));
+            let written = keep_only([end]).and_then(|[end]| rustix::io::write(&end, bytes));
             u8::from(written.is_err())
         });
         match child {
@@ -133,7 +133,7 @@ fn read_here(end: BorrowedFd<'_>, most: usize) -> Result<Vec<u8>, Errno> {
 fn read_apart(end: BorrowedFd<'_>, most: usize) -> Result<Vec<u8>, Errno> {
     let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     fork::spawn(NewNamespaces::default(), || {
-        let passed = keep([end, write.as_fd()]).and_then(|[end, write]| {
+        let passed = keep_only([end, write.as_fd()]).and_then(|[end, write]| {
             let bytes = read_here(end.as_fd(), most)?;
             rustix::io::write(&write, &bytes)
         });
@@ -154,7 +154,7 @@ fn close_apart(end: OwnedFd) {
         return std::mem::forget(end);
     };
     let child = fork::spawn(NewNamespaces::default(), || {
-        let waited = keep([told.as_fd(), end.as_fd()])
+        let waited = keep_only([told.as_fd(), end.as_fd()])
             .and_then(|[told, _end]| rustix::io::read(&told, &mut [0; 1]));
         u8::from(waited.is_err())
     });
@@ -167,24 +167,6 @@ fn close_apart(end: OwnedFd) {
         Err(Errno::DEADLK) => drop(end),
         Err(_) => std::mem::forget(end),
     }
-}
-
-/// Keeps these of a child's descriptors and closes all others.
-fn keep<const N: usize>(ends: [BorrowedFd<'_>; N]) -> Result<[OwnedFd; N], Errno> {
-    let count = i32::try_from(N).map_err(|_| Errno::INVAL)?;
-    // Copies above all of them first: one may be at a number that is to be filled.
-    let mut copies = Vec::with_capacity(N);
-    for end in ends {
-        copies.push(rustix::io::fcntl_dupfd_cloexec(end, count)?);
-    }
-    let mut kept = Vec::with_capacity(N);
-    for (copy, number) in copies.iter().zip(0..) {
-        kept.push(copy_to(copy.as_fd(), number)?);
-    }
-    // Those copies end with the range below, whose owners must not run.
-    std::mem::forget(copies);
-    close_from(count.cast_unsigned(), Close::Now)?;
-    kept.try_into().map_err(|_| Errno::INVAL)
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use runtime::log::WRITER_NAME;
 use runtime::protocol::monotonic_now;
 use runtime::shared_pipe::{SharedEnd, State};
-use runtime::sys::fds::{Close, close_from, copy_to};
+use runtime::sys::fds::keep_all;
 use runtime::sys::fork::{self, NewNamespaces};
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -261,26 +261,15 @@ impl Stream {
 
 /// The life of a relay.
 fn relay(pairs: &[(BorrowedFd<'_>, BorrowedFd<'_>)], told: BorrowedFd<'_>) -> Result<(), Errno> {
-    // Copies above all of them first: a source may be at one of the numbers to fill.
-    let most = i32::try_from(2 * pairs.len() + 1).map_err(|_| Errno::INVAL)?;
-    let high = |fd: BorrowedFd<'_>| rustix::io::fcntl_dupfd_cloexec(fd, most);
-    let told = high(told)?;
-    let mut copies = Vec::with_capacity(pairs.len());
-    for (from, to) in pairs {
-        copies.push((high(*from)?, high(*to)?));
-    }
-    let told = copy_to(told.as_fd(), 0)?;
-    let mut streams = Vec::with_capacity(pairs.len());
-    for ((from, to), number) in copies.iter().zip((1..most).step_by(2)) {
-        streams.push((
-            copy_to(from.as_fd(), number)?,
-            copy_to(to.as_fd(), number + 1)?,
-        ));
-    }
-    // Those copies end with the range below, whose owners must not run.
-    std::mem::forget(copies);
+    let ends = pairs.iter().flat_map(|(from, to)| [*from, *to]);
+    let ends: Vec<_> = std::iter::once(told).chain(ends).collect();
     // Whatever else the monitor has is to end when the monitor ends it.
-    close_from(most.cast_unsigned(), Close::Now)?;
+    let mut kept = keep_all(&ends)?.into_iter();
+    let told = kept.next().ok_or(Errno::INVAL)?;
+    let mut streams = Vec::with_capacity(pairs.len());
+    while let (Some(from), Some(to)) = (kept.next(), kept.next()) {
+        streams.push((from, to));
+    }
     // By its name the engine lets it go where a pod ends before it does.
     rustix::thread::set_name(&std::ffi::CString::new(WRITER_NAME).map_err(|_| Errno::INVAL)?)?;
     let mut piece = Vec::with_capacity(PIECE);

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "bare system calls")]
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -102,4 +102,34 @@ pub fn copy_to(fd: BorrowedFd<'_>, number: RawFd) -> Result<OwnedFd, Errno> {
     // SAFETY: the kernel made this descriptor just now, and owners of the
     // number's former meaning never run in such a child.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Keeps these descriptors, as the numbers from 0 on, and closes all others: only in a
+/// child made by [`super::fork::spawn`], as [`close_from`] with `Now`.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn keep_only<const N: usize>(ends: [BorrowedFd<'_>; N]) -> Result<[OwnedFd; N], Errno> {
+    keep_all(&ends)?.try_into().map_err(|_| Errno::INVAL)
+}
+
+/// The same for any number of them.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn keep_all(ends: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Errno> {
+    let count = i32::try_from(ends.len()).map_err(|_| Errno::INVAL)?;
+    // Copies above all of them first: one may be at a number that is to be filled.
+    let mut copies = Vec::with_capacity(ends.len());
+    for end in ends {
+        copies.push(rustix::io::fcntl_dupfd_cloexec(end, count)?);
+    }
+    let mut kept = Vec::with_capacity(ends.len());
+    for (copy, number) in copies.iter().zip(0..) {
+        kept.push(copy_to(copy.as_fd(), number)?);
+    }
+    // Those copies end with the range below, whose owners must not run.
+    std::mem::forget(copies);
+    close_from(count.cast_unsigned(), Close::Now)?;
+    Ok(kept)
 }
