@@ -65,11 +65,15 @@ pub fn remove(top: &Path, until: Instant) -> io::Result<()> {
         if remove_one(CWD, top)? {
             return Ok(());
         }
-        if let Some(dir) = open(CWD, top)? {
-            remove_below(dir)?;
-        }
-        if remove_one(CWD, top)? {
-            return Ok(());
+        // Mostly nothing is below, and its last task is about to leave.
+        let has_children = rustix::fs::stat(top).is_ok_and(|stat| stat.st_nlink > 2);
+        if has_children {
+            if let Some(dir) = open(CWD, top)? {
+                remove_below(dir)?;
+            }
+            if remove_one(CWD, top)? {
+                return Ok(());
+            }
         }
         if Instant::now() >= until {
             return Err(Errno::BUSY.into());
@@ -133,10 +137,21 @@ fn remove_one(dir: impl AsFd, name: impl Arg) -> io::Result<bool> {
 pub fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<Option<String>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-        Ok(file) => io::read_to_string(std::fs::File::from(file))
-            .map(Some)
-            .or_else(gone),
+        Ok(file) => read_all(&file).map(Some).or_else(gone),
         Err(errno) => gone(errno.into()),
+    }
+}
+
+/// Without asking for the size first, which these files do not tell anyway.
+fn read_all(file: &OwnedFd) -> io::Result<String> {
+    let mut text = Vec::new();
+    let mut part = [0; 4096];
+    loop {
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(file, &mut part))?;
+        if length == 0 {
+            return String::from_utf8(text).map_err(io::Error::other);
+        }
+        text.extend_from_slice(part.get(..length).unwrap_or_default());
     }
 }
 
