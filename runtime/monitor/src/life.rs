@@ -1,7 +1,8 @@
 //! What happens to containers: launch, exit, removal.
 //!
-//! Owns the transitions that `container` draws, but for the start (`start`). The exit is written down before
-//! anybody is told, and told when the log has what was written before (`logs`), unless a disk stalls; whoever waits for an answer gets one, whatever happens.
+//! Owns the transitions that `container` draws, but for the start (`start`). The exit is
+//! written down before anybody is told, and told when the log has what was written before
+//! (`logs`), unless a disk stalls; whoever waits for an answer gets one, whatever happens.
 
 use runtime::exit::ExitRecord;
 use runtime::launcher::Ready;
@@ -12,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 use crate::container::{Container, Init, KILL, Lingering, State, raw, send_signal};
 use crate::log_writer;
 use crate::monitor::Monitor;
+use crate::pids::{Place, Wanted};
 use crate::reactor::Key;
 
 /// When what outlives a first process is looked for again, and at the latest: nanoseconds.
@@ -83,9 +85,9 @@ impl Monitor {
                 .find(|(known, _)| *known == pid);
             failed(died.map_or_else(|| errno.to_string(), |(_, how)| format!("it died: {how:?}")))
         })?;
-        let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
         let wanted = self.containers.get(&key).map(|one| one.wanted_pids);
-        if wanted.is_some_and(|wanted| !self.lives_where_it_should(wanted, pid)) {
+        let place = self.place_of(wanted.unwrap_or(Wanted::Anywhere), pid);
+        if place == Place::Elsewhere {
             let _gone = send_signal(pid, KILL);
             return Err(failed(
                 "it lives in another PID namespace than it was to".to_owned(),
@@ -105,7 +107,7 @@ impl Monitor {
         if runtimes_keyring {
             container.keyring = String::new();
         }
-        container.own_pid_namespace = has_own_pid_namespace(pid, pod_init);
+        container.own_pid_namespace = place == Place::Own;
         let created = State::Created { init, gate };
         let former = std::mem::replace(&mut container.state, created);
         if let State::Launching {
@@ -296,16 +298,4 @@ fn adopt(pid: Pid) -> Result<Init, Errno> {
     rustix::process::waitid(WaitId::Pid(pid), options)?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty())?;
     Ok(Init { pid, pidfd })
-}
-
-/// When in doubt, the container's processes are killed one by one.
-fn has_own_pid_namespace(pid: Pid, pod_init: Option<Pid>) -> bool {
-    let namespace = |process: &str| {
-        rustix::fs::stat(format!("/proc/{process}/ns/pid")).map(|stat| (stat.st_dev, stat.st_ino))
-    };
-    let Ok(its) = namespace(&raw(pid).to_string()) else {
-        return false;
-    };
-    let pods = pod_init.map(|init| namespace(&raw(init).to_string()));
-    namespace("self") != Ok(its) && pods != Some(Ok(its))
 }

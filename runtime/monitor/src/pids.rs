@@ -38,16 +38,34 @@ fn of(process: &str) -> Result<Identity, Errno> {
     Ok((namespace.st_dev, namespace.st_ino))
 }
 
+/// Where a container's first process lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a PID namespace that is the container's alone.
+    Own,
+    /// In one that others live in, or that cannot be told: the container's processes are
+    /// ended one by one.
+    Shared,
+    /// Not where it was to.
+    Elsewhere,
+}
+
 impl Wanted {
-    /// Whether a process lives there; `pod_init` is the pod's own init.
-    fn is_met(self, pid: Pid, pod_init: Option<Pid>) -> Result<bool, Errno> {
+    fn place(self, pid: Pid, pod_init: Option<Pid>) -> Result<Place, Errno> {
         let its = of(&raw(pid).to_string())?;
+        let nodes = of("self")?;
         let pods = pod_init.map(|init| of(&raw(init).to_string())).transpose();
-        Ok(match self {
+        let is_own = its != nodes && pods != Ok(Some(its));
+        let is_met = match self {
             Self::Anywhere => true,
-            Self::Own => its != of("self")? && pods != Ok(Some(its)),
-            Self::Node => its == of("self")?,
+            Self::Own => is_own,
+            Self::Node => its == nodes,
             Self::Shared(identity) => its == identity,
+        };
+        Ok(match (is_met, self) {
+            (false, _) => Place::Elsewhere,
+            (true, Self::Own | Self::Anywhere) if is_own => Place::Own,
+            (true, _) => Place::Shared,
         })
     }
 }
@@ -83,10 +101,10 @@ impl Monitor {
         Ok((Wanted::Shared((stat.st_dev, stat.st_ino)), Some(shared)))
     }
 
-    /// Whether a new first process lives where it is to live.
-    pub(crate) fn lives_where_it_should(&self, wanted: Wanted, pid: Pid) -> bool {
+    /// Where a new first process lives. One that has ended is found to have by whoever
+    /// reaps it.
+    pub(crate) fn place_of(&self, wanted: Wanted, pid: Pid) -> Place {
         let pod_init = self.pod.as_ref().and_then(|pod| pod.init);
-        // One that has ended is found to have by whoever reaps it.
-        !matches!(wanted.is_met(pid, pod_init), Ok(false))
+        wanted.place(pid, pod_init).unwrap_or(Place::Shared)
     }
 }
