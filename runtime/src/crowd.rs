@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::mount::table::unescape;
+use crate::procfs::{mount_table, unescape};
 
 /// So few are nobody's trouble, wherever they are: the mount table is not read.
 const FEW: usize = 16;
@@ -203,7 +203,7 @@ fn device_of(path: &Path, devices: &Devices) -> String {
 }
 
 fn mounted() -> Devices {
-    let table = std::fs::read_to_string("/proc/thread-self/mountinfo");
+    let table = mount_table("/proc/thread-self/mountinfo");
     let table = table
         .inspect_err(|error| tracing::warn!(%error, "no mount table"))
         .unwrap_or_default();

@@ -28,6 +28,7 @@ pub mod netns;
 pub mod pidfd;
 #[cfg(feature = "engine")]
 mod pool;
+pub mod procfs;
 pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;

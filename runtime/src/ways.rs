@@ -72,23 +72,26 @@ impl Ways {
 /// Words for what is in the way.
 pub fn below(cgroup: BorrowedFd<'_>, process: Pid) -> Result<OwnedFd, String> {
     let number = process.as_raw_nonzero();
-    let text = std::fs::read_to_string(format!("/proc/{number}/cgroup"))
+    let lines = crate::procfs::cgroups(number.get())
         .map_err(|error| format!("cgroup of the first process: {error}"))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"));
+    let mut lines = lines.split(|byte| *byte == b'\n');
+    let path = lines.find_map(|line| line.strip_prefix(b"0::/"));
     let path = path.ok_or("the first process is in no cgroup of the v2 tree")?;
+    let path = Path::new(OsStr::from_bytes(path));
     let own = format!("/proc/self/fd/{}", cgroup.as_raw_fd());
     let own =
         std::fs::read_link(own).map_err(|error| format!("the container's cgroup: {error}"))?;
-    let rest = part_below(Path::new(path), &own).ok_or_else(|| {
+    let rest = part_below(path, &own).ok_or_else(|| {
         format!(
-            "the first process is in {path}, not below {}",
+            "the first process is in {}, not below {}",
+            path.display(),
             own.display()
         )
     })?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     rustix::fs::openat2(cgroup, rest, flags, Mode::empty(), resolve)
-        .map_err(|errno| format!("open cgroup {path}: {errno}"))
+        .map_err(|errno| format!("open cgroup {}: {errno}", path.display()))
 }
 
 /// What of a cgroup's path is below the cgroup of a directory: the path begins at the

@@ -172,7 +172,7 @@ fn limits(config: &Config) -> Finding {
 
 /// Whether the v2 tree's limits are those of whoever made the cgroup namespace.
 fn is_delegated() -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = runtime::procfs::mount_table("/proc/self/mountinfo").unwrap_or_default();
     let mut trees = table.lines().filter(|line| line.contains(" - cgroup2 "));
     trees.any(|line| line.ends_with("nsdelegate") || line.contains("nsdelegate,"))
 }

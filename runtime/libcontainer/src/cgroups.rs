@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
 use runtime::launcher::LaunchError;
+use runtime::procfs::mount_table;
 use runtime::ways::is_v2;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -138,8 +139,7 @@ pub(crate) fn hide(bundle: &Bundle) -> Result<(), LaunchError> {
     unmount(Path::new(ROOT)).map_err(|errno| failed(&errno))?;
     let clone = clone_tree(&nothing).map_err(|errno| failed(&errno))?;
     attach(clone.as_fd(), Path::new(ROOT)).map_err(|errno| failed(&errno))?;
-    let mountinfo = || std::fs::read_to_string("/proc/self/mountinfo");
-    let left = mountinfo().map_err(|error| failed(&error))?;
+    let left = mount_table("/proc/self/mountinfo").map_err(|error| failed(&error))?;
     for point in left.lines().filter_map(cgroup_mount) {
         unmount(&point).map_err(|errno| failed(&errno))?;
     }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{Mount, Spec};
 use runtime::launcher::LaunchError;
+use runtime::procfs::{mount_table, unescape};
 use runtime::sys::propagation::{Propagation, set_propagation};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
@@ -30,8 +31,7 @@ pub(crate) struct Plan {
 /// `sources`: index into the mounts, path of the attached source.
 pub(crate) fn plan(spec: &mut Spec, sources: &[(usize, PathBuf)]) -> Result<Plan, LaunchError> {
     let failed = |error: &dyn std::fmt::Display| LaunchError::failed("read mountinfo", error);
-    let mountinfo =
-        std::fs::read_to_string("/proc/self/mountinfo").map_err(|error| failed(&error))?;
+    let mountinfo = mount_table("/proc/self/mountinfo").map_err(|error| failed(&error))?;
     let mounts = spec.mounts().clone().unwrap_or_default();
     let is_shared = |path: &Path| {
         mountinfo
@@ -87,8 +87,8 @@ impl Plan {
             return Ok(());
         }
         let failed = |error: &dyn std::fmt::Display| LaunchError::failed("set propagation", error);
-        let mountinfo = std::fs::read_to_string(format!("/proc/{init}/mountinfo"))
-            .map_err(|error| failed(&error))?;
+        let mountinfo =
+            mount_table(&format!("/proc/{init}/mountinfo")).map_err(|error| failed(&error))?;
         let namespace = open(Path::new(&format!("/proc/{init}/ns/mnt")), OFlags::RDONLY)
             .map_err(|errno| failed(&errno))?;
         rustix::thread::move_into_link_name_space(
@@ -143,28 +143,7 @@ fn parse(line: &str) -> Option<MountLine> {
 
 /// The mount point of a line of mountinfo.
 pub(crate) fn mount_point(line: &str) -> Option<PathBuf> {
-    line.split(' ')
-        .nth(4)
-        .map(|field| PathBuf::from(unescape(field)))
-}
-
-/// Blanks and the like are written as three octal digits.
-fn unescape(text: &str) -> std::ffi::OsString {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(octal.unwrap_or(*first));
-        rest = if octal.is_some() {
-            tail.get(3..).unwrap_or_default()
-        } else {
-            tail
-        };
-    }
-    std::os::unix::ffi::OsStringExt::from_vec(bytes)
+    line.split(' ').nth(4).map(unescape)
 }
 
 #[cfg(test)]

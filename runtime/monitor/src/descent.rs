@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use runtime::pidfd::{self, has_ended};
+use runtime::procfs::Stat;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
@@ -88,8 +89,9 @@ impl Family {
         };
         // Read after the descriptor was opened: they are this process's, or this one
         // is gone. And the parent has not ended after that: its number was its own.
-        let belongs = kin_of(pid).is_some_and(|kin| {
-            kin.parent == self.ancestor || self.is_held(kin.parent) || kin.is_sibling(self.ancestor)
+        let belongs = Stat::of(raw(pid)).is_ok_and(|stat| {
+            let is_child = stat.parent == self.ancestor || self.is_held(stat.parent);
+            is_child || is_sibling(stat, self.ancestor)
         });
         Ok((belongs && !has_ended(&pidfd)).then_some(pidfd))
     }
@@ -119,10 +121,12 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
         let Some(pid) = number.and_then(Pid::from_raw) else {
             continue;
         };
-        let Some(kin) = kin_of(pid) else { continue };
-        let parent = match kin.is_sibling(raw(ancestor)) && pid != ancestor {
+        let Ok(stat) = Stat::of(raw(pid)) else {
+            continue;
+        };
+        let parent = match is_sibling(stat, raw(ancestor)) && pid != ancestor {
             true => raw(ancestor),
-            false => kin.parent,
+            false => stat.parent,
         };
         children.entry(parent).or_default().push(pid);
     }
@@ -138,30 +142,10 @@ fn descendants(ancestor: Pid) -> Vec<Pid> {
     found
 }
 
-/// Whose child a process is, and whose session it is in.
-#[derive(Debug, Clone, Copy)]
-struct Kin {
-    parent: i32,
-    session: i32,
-}
-
-impl Kin {
-    /// Whether it was made to be this process's child by one in the ancestor's session:
-    /// `CLONE_PARENT`.
-    fn is_sibling(self, ancestor: i32) -> bool {
-        self.session == ancestor && self.parent == raw(rustix::process::getpid())
-    }
-}
-
-/// The kin of the process that has a number.
-fn kin_of(pid: Pid) -> Option<Kin> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", raw(pid))).ok()?;
-    // The name in brackets may hold anything.
-    let (_, rest) = stat.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace().skip(1);
-    let parent = fields.next()?.parse().ok()?;
-    let session = fields.nth(1)?.parse().ok()?;
-    Some(Kin { parent, session })
+/// Whether a process was made to be this process's child by one in the ancestor's
+/// session: `CLONE_PARENT`.
+fn is_sibling(of: Stat, ancestor: i32) -> bool {
+    of.session == ancestor && of.parent == raw(rustix::process::getpid())
 }
 
 #[cfg(test)]
@@ -240,6 +224,20 @@ mod tests {
     fn children_of_children_are_found_and_killed() {
         let shell = Process::new("setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000");
         wait_until(|| living(shell.pid()) == 4);
+        kill(shell.pid());
+        wait_until(|| living(shell.pid()) == 0);
+    }
+
+    #[test]
+    fn a_descendant_is_found_whatever_it_calls_itself() {
+        let named = r#"setsid sh -c 'printf "\377\376) Z" > /proc/$$/comm; sleep 1000; true'"#;
+        let shell = Process::new(&format!("{named} & sleep 1000"));
+        let is_named = |pid: &Pid| {
+            let name = std::fs::read(format!("/proc/{}/comm", raw(*pid)));
+            name.is_ok_and(|name| name == b"\xff\xfe) Z\n")
+        };
+        wait_until(|| descendants(shell.pid()).iter().any(is_named));
+        wait_until(|| living(shell.pid()) == 3);
         kill(shell.pid());
         wait_until(|| living(shell.pid()) == 0);
     }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::file;
 use super::{CgroupError, Selection, Version};
-use crate::mount::table::unescape;
+use crate::procfs::{mount_table, unescape};
 
 /// The mount table that decides.
 const MOUNT_TABLE: &str = "/proc/thread-self/mountinfo";
@@ -51,11 +51,10 @@ impl Tree {
 
 impl Layout {
     pub(super) fn detect(selection: Selection) -> Result<Self, CgroupError> {
-        let table =
-            std::fs::read_to_string(MOUNT_TABLE).map_err(|source| CgroupError::MountTable {
-                path: MOUNT_TABLE.into(),
-                source,
-            })?;
+        let table = mount_table(MOUNT_TABLE).map_err(|source| CgroupError::MountTable {
+            path: MOUNT_TABLE.into(),
+            source,
+        })?;
         let mut trees = parse(&table);
         for tree in trees.iter_mut().filter(|tree| tree.is_v2()) {
             let list = file::read(&tree.root.join("cgroup.controllers"))?;

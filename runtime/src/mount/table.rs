@@ -1,12 +1,11 @@
 //! Reads the mount table of this process. Only reads.
 
-use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+use crate::procfs::{mount_table, unescape};
 
 /// One line of mountinfo, as much of it as is needed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +26,7 @@ impl Entry {
         if stat.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        let table = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        let table = mount_table("/proc/thread-self/mountinfo")?;
         let found = table
             .lines()
             .filter_map(Self::parse)
@@ -49,22 +48,6 @@ impl Entry {
             peer_group,
         })
     }
-}
-
-/// The kernel writes space, tab, newline and backslash as octal.
-pub(crate) fn unescape(field: &str) -> PathBuf {
-    let bytes = field.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let octal = (byte == b'\\')
-            .then(|| field.get(at + 1..at + 4))
-            .flatten()
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        out.push(octal.unwrap_or(byte));
-        at += if octal.is_some() { 4 } else { 1 };
-    }
-    OsString::from_vec(out).into()
 }
 
 #[cfg(test)]

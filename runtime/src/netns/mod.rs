@@ -342,7 +342,7 @@ impl Mounts {
             source,
         };
         let real = fs::canonicalize(dir).map_err(|e| failed("resolve", e))?;
-        let table = fs::read_to_string("/proc/thread-self/mountinfo")
+        let table = crate::procfs::mount_table("/proc/thread-self/mountinfo")
             .map_err(|e| failed("read the mount table", e))?;
         Ok(Self::parse(&table, &real))
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::client::ExitRecord;
+use runtime::procfs::{Stat, is_gone};
 
 use super::super::container::is_in_cgroup;
 use super::super::error::PodError;
@@ -20,11 +21,13 @@ const KILL_PATIENCE: Duration = Duration::from_secs(4);
 /// The same once the engine has killed the cgroup: what the monitor says is truer.
 const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether a process has ended and was perhaps not reaped yet.
+/// Whether a process has ended and was perhaps not reaped yet. One that cannot be looked
+/// at may live.
 fn is_dead(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").map_or("X", |(_, rest)| rest);
-    state.starts_with(['Z', 'X'])
+    match Stat::of(pid) {
+        Ok(stat) => stat.has_ended(),
+        Err(error) => is_gone(&error),
+    }
 }
 
 impl Task {
