@@ -1,6 +1,7 @@
 //! What every call passes through: a span with the call's name, the client's
-//! deadline, and a net under panics.
+//! deadline, a net under panics, and what is held until its answer is read.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -10,6 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use http_body_util::BodyExt;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
@@ -46,6 +48,32 @@ impl<S> Layer<S> for CallLayer {
 pub(crate) struct CallService<S> {
     inner: S,
     engine: Arc<Engine>,
+}
+
+/// What an answer holds until the client has read it, or is gone: an extension of the
+/// response.
+#[derive(Clone)]
+pub(crate) struct Held(Arc<dyn Any + Send + Sync>);
+
+impl Held {
+    /// Holds a thing.
+    pub(crate) fn new(thing: impl Any + Send + Sync) -> Self {
+        Self(Arc::new(thing))
+    }
+
+    /// The response, with what it holds in its body: the server drops that once all of
+    /// it is sent, or cannot be.
+    fn in_body(mut response: Response<Body>) -> Response<Body> {
+        let Some(Self(held)) = response.extensions_mut().remove() else {
+            return response;
+        };
+        response.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _until_here = &held;
+                frame
+            }))
+        })
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -119,7 +147,7 @@ where
                 }
                 keep(&engine, trace, pod);
             }
-            Ok(response)
+            Ok(Held::in_body(response))
         };
         Box::pin(work.instrument(span))
     }

@@ -1,10 +1,15 @@
 //! ExecSync.
 
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use conformance::bench::machine::resident;
+use conformance::client::Client;
 use tonic::Code;
 
-use crate::rig::{with_engine, with_own_engine, with_settings};
+use crate::rig::{DEADLINE, Rig, with_engine, with_own_engine, with_settings};
 
 #[test]
 fn output_exit_code_and_streams_are_kept_apart() {
@@ -59,6 +64,110 @@ fn more_output_than_a_message_holds_is_cut_and_drained() {
         let said = output.stderr.strip_prefix("done\n").expect("its own words");
         let lost = format!("{} bytes of stdout", 30_000_000 - kept);
         assert!(said.contains(&lost), "{said}");
+    });
+}
+
+/// A client of its own that stops reading when it is told, with calls under way.
+struct Stopping {
+    stop: Option<Sender<()>>,
+    thread: JoinHandle<()>,
+}
+
+impl Stopping {
+    fn new(socket: PathBuf, container: String, script: &'static str, calls: usize) -> Self {
+        let (stop, stopped) = channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            let work = Self::work(&socket, &container, script, calls, &stopped);
+            runtime.expect("a runtime").block_on(work);
+        });
+        Self {
+            stop: Some(stop),
+            thread,
+        }
+    }
+
+    async fn work(
+        socket: &Path,
+        container: &str,
+        script: &str,
+        calls: usize,
+        stopped: &Receiver<()>,
+    ) {
+        let client = Client::connect(socket).await.expect("connect");
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..calls {
+            let (mut client, container) = (client.clone(), container.to_owned());
+            let script = script.to_owned();
+            all.spawn(async move {
+                let words = ["/bin/sh", "-c", &script];
+                client.exec(&container, &words, 0).await
+            });
+        }
+        while stopped.try_recv().is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The thread that would read waits here, until the other end is dropped.
+        let _dropped = stopped.recv();
+    }
+
+    fn stops_reading(&self) {
+        let stop = self.stop.as_ref().expect("not ended");
+        stop.send(()).expect("the thread lives");
+    }
+
+    fn ends(mut self) {
+        self.stop = None;
+        self.thread.join().expect("the thread");
+    }
+}
+
+/// How many commands of this kind run in a container.
+async fn commands(rig: &mut Rig, container: &str, script: &str) -> usize {
+    let shown = rig.client.exec(container, &["ps"], 10).await;
+    shown.expect("ps").stdout.matches(script).count()
+}
+
+/// Answers that nobody reads are memory as well: what all of them may hold is bounded,
+/// and free again when the client is gone.
+#[test]
+fn answers_that_are_not_read_hold_no_more_than_all_may() {
+    const CALLS: usize = 40;
+    const SCRIPT: &str = "until [ -e /tmp/go ]; do sleep 1; done; head -c 16000000 /dev/zero";
+    with_own_engine(async |rig| {
+        let (_, id) = rig.running("unread", &["/bin/sleep", "1000"]).await;
+        let unread = Stopping::new(rig.engine.socket(), id.clone(), SCRIPT, CALLS);
+        let end = Instant::now() + DEADLINE;
+        while commands(rig, &id, "[ -e /tmp/go").await < CALLS {
+            assert!(Instant::now() < end, "not all of the commands run");
+        }
+        unread.stops_reading();
+        let go = rig.client.exec(&id, &["touch", "/tmp/go"], 10).await;
+        assert_eq!(go.expect("touch").code, 0);
+        while commands(rig, &id, "/tmp/go").await > 0 {
+            assert!(Instant::now() < end, "the commands do not end");
+        }
+        let engine = rig.engine.pid().expect("the engine").cast_signed();
+        let kept = resident(engine).expect("its memory") / 1024;
+        assert!(kept < 300, "{kept} MiB");
+        unread.ends();
+        let whole = ["head", "-c", "16000000", "/dev/zero"];
+        while rig
+            .client
+            .exec(&id, &whole, 60)
+            .await
+            .expect("exec")
+            .stdout
+            .len()
+            < 16_000_000
+        {
+            assert!(
+                Instant::now() < end,
+                "what the client held is not given back"
+            );
+        }
     });
 }
 

@@ -29,7 +29,7 @@ const OWN: usize = 64 * 1024;
 /// The most that is kept of all streams at once beside that: commands that flood must
 /// not fill the node's memory, however many run.
 const MAX_KEPT: usize = 128 * 1024 * 1024;
-/// What is kept now.
+/// What is kept now, until the client has read it.
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
 /// Room for the word about what was cut off.
@@ -40,6 +40,8 @@ pub(crate) struct Output {
     pub(crate) stdout: Bytes,
     pub(crate) stderr: Bytes,
     pub(crate) exit_code: i32,
+    /// The room that both take; to be held until the client has them.
+    pub(crate) room: [Room; 2],
 }
 
 /// Runs `words` in a container that runs; a timeout of 0 means none.
@@ -99,9 +101,10 @@ pub(crate) async fn exec_sync(
                 tracing::warn!(container = %container.id, stdout = lost.0, stderr = lost.1, "bytes of a command's output were cut off");
             }
             Ok(Output {
-                stdout: std::mem::take(&mut out.bytes).into(),
-                stderr: std::mem::take(&mut err.bytes).into(),
+                stdout: out.bytes.into(),
+                stderr: err.bytes.into(),
                 exit_code: code,
+                room: [out.room, err.room],
             })
         }
         ExecExit::TimedOut => Err(PodError::Timeout(timeout)),
@@ -144,17 +147,26 @@ fn half_blocking_pipe() -> io::Result<(Receiver, OwnedFd)> {
     Ok((Receiver::from_owned_fd(read)?, write))
 }
 
-/// Takes room for bytes of a stream, as much as there is.
-fn room(wanted: usize) -> usize {
-    let take = |kept: usize| Some(kept + wanted.min(MAX_KEPT.saturating_sub(kept)));
-    match KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-        Ok(before) | Err(before) => wanted.min(MAX_KEPT.saturating_sub(before)),
+/// A part of what is kept of all streams at once, given back when it is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Room(usize);
+
+impl Room {
+    /// Takes so many bytes more, or as many as there are; tells how many.
+    fn take(&mut self, wanted: usize) -> usize {
+        let free = |kept: usize| wanted.min(MAX_KEPT.saturating_sub(kept));
+        let take = |kept: usize| Some(kept + free(kept));
+        let taken = match KEPT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(before) | Err(before) => free(before),
+        };
+        self.0 += taken;
+        taken
     }
 }
 
-impl Drop for Collector {
+impl Drop for Room {
     fn drop(&mut self) {
-        KEPT.fetch_sub(self.reserved, Ordering::Relaxed);
+        KEPT.fetch_sub(self.0, Ordering::Relaxed);
     }
 }
 
@@ -163,8 +175,8 @@ struct Collector {
     bytes: Vec<u8>,
     /// Bytes that were thrown away.
     lost: u64,
-    /// Its part of what is kept of all streams.
-    reserved: usize,
+    /// Of the bytes beyond its own.
+    room: Room,
     finished: bool,
 }
 
@@ -174,7 +186,7 @@ impl Collector {
             pipe,
             bytes: Vec::new(),
             lost: 0,
-            reserved: 0,
+            room: Room::default(),
             finished: false,
         }
     }
@@ -212,9 +224,7 @@ impl Collector {
             Ok(read) => {
                 let fits = read.min(MAX_STREAM.saturating_sub(self.bytes.len()));
                 let own = fits.min(OWN.saturating_sub(self.bytes.len()));
-                let shared = room(fits - own);
-                self.reserved += shared;
-                let kept = own + shared;
+                let kept = own + self.room.take(fits - own);
                 self.bytes.extend_from_slice(&buffer[..kept]);
                 self.lost += (read - kept) as u64;
                 return true;
@@ -241,10 +251,11 @@ mod tests {
     async fn commands_that_flood_leave_the_others_room() {
         let (receiver, end) = half_blocking_pipe().unwrap();
         let mut collector = Collector::new(receiver);
-        let flood = room(MAX_KEPT);
+        let mut flood = Room::default();
+        flood.take(MAX_KEPT);
         rustix::io::write(&end, b"healthy").unwrap();
         collector.more().await;
-        KEPT.fetch_sub(flood, Ordering::Relaxed);
+        drop(flood);
         assert_eq!(
             (collector.bytes.as_slice(), collector.lost),
             (&b"healthy"[..], 0)

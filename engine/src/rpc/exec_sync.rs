@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use proto::v1;
-use tonic::Status;
+use tonic::{Response, Status};
 
 use super::must_find;
 use crate::convert::{missing, wrong};
 use crate::engine::Engine;
+use crate::layers::Held;
 use crate::pod::error::PodError;
 use crate::pod::exec::exec_sync;
 use crate::status;
@@ -16,7 +17,7 @@ use crate::status;
 pub(crate) async fn handle(
     engine: &Arc<Engine>,
     request: v1::ExecSyncRequest,
-) -> Result<v1::ExecSyncResponse, Status> {
+) -> Result<Response<v1::ExecSyncResponse>, Status> {
     let v1::ExecSyncRequest {
         container_id,
         cmd,
@@ -36,9 +37,11 @@ pub(crate) async fn handle(
     let output = exec_sync(engine, &pod, &container, cmd, timeout)
         .await
         .map_err(|error| status::pod(&error))?;
-    Ok(v1::ExecSyncResponse {
+    let mut response = Response::new(v1::ExecSyncResponse {
         stdout: output.stdout,
         stderr: output.stderr,
         exit_code: output.exit_code,
-    })
+    });
+    response.extensions_mut().insert(Held::new(output.room));
+    Ok(response)
 }
