@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::ways::PROCS;
 use crate::{pidfd, subtree};
@@ -18,36 +19,48 @@ use crate::{pidfd, subtree};
 /// The freezer's file.
 pub const STATE: &str = "freezer.state";
 const THAWED: &str = "THAWED";
-/// How often the processes are listed until all of them are frozen.
-const ROUNDS: usize = 200;
+/// The first pause before the processes are listed again.
+const PAUSE: Duration = Duration::from_micros(200);
 
-/// Freezes a cgroup with all below it, kills every process, and thaws it.
+/// Freezes a cgroup with all below it, kills every process, and thaws it. It is done once
+/// all are frozen, or then: a process that waits for a dead disk is never frozen, and
+/// makes no others. Most of the time is waited, however long a round takes.
 ///
 /// # Errors
-/// The directory is no cgroup of the freezer, or one below cannot be looked at. What is
-/// gone meanwhile is fine.
-pub fn kill(dir: &Path) -> io::Result<()> {
+/// The directory is no cgroup of the freezer, or one below cannot be looked at; timed
+/// out: `gives_up`, which is asked at each cgroup, said so. What is gone meanwhile is fine.
+pub fn kill(dir: &Path, until: Instant, gives_up: impl Fn() -> bool) -> io::Result<()> {
     let state = dir.join(STATE);
+    let look = |dir: BorrowedFd<'_>| match gives_up() {
+        true => Err(io::ErrorKind::TimedOut.into()),
+        false => kill_listed(dir),
+    };
     std::fs::write(&state, "FROZEN")?;
-    let mut killed = Ok(());
-    for _ in 0..ROUNDS {
+    let mut pause = PAUSE;
+    let killed = loop {
+        let began = Instant::now();
         // Asked before: what is listed once all are frozen is all.
         let frozen = std::fs::read_to_string(&state).is_ok_and(|text| text.trim() == "FROZEN");
-        killed = subtree::visit(dir, kill_listed);
-        if frozen {
-            break;
+        let killed = subtree::visit(dir, look);
+        let now = Instant::now();
+        if frozen || now >= until || gives_up() {
+            break killed;
         }
-    }
-    thaw(dir)?;
-    killed
+        std::thread::sleep(pause.max((now - began) * 3).min(until - now));
+        pause *= 2;
+    };
+    // All that it froze, whatever becomes of the others.
+    std::fs::write(&state, THAWED)?;
+    killed.and_then(|()| thaw(dir, gives_up))
 }
 
 /// Thaws a cgroup and all below it.
 ///
 /// # Errors
-/// One of them cannot be looked at. What is not there is fine.
-pub fn thaw(dir: &Path) -> io::Result<()> {
+/// One of them cannot be looked at; timed out, as [`kill`]. What is not there is fine.
+pub fn thaw(dir: &Path, gives_up: impl Fn() -> bool) -> io::Result<()> {
     subtree::visit(dir, |dir| match subtree::read(dir, STATE)? {
+        _ if gives_up() => Err(io::ErrorKind::TimedOut.into()),
         Some(state) if state.trim() != THAWED => subtree::write(dir, STATE, THAWED),
         _ => Ok(()),
     })

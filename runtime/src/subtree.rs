@@ -1,20 +1,23 @@
 //! A cgroup with all that is below it, in one hierarchy.
 //!
-//! A container that may make cgroups of its own nests them as deep as it likes: their
-//! paths are longer than the kernel takes, and so many directories as are nested can
-//! neither be held open at once nor be a function's calls. So the way down is a
-//! descriptor for the directory that is looked at and the names that are left above it,
-//! which are fewer than the container has paid for with its own memory; the way up is
-//! `..`, since a cgroup is never moved to another parent. Owns walking and removing;
+//! A container that may make cgroups of its own makes as many as it likes, side by side
+//! or nested: their paths are longer than the kernel takes, as many directories can
+//! neither be held open at once nor be a function's calls, and their names would fill
+//! the memory of whoever keeps them. So the way down is a descriptor for the directory
+//! that is looked at, and for each one above it the numbers of the children that were
+//! looked at: some bytes for each, of hundreds that it costs the container. The way up
+//! is `..`, since a cgroup is never moved to another parent. Owns walking and removing;
 //! what vanishes meanwhile is no error, what cannot be looked at is one.
 
-use std::ffi::CString;
+use std::collections::BTreeSet;
+use std::ffi::CStr;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom};
 use rustix::io::Errno;
 use rustix::path::Arg;
 
@@ -29,29 +32,118 @@ const DIRECTORY: OFlags = OFlags::RDONLY
 /// # Errors
 /// What `look` says, and the kernel's answer where a directory cannot be read.
 pub fn visit(top: &Path, mut look: impl FnMut(BorrowedFd<'_>) -> io::Result<()>) -> io::Result<()> {
-    let Some(mut dir) = open(CWD, top)? else {
+    let Some(top) = open(CWD, top)? else {
         return Ok(());
     };
-    look(dir.as_fd())?;
-    let mut left = vec![children(&dir)?];
-    while let Some(names) = left.last_mut() {
-        match names.pop() {
-            Some(name) => {
-                if let Some(child) = open(&dir, &*name)? {
-                    dir = child;
-                    look(dir.as_fd())?;
-                    left.push(children(&dir)?);
-                }
+    look(top.as_fd())?;
+    walk(top, &mut look, &|_, _| Ok(false))
+}
+
+/// Looks at a directory and at what is below it and busy; the rest is removed on the way,
+/// so that each time there is less.
+///
+/// # Errors
+/// As [`visit`].
+pub fn visit_busy(
+    top: &Path,
+    mut look: impl FnMut(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    let Some(top) = open(CWD, top)? else {
+        return Ok(());
+    };
+    look(top.as_fd())?;
+    walk(top, &mut look, &|dir, name| remove_one(dir, name))
+}
+
+/// Goes through all below a directory: looks at each child that is not taken away.
+fn walk(
+    top: OwnedFd,
+    look: &mut dyn FnMut(BorrowedFd<'_>) -> io::Result<()>,
+    take_away: TakeAway<'_>,
+) -> io::Result<()> {
+    let mut dir = top;
+    let mut above = vec![Level::default()];
+    while let Some(level) = above.last_mut() {
+        match level.next_child(&dir, take_away)? {
+            Some(child) => {
+                dir = child;
+                look(dir.as_fd())?;
+                above.push(Level::default());
             }
             None => {
-                left.pop();
-                if !left.is_empty() {
-                    dir = above(&dir)?;
+                above.pop();
+                if !above.is_empty() {
+                    dir = parent(&dir)?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Takes a child of a directory away; `false`: it stays.
+type TakeAway<'a> = &'a dyn Fn(&OwnedFd, &CStr) -> io::Result<bool>;
+
+/// A directory on the way down.
+#[derive(Default)]
+struct Level {
+    /// Where its list is read on: the kernel's word behind a child.
+    position: u64,
+    /// The inodes of the children that were looked at.
+    done: BTreeSet<u64>,
+}
+
+impl Level {
+    /// The next child that stays and was not looked at.
+    fn next_child(
+        &mut self,
+        dir: &OwnedFd,
+        take_away: TakeAway<'_>,
+    ) -> io::Result<Option<OwnedFd>> {
+        // Two more links than it has children.
+        if rustix::fs::fstat(dir)?.st_nlink <= 2 {
+            return Ok(None);
+        }
+        if self.position == 0 {
+            return self.find(dir, take_away);
+        }
+        rustix::fs::seek(dir, SeekFrom::Start(self.position))?;
+        let found = self.find(dir, take_away)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+        // Positions are hashes of names, so that two may share one: those that were
+        // passed over are found from the beginning. Not by this descriptor: ext4 begins
+        // at the end again if it was read there first.
+        match open(dir, c".")? {
+            Some(again) => self.find(&again, take_away),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, from where the descriptor's list is read on.
+    fn find(&mut self, dir: &OwnedFd, take_away: TakeAway<'_>) -> io::Result<Option<OwnedFd>> {
+        let mut names = [MaybeUninit::uninit(); 4096];
+        let mut list = RawDir::new(dir, &mut names);
+        while let Some(entry) = list.next() {
+            let entry = match entry {
+                Err(Errno::NOENT | Errno::NODEV) => break,
+                other => other?,
+            };
+            let name = entry.file_name();
+            if entry.file_type() != FileType::Directory || name == c"." || name == c".." {
+                continue;
+            }
+            if take_away(dir, name)? || !self.done.insert(entry.ino()) {
+                continue;
+            }
+            if let Some(child) = open(dir, name)? {
+                self.position = entry.next_entry_cookie();
+                return Ok(Some(child));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Removes a directory with all below it. Those that are busy are tried until then: tasks
@@ -83,42 +175,10 @@ pub fn remove(top: &Path, until: Instant) -> io::Result<()> {
     }
 }
 
-/// Removes what is below a directory and not busy.
+/// Removes what is below a directory and not busy: children when they are met, and those
+/// that had children themselves when the rest of their parent's list was read.
 fn remove_below(top: OwnedFd) -> io::Result<()> {
-    let mut dir = top;
-    let mut left = vec![children(&dir)?];
-    while let Some(names) = left.last_mut() {
-        let Some(name) = names.last() else {
-            left.pop();
-            if let Some(names) = left.last_mut() {
-                dir = above(&dir)?;
-                // Emptied or not, it is done with.
-                if let Some(name) = names.pop() {
-                    remove_one(&dir, &*name)?;
-                }
-            }
-            continue;
-        };
-        if remove_one(&dir, &**name)? {
-            names.pop();
-            continue;
-        }
-        let below = match open(&dir, &**name)? {
-            Some(child) => children(&child).map(|below| (child, below))?,
-            None => {
-                names.pop();
-                continue;
-            }
-        };
-        match below {
-            (_, names_below) if names_below.is_empty() => drop(names.pop()),
-            (child, names_below) => {
-                dir = child;
-                left.push(names_below);
-            }
-        }
-    }
-    Ok(())
+    walk(top, &mut |_| Ok(()), &|dir, name| remove_one(dir, name))
 }
 
 /// `false`: it is in use, or something is below it.
@@ -183,28 +243,8 @@ fn open(at: impl AsFd, name: impl Arg) -> io::Result<Option<OwnedFd>> {
     }
 }
 
-fn above(dir: &OwnedFd) -> io::Result<OwnedFd> {
+fn parent(dir: &OwnedFd) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, c"..", DIRECTORY, Mode::empty())?)
-}
-
-/// The names of the directories in a directory.
-fn children(dir: &OwnedFd) -> io::Result<Vec<CString>> {
-    // Two more links than it has children.
-    if rustix::fs::fstat(dir)?.st_nlink <= 2 {
-        return Ok(Vec::new());
-    }
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = match entry {
-            Err(Errno::NOENT | Errno::NODEV) => break,
-            other => other?,
-        };
-        let name = entry.file_name();
-        if entry.file_type() == FileType::Directory && name != c"." && name != c".." {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
 }
 
 #[cfg(test)]
@@ -235,6 +275,38 @@ mod tests {
         assert_eq!(seen, 6001);
         remove(top.path(), Instant::now()).unwrap();
         assert!(!top.path().exists());
+    }
+
+    #[test]
+    fn each_of_many_is_seen_once_and_all_are_removed() {
+        let top = tempfile::tempdir().unwrap();
+        for n in 0..3000 {
+            let path = top.path().join(format!("{n:0100}"));
+            std::fs::create_dir_all(path.join(if n % 7 == 0 { "below/it" } else { "" })).unwrap();
+        }
+        let mut seen = BTreeSet::new();
+        visit(top.path(), |dir| {
+            assert!(seen.insert(rustix::fs::fstat(dir)?.st_ino));
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen.len(), 1 + 3000 + 2 * 429);
+        remove(top.path(), Instant::now()).unwrap();
+        assert!(!top.path().exists());
+    }
+
+    #[test]
+    fn what_is_busy_is_seen_and_the_rest_is_gone() {
+        let top = deep(2);
+        std::fs::write(top.path().join("deep/deep/busy"), "").unwrap();
+        let mut seen = 0;
+        let mut count = |_: BorrowedFd<'_>| {
+            seen += 1;
+            Ok(())
+        };
+        visit_busy(top.path(), &mut count).unwrap();
+        assert_eq!(seen, 3);
+        assert!(!top.path().join("other").exists() && !top.path().join("deep/other").exists());
     }
 
     #[test]

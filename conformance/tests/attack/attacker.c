@@ -299,8 +299,9 @@ static int put(const char *file, const char *text) {
     return put;
 }
 
-/* nest HIERARCHY DEPTH FROZEN: makes itself root of the container's cgroup in a hierarchy,
- * nests that many below it, and has a process in the deepest, frozen if that is 1. */
+/* nest HIERARCHY DEPTH FROZEN EMPTY: makes itself root of the container's cgroup in a
+ * hierarchy, makes empty ones and nests that many below it, and has a process in the
+ * deepest, frozen if that is 1. */
 static int nest(char **words) {
     int v2 = !strcmp(words[0], "v2");
     const char *options = v2 ? NULL : words[0];
@@ -312,6 +313,9 @@ static int nest(char **words) {
     mkdir("/tmp/cg", 0777);
     if (mount("cg", "/tmp/cg", v2 ? "cgroup2" : "cgroup", 0, options)) return perror("mount"), 1;
     if (chdir("/tmp/cg")) return perror("/tmp/cg"), 1;
+    char name[16];
+    for (int empty = atoi(words[3]); empty > 0; empty--)
+        if (snprintf(name, sizeof name, "e%d", empty) < 0 || mkdir(name, 0755)) return perror("empty"), 1;
     for (int depth = atoi(words[1]); depth > 0; depth--)
         if (mkdir("d", 0755) || chdir("d")) return perror("nest"), 1;
     int inside[2];
@@ -388,7 +392,7 @@ int main(int count, char **words) {
     if (count > 2 && !strcmp(words[1], "signal")) return signal_group(words + 2);
     if (count > 2 && !strcmp(words[1], "keep")) return keep(words + 2);
     if (count > 2 && !strcmp(words[1], "sibling")) return sibling(words + 2);
-    if (count > 4 && !strcmp(words[1], "nest")) return nest(words + 2);
+    if (count > 5 && !strcmp(words[1], "nest")) return nest(words + 2);
     if (count > 2 && !strcmp(words[1], "lease")) return lease(words + 2);
     if (count > 1 && !strcmp(words[1], "hold")) return hold(count > 2);
     if (count > 4 && !strcmp(words[1], "remember")) return remember(words + 2);

@@ -300,8 +300,8 @@ fn whoever_holds_the_lock_of_its_output_holds_up_nobody_else() {
     });
 }
 
-/// Containers that nest cgroups below theirs, deeper than any path or frozen by
-/// themselves, end with all that is in them and can be removed.
+/// Containers that have cgroups below theirs, thousands, deeper than any path or frozen
+/// by themselves, end with all that is in them and can be removed.
 #[test]
 fn a_container_ends_and_goes_whatever_cgroups_it_has_made() {
     let has_freezer = std::path::Path::new("/sys/fs/cgroup/freezer").is_dir();
@@ -312,13 +312,14 @@ fn a_container_ends_and_goes_whatever_cgroups_it_has_made() {
     };
     with_every_launcher(&armed(), async |rig, launcher| {
         for hierarchy in hierarchies {
-            for (depth, frozen) in [("1", "1"), ("2100", "0")] {
+            for (depth, frozen, empty) in [("1", "1", "0"), ("2100", "0", "0"), ("2", "0", "3000")]
+            {
                 let name = format!("nested-{launcher}-{hierarchy}-{depth}");
                 let sandbox = sharing(rig, &name);
                 let pod = rig.pod_of(launcher, &sandbox).await;
                 let other = sharer(rig, "other", &["/bin/sleep", "1000"]);
                 let other = rig.started(&pod, &other, &sandbox).await;
-                let words = [ATTACKER, "nest", hierarchy, depth, frozen];
+                let words = [ATTACKER, "nest", hierarchy, depth, frozen, empty];
                 let mut config = sharer(rig, "main", &words);
                 unconfined(&mut config);
                 config.linux.as_mut().expect("linux").resources = None;

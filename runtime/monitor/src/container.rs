@@ -14,6 +14,7 @@ use std::ffi::OsStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use runtime::exec::keyring;
 use runtime::exit::ExitRecord;
@@ -41,6 +42,11 @@ pub(crate) const KILL: i32 = 9;
 const KILLED: i32 = 128 + KILL;
 /// How often a cgroup without a freezer is searched for processes that were born meanwhile.
 const KILL_ROUNDS: usize = 10;
+/// How long all in a cgroup may take to be frozen and killed: the pod's other containers
+/// wait as long. What is left after it is the engine's.
+const FREEZING: Duration = Duration::from_millis(500);
+/// How long a cgroup may be searched for processes at once.
+const LOOKING: Duration = Duration::from_millis(200);
 
 /// A container's first process: a child of the monitor.
 #[derive(Debug)]
@@ -264,17 +270,22 @@ impl Container {
         matches!(self.state, State::Exited(_)) && self.lingering.is_none()
     }
 
-    /// Whether a process is in its cgroup, or that cannot be told.
+    /// Whether a process is in its cgroup, whose first one has ended, or that cannot be
+    /// told yet. Cgroups that it has made and left empty are removed on the way.
     pub(crate) fn has_processes(&self) -> bool {
         let Some(dir) = self.cgroups.procs.as_deref().and_then(Path::parent) else {
             return false;
         };
-        let mut lives = false;
+        let until = Instant::now() + LOOKING;
+        // The first that lives ends the search.
         let look = |dir: BorrowedFd<'_>| {
-            lives |= subtree::read(dir, PROCS)?.is_some_and(|list| !list.trim().is_empty());
-            Ok(())
+            let list = subtree::read(dir, PROCS)?;
+            match list.is_none_or(|list| list.trim().is_empty()) && Instant::now() < until {
+                true => Ok(()),
+                false => Err(Errno::BUSY.into()),
+            }
         };
-        subtree::visit(dir, look).is_err() || lives
+        subtree::visit_busy(dir, look).is_err()
     }
 
     /// When its launcher has taken too long.
@@ -377,7 +388,9 @@ impl Container {
         {
             return;
         }
-        let frozen = self.cgroups.freezer.as_deref().map(frozen::kill);
+        let until = Instant::now() + FREEZING;
+        let kill = |dir| frozen::kill(dir, until, || Instant::now() >= until);
+        let frozen = self.cgroups.freezer.as_deref().map(kill);
         if frozen.is_some_and(|killed| killed.is_ok()) {
             return;
         }

@@ -275,6 +275,24 @@ fn frozen_processes_below_are_killed_too() {
     assert!(sleeper.was_killed());
 }
 
+/// Whoever has no time for all of them leaves none frozen that was not.
+#[test]
+fn who_gives_up_freezing_leaves_nothing_frozen() {
+    let scratch = Scratch::new();
+    let cgroup = scratch.child("container");
+    let mut sleeper = Sleeper::start_in(&cgroup);
+    let Some(tree) = cgroup.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
+        return;
+    };
+    let dir = cgroup.dir(tree).unwrap();
+    let gave_up = crate::frozen::kill(&dir, Instant::now() + PATIENCE, || true).unwrap_err();
+    assert_eq!(gave_up.kind(), std::io::ErrorKind::TimedOut);
+    let state = std::fs::read_to_string(dir.join(crate::frozen::STATE)).unwrap();
+    assert_eq!(state.trim(), "THAWED");
+    cgroup.kill(PATIENCE).unwrap();
+    assert!(sleeper.was_killed());
+}
+
 /// A container may nest cgroups below its own as deep as it likes.
 #[test]
 fn what_is_deeper_than_any_path_is_killed_and_removed() {

@@ -36,6 +36,8 @@ const REMOVE_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) const HELD_AT_ONCE: usize = 256;
 /// The longest wait before a killed cgroup is looked at again.
 const KILL_ROUND: Duration = Duration::from_millis(100);
+/// How long processes may take to be frozen: those that wait for a dead disk never are.
+const FREEZING: Duration = Duration::from_secs(2);
 
 impl Cgroup {
     /// The directory in one hierarchy.
@@ -158,12 +160,13 @@ impl Cgroup {
             }
         }
         loop {
+            let began = Instant::now();
             let pids = self.pids()?;
             if pids.is_empty() {
                 return Ok(());
             }
             // What makes others faster than they are listed is killed while it is frozen.
-            self.kill_frozen()?;
+            self.kill_frozen(until)?;
             let targets = self.signal_all(&pids)?;
             self.thaw()?;
             let left = until.saturating_duration_since(Instant::now());
@@ -172,6 +175,11 @@ impl Cgroup {
                     path: self.path().into(),
                     pids,
                 });
+            }
+            // A container with many cgroups costs a part of one processor at most.
+            let took = began.elapsed();
+            if took > KILL_ROUND {
+                std::thread::sleep(left.min(took * 3));
             }
             wait_for_exit(&targets, left.min(KILL_ROUND));
         }
@@ -218,12 +226,12 @@ impl Cgroup {
     }
 
     /// Kills all that the v1 freezer holds, where it is used.
-    fn kill_frozen(&self) -> Result<(), CgroupError> {
+    fn kill_frozen(&self, until: Instant) -> Result<(), CgroupError> {
         let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
             return Ok(());
         };
         let dir = self.dir(tree)?;
-        crate::frozen::kill(&dir)
+        crate::frozen::kill(&dir, until.min(Instant::now() + FREEZING), || false)
             .or_else(ignore_gone)
             .map_err(|source| CgroupError::Write {
                 path: dir.join(crate::frozen::STATE),
@@ -238,7 +246,7 @@ impl Cgroup {
             return Ok(());
         };
         let dir = self.dir(tree)?;
-        crate::frozen::thaw(&dir).map_err(|source| CgroupError::Write {
+        crate::frozen::thaw(&dir, || false).map_err(|source| CgroupError::Write {
             path: dir.join(crate::frozen::STATE),
             value: "THAWED".into(),
             source,
