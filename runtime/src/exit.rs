@@ -38,14 +38,18 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
-    /// Reads all records of a directory. Temporary names are skipped; so is a
-    /// broken record, whose name is reported as a warning.
+    /// Reads all records of a directory, if there is one. Temporary names are skipped; so
+    /// is a broken record, whose name is reported as a warning.
     ///
     /// # Errors
-    /// The directory cannot be read.
+    /// The directory or one of the records cannot be read: whether it ended is not known.
     pub fn read_dir(exit_dir: &Path) -> io::Result<Vec<Self>> {
         let mut records = Vec::new();
-        for entry in std::fs::read_dir(exit_dir)? {
+        let entries = match std::fs::read_dir(exit_dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(records),
+            entries => entries?,
+        };
+        for entry in entries {
             let entry = entry?;
             let name = entry.file_name();
             if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
@@ -53,7 +57,11 @@ impl ExitRecord {
             }
             match Self::read(&entry.path()) {
                 Ok(record) => records.push(record),
-                Err(error) => report_broken(&entry.path(), &error),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    report_broken(&entry.path(), &error);
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(records)

@@ -342,6 +342,53 @@ fn containers_of_a_sandbox_without_a_readable_record_are_stopped_and_removed() {
     });
 }
 
+/// A disk, or a shortage, that does not give the record of a container now is not the end
+/// of it: neither of its process nor of its files.
+#[test]
+fn a_record_that_is_not_given_for_a_while_costs_its_container_nothing() {
+    with_own_engine(async |rig| {
+        for name in ["containers/", "containers", "exits", "pod.json"] {
+            let pod_name = name.replace(['/', '.'], "-");
+            let script = "echo own > /own; exec sleep 1000";
+            let (pod, id) = rig.running(&pod_name, &["/bin/sh", "-c", script]).await;
+            let process = rig.client.container(&id).await.expect("status");
+            rig.engine.kill().expect("kill");
+            let name = match name {
+                "containers/" => format!("containers/{id}.json"),
+                other => other.to_owned(),
+            };
+            let record = rig.engine.path("root/pods").join(&pod).join(name);
+            let aside = record.with_extension("aside");
+            std::fs::rename(&record, &aside).expect("aside");
+            // A link to itself cannot be looked at, as a block that is damaged.
+            std::os::unix::fs::symlink(&record, &record).expect("link");
+            rig.client = rig.engine.start().await.expect("an engine");
+            let shown = rig.client.pod(&pod).await.expect("status").status;
+            let shown = shown.expect("a status").state;
+            assert_eq!(
+                shown,
+                v1::PodSandboxState::SandboxNotready as i32,
+                "{record:?}"
+            );
+            std::fs::remove_file(&record).expect("the link");
+            std::fs::rename(&aside, &record).expect("back");
+            let back = conformance::eventually(DEADLINE, async || {
+                let shown = rig.client.clone().container(&id).await.ok()?;
+                let pods = rig.client.clone().pods().await.ok()?;
+                let pod = pods.iter().find(|shown| shown.id == pod)?;
+                let ready = pod.state == v1::PodSandboxState::SandboxReady as i32;
+                (ready && shown.started_at == process.started_at).then_some(shown.state)
+            });
+            let running = v1::ContainerState::ContainerRunning as i32;
+            assert_eq!(back.await.expect("it is read"), running, "{record:?}");
+            let own = rig.client.exec(&id, &["cat", "/own"], 10).await;
+            assert_eq!(own.expect("exec").stdout, "own\n");
+            rig.client.stop(&id, 0).await.expect("stop");
+            assert_eq!(rig.exited(&id).await.exit_code, 137);
+        }
+    });
+}
+
 #[test]
 fn a_container_whose_record_is_damaged_is_ended_and_can_be_made_again() {
     with_own_engine(async |rig| {

@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use runtime::client::ExitRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,17 @@ pub(crate) enum RecordError {
         /// Its format.
         found: u32,
     },
+}
+
+impl RecordError {
+    /// Whether the disk did not give or take it, which another time it may.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+
+    fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// A sandbox on disk. The parts of it that must be given back all follow from
@@ -136,6 +148,18 @@ pub(crate) struct ContainerRecord {
     pub(crate) process: Option<Arc<oci_spec::runtime::Process>>,
 }
 
+/// All that is recorded of a pod.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// The sandbox.
+    pub(crate) pod: PodRecord,
+    pub(crate) containers: Vec<ContainerRecord>,
+    /// Containers whose records are damaged or of another version, by their ids.
+    pub(crate) damaged: Vec<(String, RecordError)>,
+    /// What the monitor has written down.
+    pub(crate) exits: Vec<ExitRecord>,
+}
+
 /// The folder of one pod's records.
 #[derive(Debug, Clone)]
 pub(crate) struct PodDir(PathBuf);
@@ -202,9 +226,7 @@ impl PodDir {
     /// does not say has one that cannot be read.
     pub(crate) fn read_pod(&self) -> Result<Option<PodRecord>, RecordError> {
         match read(&self.0.join(POD_FILE)) {
-            Err(RecordError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(None)
-            }
+            Err(error) if error.is_not_found() => Ok(None),
             read => read.map(Some),
         }
     }
@@ -247,14 +269,43 @@ impl PodDir {
             .unwrap_or(1)
     }
 
-    /// All records of containers, the broken ones as errors.
-    pub(crate) fn read_containers(&self) -> Vec<Result<ContainerRecord, RecordError>> {
-        let Ok(entries) = std::fs::read_dir(self.0.join(CONTAINERS)) else {
-            return Vec::new();
+    /// All that is recorded; `None` where there is no record of the sandbox for certain.
+    /// What is damaged for good is named; a disk that does not give something now has
+    /// not given anything.
+    pub(crate) fn read(&self) -> Result<Option<Recorded>, RecordError> {
+        let Some(pod) = self.read_pod()? else {
+            return Ok(None);
         };
-        let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
-        let records = paths.filter(|path| path.extension().is_some_and(|kind| kind == "json"));
-        records.map(|path| read(&path)).collect()
+        let (mut containers, mut damaged) = (Vec::new(), Vec::new());
+        for id in self.container_ids()? {
+            match read(&self.0.join(CONTAINERS).join(format!("{id}.json"))) {
+                Ok(record) => containers.push(record),
+                // Its first record was not there yet, and was cut off.
+                Err(error) if error.is_not_found() => damaged.push((id, error)),
+                Err(error) if error.may_pass() => return Err(error),
+                Err(error) => damaged.push((id, error)),
+            }
+        }
+        let exits = self.exits();
+        let exits = ExitRecord::read_dir(&exits).map_err(|source| RecordError::Io {
+            step: "read",
+            path: exits,
+            source,
+        })?;
+        Ok(Some(Recorded {
+            pod,
+            containers,
+            damaged,
+            exits,
+        }))
+    }
+
+    /// The records of containers that can be read now.
+    pub(crate) fn readable_containers(&self) -> Vec<ContainerRecord> {
+        let ids = self.container_ids().unwrap_or_default();
+        let path = |id| self.0.join(CONTAINERS).join(format!("{id}.json"));
+        let records = ids.into_iter().map(|id| read(&path(id)));
+        records.filter_map(Result::ok).collect()
     }
 }
 

@@ -12,19 +12,24 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runtime::client::{ExitRecord, Monitor, Reached};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::PodError;
 use super::machine::{Exit, Phase, State};
-use super::record::{ContainerRecord, PodDir, PodRecord};
+use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Restored, exit_of, resume};
 use super::unreadable;
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::PodId;
 
+/// How long the records of a pod may take to be given by a disk, or by what else is short
+/// for a moment, until the sandbox is shown as one whose record cannot be read.
+const READ_PATIENCE: Duration = Duration::from_secs(1);
+/// The pause between two tries.
+const READ_PAUSE: Duration = Duration::from_millis(100);
 /// How long a monitor may take to answer until that is worth a word.
 const REACH_PATIENCE: Duration = Duration::from_secs(4);
 /// How long a monitor is looked for whose pod has to be undone anyway.
@@ -40,7 +45,7 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
     let mut works = tokio::task::JoinSet::new();
     for id in &ids {
         let (engine, id) = (Arc::clone(engine), id.clone());
-        works.spawn(async move { on_disk(|| one(&engine, &id)) });
+        works.spawn(async move { one(&engine, &id).await });
     }
     let mut alive = HashSet::new();
     let mut all_listed = true;
@@ -65,9 +70,8 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
 /// Starts the task of one pod again, from its records.
 pub(crate) async fn again(engine: &Arc<Engine>, id: &PodId) {
     engine.index.forget(id);
-    let found = on_disk(|| one(engine, id));
     // Nobody waits: the lists show the records meanwhile.
-    drop(found);
+    drop(one(engine, id).await);
 }
 
 /// Every pod that has a folder, whatever its record says.
@@ -128,17 +132,21 @@ struct Found {
     reached: Option<oneshot::Receiver<()>>,
 }
 
-fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
+async fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
     let dir = engine.pod_dir(id);
-    let listed = || dir.container_ids();
-    match dir.read_pod().and_then(|record| Ok((record, listed()?))) {
-        Ok((Some(record), containers)) => Found {
-            reached: pod(engine, &dir, record),
-            containers: Some(containers),
-        },
-        Ok((None, _)) => {
+    match read(&dir).await {
+        Ok(Some(recorded)) => {
+            let damaged = recorded.damaged.iter().map(|(id, _)| id.clone());
+            let whole = recorded.containers.iter();
+            let containers = whole.map(|record| record.id.to_string()).chain(damaged);
+            Found {
+                containers: Some(containers.collect()),
+                reached: on_disk(|| pod(engine, &dir, recorded)),
+            }
+        }
+        Ok(None) => {
             // The sandbox's record goes first and comes last: the rest is waste.
-            if let Err(error) = dir.remove() {
+            if let Err(error) = on_disk(|| dir.remove()) {
                 tracing::warn!(pod = %id, %error, "a folder without a record stays");
             }
             Found {
@@ -148,28 +156,43 @@ fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
         }
         Err(error) => {
             let reason = crate::network::chain(&error);
-            if engine.first_of_boot {
+            if engine.first_of_boot && !error.may_pass() {
                 tracing::error!(pod = %id, reason, "the record of a sandbox of an earlier boot cannot be read, the sandbox is given back");
                 unreadable::give_back(engine, id, &dir);
             } else {
-                tracing::error!(pod = %id, reason, "the record of the sandbox cannot be read, it is left alone until it is removed");
-                unreadable::hold(engine, id, &dir, &reason);
+                tracing::error!(pod = %id, reason, "the record of the sandbox cannot be read, it is left alone until it can be or is removed");
+                on_disk(|| unreadable::hold(engine, id, &dir, &reason, error.may_pass()));
             }
             Found {
-                containers: listed().ok(),
+                containers: on_disk(|| dir.container_ids()).ok(),
                 reached: None,
             }
         }
     }
 }
 
-fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<oneshot::Receiver<()>> {
+/// Reads all records of a pod. What the disk does not give is asked for some more times.
+async fn read(dir: &PodDir) -> Result<Option<Recorded>, RecordError> {
+    let end = Instant::now() + READ_PATIENCE;
+    loop {
+        match on_disk(|| dir.read()) {
+            Err(error) if error.may_pass() && Instant::now() < end => {
+                tracing::debug!(error = crate::network::chain(&error), "records");
+                tokio::time::sleep(READ_PAUSE).await;
+            }
+            read => return read,
+        }
+    }
+}
+
+fn pod(engine: &Arc<Engine>, dir: &PodDir, recorded: Recorded) -> Option<oneshot::Receiver<()>> {
+    let mut record = recorded.pod;
     let before = record.clone();
     engine.index.continue_after(record.transition);
     let same_boot = record.boot_id == engine.boot_id;
     let monitored = same_boot && record.phase != Phase::Stopped;
-    let containers = containers(engine, dir, &record.id);
-    unreadable::end_containers(engine, &record.id, dir, &containers);
+    let containers = containers(engine, dir, recorded.containers, &recorded.exits);
+    unreadable::end_containers(engine, &record.id, dir, &recorded.damaged);
     if !same_boot && !matches!(record.phase, Phase::Starting | Phase::Stopped) {
         // Nothing runs any more; what plugins keep on disk is given back by the
         // pod's task, which tries again until it is.
@@ -185,7 +208,13 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, mut record: PodRecord) -> Option<ones
     let (key, id) = (&record.config.key, &record.id);
     if engine.index.claim(key, id, &inbox).is_err() {
         tracing::error!(pod = %id, "two records of one sandbox, this one is left alone until it is removed");
-        unreadable::hold(engine, id, dir, "another record has the same identity");
+        unreadable::hold(
+            engine,
+            id,
+            dir,
+            "another record has the same identity",
+            false,
+        );
         return None;
     }
     let restored = Restored {
@@ -217,18 +246,13 @@ pub(crate) async fn reach_soon(state: &Path) -> Option<Reached> {
 }
 
 /// The containers of a pod as their records and the monitor's exit records say.
-fn containers(engine: &Engine, dir: &PodDir, pod: &PodId) -> Vec<ContainerRecord> {
-    let exits = ExitRecord::read_dir(&dir.exits()).unwrap_or_default();
-    let mut containers = Vec::new();
-    for read in dir.read_containers() {
-        let mut record = match read {
-            Ok(record) => record,
-            Err(error) => {
-                let reason = crate::network::chain(&error);
-                tracing::error!(%pod, reason, "the container cannot be restored");
-                continue;
-            }
-        };
+fn containers(
+    engine: &Engine,
+    dir: &PodDir,
+    recorded: Vec<ContainerRecord>,
+    exits: &[ExitRecord],
+) -> Vec<ContainerRecord> {
+    let restore = |mut record: ContainerRecord| {
         engine.index.continue_after(record.transition);
         let before = record.clone();
         let exit = exits
@@ -241,9 +265,9 @@ fn containers(engine: &Engine, dir: &PodDir, pod: &PodId) -> Vec<ContainerRecord
         {
             tracing::error!(container = %record.id, %error, "the container's record is stale");
         }
-        containers.push(record);
-    }
-    containers
+        record
+    };
+    recorded.into_iter().map(restore).collect()
 }
 
 fn lease(engine: &Engine, record: &ContainerRecord) {

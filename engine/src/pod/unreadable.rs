@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use super::backoff::Backoff;
 use super::error::PodError;
 use super::machine::{Exit, State};
-use super::record::{ContainerRecord, PodDir};
+use super::record::{ContainerRecord, PodDir, RecordError};
 use super::task::{Command, exit_of, refuse};
 use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
@@ -33,8 +33,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest grace period: whatever else is asked of the sandbox waits for it.
 const LONGEST_GRACE: Duration = Duration::from_secs(30);
 
-/// Keeps the identity of such a sandbox and lists it.
-pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str) {
+/// Keeps the identity of such a sandbox and lists it. What `may_pass` is tried again until
+/// it has, or the sandbox is ended.
+pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, may_pass: bool) {
     let config = dir.config_of_broken().unwrap_or_else(|| unknown(id));
     let (inbox, receiver) = mpsc::unbounded_channel();
     if engine.index.claim(&config.key, id, &inbox).is_err() {
@@ -44,7 +45,7 @@ pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str)
             return;
         }
     }
-    let containers = dir.read_containers().into_iter().filter_map(Result::ok);
+    let containers = dir.readable_containers().into_iter();
     let mut held = Held {
         engine: Arc::clone(engine),
         id: id.clone(),
@@ -55,6 +56,7 @@ pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str)
         containers: containers
             .filter(|record| record.state != State::Creating)
             .collect(),
+        may_pass,
     };
     held.look();
     held.publish();
@@ -81,20 +83,16 @@ pub(super) fn end_containers(
     engine: &Arc<Engine>,
     pod: &PodId,
     dir: &PodDir,
-    known: &[ContainerRecord],
+    damaged: &[(String, RecordError)],
 ) {
-    let mut lost = match dir.container_ids() {
-        Ok(ids) => ids,
-        Err(error) => {
-            let reason = crate::network::chain(&error);
-            return tracing::error!(%pod, reason, "the records of containers cannot be listed");
-        }
-    };
-    lost.retain(|id| known.iter().all(|record| record.id.as_str() != id));
-    if lost.is_empty() {
+    for (container, error) in damaged {
+        let reason = crate::network::chain(error);
+        tracing::error!(%pod, container, reason, "a container whose record is damaged is ended and removed");
+    }
+    if damaged.is_empty() {
         return;
     }
-    tracing::error!(%pod, ?lost, "containers whose records cannot be read are ended and removed");
+    let lost: Vec<_> = damaged.iter().map(|(id, _)| id.clone()).collect();
     let (engine, pod, dir) = (Arc::clone(engine), pod.clone(), dir.clone());
     tokio::spawn(async move {
         let mut backoff = Backoff::default();
@@ -126,8 +124,14 @@ async fn remove_containers(
 /// Kills what is in the cgroups that bear these names, and removes them.
 async fn end_cgroups(engine: &Arc<Engine>, names: Vec<String>) -> Result<(), PodError> {
     blocking_with(engine, move |engine| {
-        let mut found = names.iter().flat_map(|name| engine.cgroups.find(name));
-        found.try_for_each(|cgroup| teardown::kill_and_remove(engine, cgroup.path()))
+        for name in &names {
+            let found = engine.cgroups.find(name);
+            let step = || format!("find the cgroups of {name}");
+            for cgroup in found.map_err(|error| PodError::runtime(step(), error))? {
+                teardown::kill_and_remove(engine, cgroup.path())?;
+            }
+        }
+        Ok(())
     })
     .await
 }
@@ -173,6 +177,8 @@ struct Held {
     reason: String,
     /// Those with records that can be read.
     containers: Vec<ContainerRecord>,
+    /// Whether its records may be readable later, and nothing of it was ended.
+    may_pass: bool,
 }
 
 impl Held {
@@ -196,7 +202,22 @@ impl Held {
     }
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
-        while let Some(command) = inbox.recv().await {
+        let mut backoff = Backoff::default();
+        loop {
+            let command = tokio::select! {
+                command = inbox.recv() => command,
+                () = tokio::time::sleep(backoff.pause()), if self.may_pass => {
+                    if on_disk(|| self.dir.read()).is_ok() {
+                        tracing::info!(pod = %self.id, "the records of the sandbox can be read again");
+                        restore::again(&self.engine, &self.id).await;
+                        return;
+                    }
+                    continue;
+                }
+            };
+            let Some(command) = command else { return };
+            // Whatever ends a part of it, ends it for good.
+            self.may_pass &= matches!(&command, Command::Create(..) | Command::Join(_));
             match command {
                 Command::Stop(id, grace, reply) => reply.answer(self.stop(&id, grace).await),
                 Command::RemoveContainer(id, reply) => {
@@ -226,7 +247,10 @@ impl Held {
     /// Notes which containers have ended already: nobody tells of it.
     fn look(&mut self) {
         let engine = Arc::clone(&self.engine);
-        let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
+        let Ok(written) = ExitRecord::read_dir(&self.dir.exits()) else {
+            // Not known now.
+            return;
+        };
         for record in &mut self.containers {
             let gone = || !engine.cgroups.open(&record.cgroup).exists();
             if is_written(&written, record) || gone() {
@@ -238,10 +262,13 @@ impl Held {
 
     /// Notes the end of containers whose processes are gone.
     fn note_ended(&mut self, which: impl Fn(&ContainerRecord) -> bool) {
-        let written = ExitRecord::read_dir(&self.dir.exits()).unwrap_or_default();
+        let message = "the record of its sandbox cannot be read, the container was killed";
+        let (written, lost) = match ExitRecord::read_dir(&self.dir.exits()) {
+            Ok(written) => (written, (137, "Error", message)),
+            Err(_) => (Vec::new(), (255, "Unknown", message)),
+        };
         for record in self.containers.iter_mut().filter(|record| which(record)) {
-            let message = "the record of its sandbox cannot be read, the container was killed";
-            if !end_record(record, &written, (137, "Error", message)) {
+            if !end_record(record, &written, lost) {
                 continue;
             }
             record.transition = self.engine.index.next_transition();

@@ -105,7 +105,15 @@ impl Task {
             return;
         }
         // What the monitor could still write down is truer than what we know.
-        let written = on_disk(|| ExitRecord::read_dir(&self.dir.exits())).unwrap_or_default();
+        let written = match on_disk(|| ExitRecord::read_dir(&self.dir.exits())) {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::warn!(container = %id, %error, "exit records are read again");
+                let pause = self.orphans.pause();
+                self.timer(pause, Done::RetryOrphans(vec![id.clone()]));
+                return;
+            }
+        };
         let known = written
             .iter()
             .find(|record| record.container == id.as_str());
