@@ -52,3 +52,4 @@ pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsInfo, ImageStore, PulledImage, StoreOptions};
 pub use tuning::{Limits, Tuning};
 pub use usage::Usage;
+pub use volume::Filling;

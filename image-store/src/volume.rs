@@ -7,7 +7,9 @@
 //!
 //! Owns the copy. The image's tree is hostile: the place is looked up below the
 //! container's root by the kernel, links in the tree are copied and never
-//! followed, and what is copied is bounded. A copy gets its name when it is
+//! followed, and what is copied is bounded for all volumes of a container
+//! together: links and volumes in volumes would have one file copied hundreds of
+//! times. Whoever waits for it may give it up. A copy gets its name when it is
 //! complete; a crash leaves one that begins anew, or goes with the snapshot.
 
 use std::collections::HashMap;
@@ -17,6 +19,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, SeekFrom, Stat, Timespec, Timestamps,
@@ -30,10 +34,8 @@ use crate::snapshot::{Snapshot, SnapshotError};
 
 /// Deeper trees are made to hurt those who walk them.
 const MAX_DEPTH: usize = 256;
-/// Files, directories and the rest in one volume.
+/// Files, directories and the rest in all volumes of a container.
 const MAX_ENTRIES: u64 = 1_000_000;
-/// Bytes that are written for one volume.
-const MAX_BYTES: u64 = 64 << 30;
 /// Files with several names that are remembered; further ones become several.
 const MAX_LINKS: usize = 1 << 14;
 const BUFFER: usize = 128 * 1024;
@@ -55,6 +57,58 @@ fn failed(step: &'static str) -> impl Fn(Errno) -> Failure {
     move |errno| Failure::Io(step, errno)
 }
 
+/// What the volumes of one container take together.
+#[derive(Debug)]
+pub struct Filling {
+    entries: u64,
+    /// Bytes that may still be written.
+    left: u64,
+    most: u64,
+    given_up: Arc<AtomicBool>,
+    /// Places of the image that were copied, by device and inode, and their copies.
+    done: HashMap<(u64, u64), PathBuf>,
+}
+
+impl Filling {
+    /// No volume yet. So many bytes are written at most, and nothing any more once
+    /// `given_up` is true: an error says so then.
+    #[must_use]
+    pub fn new(most: u64, given_up: Arc<AtomicBool>) -> Self {
+        Self {
+            entries: 0,
+            left: most,
+            most,
+            given_up,
+            done: HashMap::new(),
+        }
+    }
+
+    fn goes_on(&self) -> Result<(), Failure> {
+        match self.given_up.load(Ordering::Relaxed) {
+            true => Err(Failure::Io("fill a volume", Errno::CANCELED)),
+            false => Ok(()),
+        }
+    }
+
+    fn entry(&mut self) -> Result<(), Failure> {
+        self.entries += 1;
+        if self.entries > MAX_ENTRIES {
+            let reason = format!("the image's volumes have more than {MAX_ENTRIES} files");
+            return Err(Failure::Refused(reason));
+        }
+        self.goes_on()
+    }
+
+    fn bytes(&mut self, more: usize) -> Result<(), Failure> {
+        let Some(left) = self.left.checked_sub(more as u64) else {
+            let reason = format!("the image's volumes have more than {} bytes", self.most);
+            return Err(Failure::Refused(reason));
+        };
+        self.left = left;
+        self.goes_on()
+    }
+}
+
 impl Snapshot {
     /// The directory for the volume number `index` of the image, to be mounted at
     /// `path` in the container. Made now, with a copy of what the image has at
@@ -62,9 +116,11 @@ impl Snapshot {
     /// [`Snapshot::mount`] gave it, before anything is mounted in it.
     ///
     /// A path that the image does not have gives an empty directory. Links in it
-    /// lead where they would lead the container.
+    /// lead where they would lead the container; two paths that lead to one directory
+    /// are one in the container, too, and share theirs.
     pub fn volume(
         &self,
+        filling: &mut Filling,
         root: impl AsFd,
         index: usize,
         path: &Path,
@@ -80,27 +136,34 @@ impl Snapshot {
             }
             _ => {}
         }
-        let part = format!("{index}.part");
-        fill(&volumes, &part, root, (path, self.lower_dirs())).map_err(
-            |failure| match failure {
-                Failure::Refused(reason) => SnapshotError::Volume {
-                    path: path.to_owned(),
-                    reason,
-                },
-                Failure::Io(step, errno) => SnapshotError::io(step, path, errno.into()),
+        let named = |failure| match failure {
+            Failure::Refused(reason) => SnapshotError::Volume {
+                path: path.to_owned(),
+                reason,
             },
-        )?;
+            Failure::Io(step, errno) => SnapshotError::io(step, path, errno.into()),
+        };
+        let source = source(root.as_fd(), path).map_err(named)?;
+        let inode = source.as_ref().map(|dir| inode(dir.as_fd()));
+        let inode = inode.transpose().map_err(named)?;
+        if let Some(done) = inode.and_then(|inode| filling.done.get(&inode)) {
+            return Ok(done.clone());
+        }
+        let part = format!("{index}.part");
+        fill(filling, &volumes, &part, source, self.lower_dirs()).map_err(named)?;
         std::fs::rename(volumes.join(part), &dir)
             .map_err(|e| SnapshotError::io("install the volume", &dir, e))?;
+        filling.done.extend(inode.map(|inode| (inode, dir.clone())));
         Ok(dir)
     }
 }
 
 fn fill(
+    filling: &mut Filling,
     volumes: &Path,
     part: &str,
-    root: impl AsFd,
-    (path, lowers): (&Path, &[PathBuf]),
+    source: Option<OwnedFd>,
+    lowers: &[PathBuf],
 ) -> Result<(), Failure> {
     let volumes = rustix::fs::open(volumes, DIRECTORY, Mode::empty())
         .map_err(failed("open the volumes of a snapshot"))?;
@@ -109,14 +172,13 @@ fn fill(
         .map_err(failed("make a volume"))?;
     let to = rustix::fs::openat(&volumes, part, DIRECTORY, Mode::empty())
         .map_err(failed("open a volume"))?;
-    let Some(from) = source(root.as_fd(), path)? else {
+    let Some(from) = source else {
         return rustix::fs::fchmod(&to, Mode::from_raw_mode(0o755))
             .map_err(failed("set the mode of a volume"));
     };
     let mut copy = Copy {
         top: &to,
-        entries: 0,
-        bytes: 0,
+        filling,
         links: HashMap::new(),
         way: Vec::new(),
         sharing: Sharing::new(&from, lowers),
@@ -138,10 +200,6 @@ fn source(root: impl AsFd, path: &Path) -> Result<Option<OwnedFd>, Failure> {
         }
         Err(e) => return Err(failed("open what the image has at a volume's path")(e)),
     };
-    let inode = |fd: BorrowedFd<'_>| {
-        let stat = rustix::fs::fstat(fd).map_err(failed("look at a volume's path"))?;
-        Ok::<_, Failure>((stat.st_dev, stat.st_ino))
-    };
     if inode(dir.as_fd())? == inode(root.as_fd())? {
         let reason = "it is the root directory itself";
         return Err(Failure::Refused(reason.to_owned()));
@@ -149,11 +207,15 @@ fn source(root: impl AsFd, path: &Path) -> Result<Option<OwnedFd>, Failure> {
     Ok(Some(dir))
 }
 
+fn inode(dir: BorrowedFd<'_>) -> Result<(u64, u64), Failure> {
+    let stat = rustix::fs::fstat(dir).map_err(failed("look at a volume's path"))?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 /// A copy under way.
 struct Copy<'a> {
     top: &'a OwnedFd,
-    entries: u64,
-    bytes: u64,
+    filling: &'a mut Filling,
     /// Files with several names, and where their first copy is.
     links: HashMap<(u64, u64), Vec<u8>>,
     /// The way from the top to the directory in hand, with a slash at its end.
@@ -187,11 +249,7 @@ impl Copy<'_> {
         name: &[u8],
         depth: usize,
     ) -> Result<(), Failure> {
-        self.entries += 1;
-        if self.entries > MAX_ENTRIES {
-            let reason = format!("more than {MAX_ENTRIES} files");
-            return Err(Failure::Refused(reason));
-        }
+        self.filling.entry()?;
         let stat = rustix::fs::statat(from, name, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("look at a file of a volume"))?;
         match FileType::from_raw_mode(stat.st_mode) {
@@ -283,11 +341,7 @@ impl Copy<'_> {
                 Err(Errno::INTR) => continue,
                 Err(e) => return Err(fail(e)),
             };
-            self.bytes += n as u64;
-            if self.bytes > MAX_BYTES {
-                let reason = format!("more than {MAX_BYTES} bytes");
-                return Err(Failure::Refused(reason));
-            }
+            self.filling.bytes(n)?;
             let mut written = 0;
             while written < n {
                 match rustix::io::pwrite(to, &self.buffer[written..n], at + written as u64) {

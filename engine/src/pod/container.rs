@@ -4,9 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use image_store::{Image, Snapshot};
+use image_store::{Filling, Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime, Pids};
@@ -136,7 +137,7 @@ async fn make(
     engine: &Arc<Engine>,
     host: &Host,
     mut record: ContainerRecord,
-    stop: oneshot::Receiver<()>,
+    mut stop: oneshot::Receiver<()>,
 ) -> Result<Made, PodError> {
     let image = engine
         .images
@@ -152,10 +153,13 @@ async fn make(
     let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
     let (snapshot, cgroup) = (snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
-    // Copies may be large: they take the time they take.
+    // Copies may be large: they take the time they take, unless the container is stopped.
     let filled = match places.is_empty() {
         true => None,
-        false => Some(fill_volumes(snapshot.clone(), places).await?),
+        false => {
+            let most = volumes::most_bytes(&image);
+            Some(fill_volumes(snapshot.clone(), places, most, &mut stop).await?)
+        }
     };
     let at = Arc::new(Whereabouts::default());
     let preparing = {
@@ -210,18 +214,30 @@ fn mount_root(snapshot: &Snapshot) -> Result<OwnedFd, PodError> {
     Ok(snapshot.mount(false)?)
 }
 
-/// Mounts the root and fills the directories of the image's volumes from it.
+/// Mounts the root and fills the directories of the image's volumes from it, with so many
+/// bytes at most. When `stop` ends it, nothing is written any more.
 async fn fill_volumes(
     snapshot: Snapshot,
     places: Vec<PathBuf>,
+    most: u64,
+    stop: &mut oneshot::Receiver<()>,
 ) -> Result<(OwnedFd, Vec<Mount>), PodError> {
-    blocking(move || {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let filling = Filling::new(most, Arc::clone(&given_up));
+    let work = blocking(move || {
         let rootfs = mount_root(&snapshot)?;
         let _step = mark("image volumes");
-        let volumes = volumes::fill(&snapshot, &rootfs, &places)?;
+        let volumes = volumes::fill(&snapshot, &rootfs, &places, filling)?;
         Ok((rootfs, volumes))
-    })
-    .await
+    });
+    tokio::pin!(work);
+    tokio::select! {
+        filled = &mut work => filled,
+        _dropped = stop => {
+            given_up.store(true, Ordering::Relaxed);
+            work.await
+        }
+    }
 }
 
 /// What a container is prepared from, beside its records.

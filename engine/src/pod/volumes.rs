@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use image_store::{Image, Snapshot};
+use image_store::{Filling, Image, Snapshot};
 use runtime::launcher::links::{clean, is_kernels};
 
 use super::error::PodError;
@@ -48,18 +48,25 @@ fn refused(place: String, reason: String) -> SpecError {
     SpecError::ImageVolume { place, reason }
 }
 
+/// The bytes that volumes of an image may take in each container: they hold what the
+/// image has, once, unless one is in another.
+pub(super) fn most_bytes(image: &Image) -> u64 {
+    image.size.saturating_mul(4).saturating_add(1 << 30)
+}
+
 /// Makes the directories and fills them, unless that is done; answers their mounts.
 pub(super) fn fill(
     snapshot: &Snapshot,
     rootfs: &OwnedFd,
     places: &[PathBuf],
+    mut filling: Filling,
 ) -> Result<Vec<Mount>, PodError> {
     let places = places.iter().enumerate();
     places
         .map(|(index, place)| {
             Ok(Mount {
                 container_path: place.to_string_lossy().into_owned(),
-                host_path: snapshot.volume(rootfs, index, place)?,
+                host_path: snapshot.volume(&mut filling, rootfs, index, place)?,
                 read_only: false,
                 recursive_read_only: false,
                 propagation: Propagation::Private,

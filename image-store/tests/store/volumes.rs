@@ -4,8 +4,9 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use image_store::{ImageStore, Snapshot, SnapshotError};
+use image_store::{Filling, ImageStore, Snapshot, SnapshotError};
 
 use crate::support::image::{Image, Packing, image, layer, layer_of, write_dir};
 use crate::support::{eventually, names, open};
@@ -74,7 +75,9 @@ async fn a_volume_is_a_copy_of_what_the_image_has_there() {
     );
     let image = image(&[layer_of(Packing::Gzip, lower), upper]);
     let (snapshot, mount) = snapshot_of(&store, dir.path(), &image).await;
-    let volume = snapshot.volume(&mount, 0, Path::new("/data/")).unwrap();
+    let volume = snapshot
+        .volume(&mut filling(), &mount, 0, Path::new("/data/"))
+        .unwrap();
     let meta = |name: &str| std::fs::symlink_metadata(volume.join(name)).unwrap();
     for (name, mode) in [
         ("", 0o1770),
@@ -108,7 +111,9 @@ async fn a_volume_is_a_copy_of_what_the_image_has_there() {
     // It is the container's own, is found again as it is, and goes with it.
     std::fs::write(volume.join("new"), vec![1; 100_000]).unwrap();
     assert_eq!(
-        snapshot.volume(&mount, 0, Path::new("/data")).unwrap(),
+        snapshot
+            .volume(&mut filling(), &mount, 0, Path::new("/data"))
+            .unwrap(),
         volume
     );
     assert_eq!(
@@ -156,16 +161,20 @@ async fn no_image_gets_out_through_the_path_of_a_volume() {
         .iter()
         .enumerate()
     {
-        let volume = snapshot.volume(&mount, index, Path::new(path)).unwrap();
+        let volume = snapshot
+            .volume(&mut filling(), &mount, index, Path::new(path))
+            .unwrap();
         let mut entries = std::fs::read_dir(&volume).unwrap();
         assert!(entries.next().is_none(), "{path}");
         assert_eq!(std::fs::metadata(&volume).unwrap().mode() & 0o7777, 0o755);
     }
-    let volume = snapshot.volume(&mount, 10, Path::new("inside")).unwrap();
+    let volume = snapshot
+        .volume(&mut filling(), &mount, 10, Path::new("inside"))
+        .unwrap();
     assert_eq!(std::fs::read(volume.join("f")).unwrap(), b"f");
     for path in ["file", "loop", "/", "..", "self", "pipe", "file/x"] {
         let error = snapshot
-            .volume(&mount, 11, Path::new(path))
+            .volume(&mut filling(), &mount, 11, Path::new(path))
             .expect_err(path);
         assert!(
             matches!(error, SnapshotError::Volume { .. }),
@@ -189,11 +198,73 @@ async fn a_copy_that_was_cut_short_begins_anew_and_a_hostile_tree_is_refused() {
         .with_file_name("volumes")
         .join("0.part/left");
     std::fs::create_dir_all(&half).unwrap();
-    let volume = snapshot.volume(&mount, 0, Path::new("data")).unwrap();
+    let volume = snapshot
+        .volume(&mut filling(), &mount, 0, Path::new("data"))
+        .unwrap();
     assert!(!volume.join("left").exists() && volume.join("f").exists());
     assert!(volume.join("g").exists());
-    let error = snapshot.volume(&mount, 1, Path::new("deep")).unwrap_err();
+    let error = snapshot
+        .volume(&mut filling(), &mount, 1, Path::new("deep"))
+        .unwrap_err();
     assert!(error.to_string().contains("deep"), "{error}");
+}
+
+/// No bound that a test would meet.
+fn filling() -> Filling {
+    Filling::new(1 << 30, Arc::default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_take_no_more_together_than_they_may_and_end_when_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let mut entries = vec![("a/b/f".to_owned(), b'0', String::new(), [7; 1000].to_vec())];
+    entries.extend((0..50).map(|n| (format!("link{n}"), b'2', "a".to_owned(), Vec::new())));
+    let entries: Vec<_> = entries
+        .iter()
+        .map(|(name, kind, target, bytes)| {
+            (
+                name.as_str(),
+                *kind,
+                0o777,
+                target.as_str(),
+                bytes.as_slice(),
+            )
+        })
+        .collect();
+    let image = image(&[layer_of(Packing::Gzip, archive(&entries))]);
+    let (snapshot, mount) = snapshot_of(&store, dir.path(), &image).await;
+    // One directory by many names is copied once.
+    let mut all = Filling::new(2500, Arc::default());
+    let first = snapshot
+        .volume(&mut all, &mount, 0, Path::new("/a"))
+        .unwrap();
+    for n in 0..50 {
+        let link = format!("/link{n}");
+        let volume = snapshot.volume(&mut all, &mount, 1 + n, Path::new(&link));
+        assert_eq!(volume.unwrap(), first);
+    }
+    // Volumes in volumes are copies, and count.
+    let inner = snapshot
+        .volume(&mut all, &mount, 51, Path::new("/a/b"))
+        .unwrap();
+    assert_eq!(std::fs::read(inner.join("f")).unwrap(), [7; 1000]);
+    let mut less = Filling::new(1500, Arc::default());
+    snapshot
+        .volume(&mut less, &mount, 52, Path::new("/a"))
+        .unwrap();
+    let error = snapshot
+        .volume(&mut less, &mount, 53, Path::new("/a/b"))
+        .unwrap_err();
+    let SnapshotError::Volume { reason, .. } = &error else {
+        panic!("{error:?}");
+    };
+    assert!(reason.contains("1500 bytes"), "{reason}");
+    let mut over = Filling::new(1 << 30, Arc::new(true.into()));
+    let error = snapshot
+        .volume(&mut over, &mount, 54, Path::new("/a"))
+        .unwrap_err();
+    assert!(matches!(error, SnapshotError::Io { .. }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,7 +286,9 @@ async fn holes_stay_holes_in_a_volume() {
     builder.append(&h, &b"here"[..]).unwrap();
     let image = image(&[layer_of(Packing::Gzip, builder.into_inner().unwrap())]);
     let (snapshot, mount) = snapshot_of(&store, dir.path(), &image).await;
-    let volume = snapshot.volume(&mount, 0, Path::new("data")).unwrap();
+    let volume = snapshot
+        .volume(&mut filling(), &mount, 0, Path::new("data"))
+        .unwrap();
     let file = std::fs::File::open(volume.join("holes")).unwrap();
     let meta = file.metadata().unwrap();
     assert_eq!(meta.len(), 1 << 30);
