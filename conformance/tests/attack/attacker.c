@@ -299,9 +299,9 @@ static int put(const char *file, const char *text) {
     return put;
 }
 
-/* nest HIERARCHY DEPTH FROZEN EMPTY: makes itself root of the container's cgroup in a
+/* nest HIERARCHY DEPTH FROZEN EMPTY [CODE]: makes itself root of the container's cgroup in a
  * hierarchy, makes empty ones and nests that many below it, and has a process in the
- * deepest, frozen if that is 1. */
+ * deepest, frozen if that is 1. Stays, or ends with a code. */
 static int nest(char **words) {
     int v2 = !strcmp(words[0], "v2");
     const char *options = v2 ? NULL : words[0];
@@ -329,6 +329,7 @@ static int nest(char **words) {
     if (atoi(words[2]) && !put(v2 ? "cgroup.freeze" : "freezer.state", v2 ? "1" : "FROZEN")) return 1;
     puts("nested");
     fflush(stdout);
+    if (words[4]) return atoi(words[4]);
     pause();
     return 0;
 }

@@ -341,6 +341,31 @@ fn a_container_ends_and_goes_whatever_cgroups_it_has_made() {
     });
 }
 
+/// What a container has frozen by itself does not keep it from its end.
+#[test]
+fn a_container_that_leaves_a_frozen_process_behind_has_ended() {
+    let hierarchy = match std::path::Path::new("/sys/fs/cgroup/freezer").is_dir() {
+        true => "freezer",
+        false => "v2",
+    };
+    with_every_launcher(&armed(), async |rig, launcher| {
+        let name = format!("behind-{launcher}");
+        let sandbox = sharing(rig, &name);
+        let pod = rig.pod_of(launcher, &sandbox).await;
+        let mut config = sharer(
+            rig,
+            "main",
+            &[ATTACKER, "nest", hierarchy, "1", "1", "0", "3"],
+        );
+        unconfined(&mut config);
+        config.linux.as_mut().expect("linux").resources = None;
+        let id = rig.started(&pod, &config, &sandbox).await;
+        assert_eq!(rig.exited(&id).await.exit_code, 3, "{launcher}");
+        rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+        rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
+    });
+}
+
 fn cgroups(rig: &Rig, id: &str) -> Vec<std::path::PathBuf> {
     let roots = std::fs::read_dir("/sys/fs/cgroup")
         .into_iter()

@@ -4,7 +4,7 @@
 //! Owns which of both a plugin is. Neighbours that are built in share one
 //! blocking call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -218,7 +218,8 @@ impl Chain<'_> {
         previous: Option<Value>,
         chained: bool,
     ) -> Vec<Result<Value, PluginError>> {
-        let Ok(permit) = Arc::clone(&self.limits.kernel).acquire_owned().await else {
+        let turns = self.limits.builtin(self.list.name(), self.told.command);
+        let Ok(permit) = turns.acquire_owned().await else {
             return vec![Err(PluginError::Defect("the engine ends".into()))];
         };
         let (told, list) = (self.told.clone(), self.list.clone());
@@ -289,8 +290,12 @@ fn call_all(
 
 /// How many plugins run at once.
 pub(super) struct Limits {
-    /// Built in: as many as keep the kernel's one lock for links busy.
-    kernel: Arc<Semaphore>,
+    /// Built in, by network and whether they attach: some of them wait for whoever else
+    /// uses the network's folder, and must not keep new pods or other networks from
+    /// their turn.
+    builtin: Mutex<HashMap<(String, bool), Arc<Semaphore>>>,
+    /// For each of these, as many as keep the kernel's one lock for links busy.
+    at_once: usize,
     /// Processes that attach.
     adding: Semaphore,
     /// Processes that give back or are asked how they are: an outage in which they all
@@ -302,10 +307,20 @@ impl Limits {
     pub(super) fn of_this_machine() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
-            kernel: Arc::new(Semaphore::new(cores * 2)),
+            builtin: Mutex::default(),
+            at_once: cores * 2,
             adding: Semaphore::new(MOST_PROCESSES),
             others: Semaphore::new(MOST_PROCESSES / 2),
         }
+    }
+
+    /// The turns of built-in plugins for a command of a network.
+    fn builtin(&self, network: &str, command: Command) -> Arc<Semaphore> {
+        let key = (network.to_owned(), command == Command::Add);
+        let all = self.builtin.lock();
+        let mut all = all.unwrap_or_else(PoisonError::into_inner);
+        let turns = all.entry(key);
+        Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(self.at_once))))
     }
 }
 
@@ -314,6 +329,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_network_that_is_held_up_keeps_no_other_and_no_new_pod_waiting() {
+        let limits = Limits::of_this_machine();
+        let held_up = limits.builtin("old", Command::Del);
+        let all = u32::try_from(limits.at_once).unwrap();
+        let _all = held_up.acquire_many(all).await.unwrap();
+        assert!(limits.builtin("old", Command::Del).try_acquire().is_err());
+        assert!(limits.builtin("old", Command::Add).try_acquire().is_ok());
+        assert!(limits.builtin("new", Command::Del).try_acquire().is_ok());
+    }
 
     #[test]
     fn what_a_firewall_runs_as_is_decided_once_for_each_configuration() {

@@ -383,14 +383,18 @@ impl Container {
 
     /// Kills every process in its cgroups.
     pub(crate) fn kill_group(&self) {
+        let until = Instant::now() + FREEZING;
+        let out_of_time = || Instant::now() >= until;
+        let freezer = self.cgroups.freezer.as_deref();
         if let Some(kill) = &self.cgroups.kill
             && write(path(kill), b"1").is_ok()
         {
+            // A container freezes processes of its own by the v1 freezer, which keeps them
+            // from their end. What is not thawed in time is when they are looked for again.
+            let _next_time = freezer.map(|dir| frozen::thaw(dir, out_of_time));
             return;
         }
-        let until = Instant::now() + FREEZING;
-        let kill = |dir| frozen::kill(dir, until, || Instant::now() >= until);
-        let frozen = self.cgroups.freezer.as_deref().map(kill);
+        let frozen = freezer.map(|dir| frozen::kill(dir, until, out_of_time));
         if frozen.is_some_and(|killed| killed.is_ok()) {
             return;
         }

@@ -10,10 +10,14 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Dir, FlockOperation, Mode, OFlags, flock, open, openat};
 use rustix::io::{Errno, read};
 
+/// How long the lock of a folder is waited for. A plugin of another program, which this
+/// store shares its folders with, holds it for some milliseconds, or hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
 const LAST: &str = "last_reserved_ip.";
 const LINE_BREAK: &str = "\r\n";
 /// Longer than any owner: a container's id, an interface's name of 15, and a break.
@@ -82,13 +86,25 @@ impl Store {
         })
     }
 
-    /// Waits until nobody else holds the lock.
+    /// Waits until nobody else holds the lock, up to [`PATIENCE`].
     pub(super) fn lock(&self) -> Result<Held<'_>, StoreError> {
+        self.lock_until(Instant::now() + PATIENCE)
+    }
+
+    fn lock_until(&self, until: Instant) -> Result<Held<'_>, StoreError> {
+        let mut pause = Duration::from_micros(100);
         loop {
-            match flock(&self.lock, FlockOperation::LockExclusive) {
+            match flock(&self.lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(Held { store: self }),
                 Err(Errno::INTR) => {}
-                Err(error) => return Err(self.failed("lock", "lock", error.into())),
+                Err(Errno::AGAIN) if Instant::now() < until => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+                Err(error) => {
+                    let step = "wait for whoever holds the lock";
+                    return Err(self.failed(step, "lock", error.into()));
+                }
             }
         }
     }
@@ -244,5 +260,23 @@ impl Held<'_> {
             found.push((address, text.trim().to_owned()));
         }
         Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_the_lock_keeps_nobody_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Store::open(dir.path()).unwrap();
+        let (hung, store) = (open(), open());
+        let held = hung.lock().unwrap();
+        let error = store.lock_until(Instant::now()).unwrap_err();
+        assert!(error.to_string().contains("lock"), "{error}");
+        assert_eq!(error.source.kind(), io::ErrorKind::WouldBlock);
+        drop(held);
+        drop(store.lock().unwrap());
     }
 }
