@@ -342,6 +342,31 @@ fn containers_of_a_sandbox_without_a_readable_record_are_stopped_and_removed() {
     });
 }
 
+/// A return to an older engine, and back: what the newer one has written is left to it.
+#[test]
+fn a_container_of_a_newer_engine_is_left_to_it() {
+    with_own_engine(async |rig| {
+        let script = "echo own > /own; exec sleep 1000";
+        let (pod, id) = rig.running("rollback", &["/bin/sh", "-c", script]).await;
+        let records = rig.engine.path("root/pods").join(&pod).join("containers");
+        let record = records.join(format!("{id}.json"));
+        let text = std::fs::read_to_string(&record).expect("record");
+        rig.engine.kill().expect("kill");
+        let newer = text.replace("\"version\":1", "\"version\":2");
+        std::fs::write(&record, newer).expect("write");
+        rig.client = rig.engine.start().await.expect("an engine");
+        rig.assert_not_ready(&pod).await;
+        rig.engine.kill().expect("kill");
+        assert!(record.exists());
+        std::fs::write(&record, text).expect("write");
+        rig.client = rig.engine.start().await.expect("an engine");
+        let status = rig.client.container(&id).await.expect("status");
+        assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+        let own = rig.client.exec(&id, &["cat", "/own"], 10).await;
+        assert_eq!(own.expect("exec").stdout, "own\n");
+    });
+}
+
 /// A disk, or a shortage, that does not give the record of a container now is not the end
 /// of it: neither of its process nor of its files.
 #[test]

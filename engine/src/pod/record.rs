@@ -154,7 +154,7 @@ pub(crate) struct Recorded {
     /// The sandbox.
     pub(crate) pod: PodRecord,
     pub(crate) containers: Vec<ContainerRecord>,
-    /// Containers whose records are damaged or of another version, by their ids.
+    /// Containers whose records are damaged, by their ids.
     pub(crate) damaged: Vec<(String, RecordError)>,
     /// What the monitor has written down.
     pub(crate) exits: Vec<ExitRecord>,
@@ -282,8 +282,9 @@ impl PodDir {
                 Ok(record) => containers.push(record),
                 // Its first record was not there yet, and was cut off.
                 Err(error) if error.is_not_found() => damaged.push((id, error)),
-                Err(error) if error.may_pass() => return Err(error),
-                Err(error) => damaged.push((id, error)),
+                Err(error @ RecordError::Parse { .. }) => damaged.push((id, error)),
+                // A newer engine's is left to it, with its sandbox.
+                Err(error) => return Err(error),
             }
         }
         let exits = self.exits();
