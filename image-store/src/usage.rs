@@ -5,7 +5,7 @@
 //! the tree is, few directories are held open. The way back into one that was closed
 //! is `..`, taken only if it leads to that same directory: a rename leads nowhere else.
 //! A tree may be large, and a container can keep a walk busy for as long as it likes by
-//! what it moves, so a walk has a bound.
+//! what it moves, so a walk has a bound, and so has the depth to which it is one.
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -19,6 +19,9 @@ use rustix::io::Errno;
 /// Directories that are held open at either end of the way from the top to where the walk
 /// is. From the lowest one of the first it goes on where the way back is lost.
 const HELD: usize = 128;
+/// The most directories on the way from the top to where the walk is, of which each takes
+/// some memory: no tree that is not made to hurt is so deep.
+const DEEPEST: usize = 100_000;
 /// Files with several names that are remembered. Of further ones each name counts
 /// for its share, which is the same where all names are in the tree.
 const MAX_SEEN: usize = 1 << 16;
@@ -70,7 +73,7 @@ pub(crate) fn usage(path: &Path, effort: &mut Effort) -> Result<Counted, Errno> 
             break false;
         }
         if !walk.step()? {
-            break true;
+            break !walk.cut;
         }
     };
     let usage = walk.sum();
@@ -113,6 +116,10 @@ struct Walk {
     /// is not entered again: two that change places again and again would have no end.
     entered: HashSet<Identity>,
     held: usize,
+    /// Levels that there may be.
+    deepest: usize,
+    /// What is below the deepest ones was left out.
+    cut: bool,
 }
 
 impl Walk {
@@ -125,6 +132,8 @@ impl Walk {
             levels: Vec::new(),
             entered: HashSet::new(),
             held,
+            deepest: DEEPEST,
+            cut: false,
         };
         let top = rustix::fs::open(path, flags(), Mode::empty())?;
         walk.enter(top)?;
@@ -186,6 +195,11 @@ impl Walk {
             return Ok(());
         }
         self.count(&stat, true);
+        if self.levels.len() >= self.deepest {
+            self.entered.remove(&identity);
+            self.cut = true;
+            return Ok(());
+        }
         self.levels.push(Level {
             dir: Some(Box::new(Dir::new(dir)?)),
             identity,
@@ -328,6 +342,18 @@ mod tests {
         std::fs::create_dir(&top).unwrap();
         make_deep(&top, depth);
         (tree, top)
+    }
+
+    #[test]
+    fn what_is_deeper_than_memory_lasts_is_left_out_and_told() {
+        let (_tree, top) = deep(20);
+        for (deepest, cut, inodes) in [(30, false, 61), (10, true, 31)] {
+            let mut walk = Walk::of(&top, MAX_SEEN, HELD).unwrap();
+            walk.deepest = deepest;
+            while walk.step().unwrap() {}
+            assert_eq!(walk.cut, cut, "{deepest}");
+            assert!(walk.sum().inodes.abs_diff(inodes) < 3, "{:?}", walk.sum());
+        }
     }
 
     #[test]
