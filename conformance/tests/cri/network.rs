@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use conformance::eventually;
 use nix::sys::signal::{Signal, kill};
@@ -60,6 +61,49 @@ async fn address(rig: &mut Rig, pod: &str, container: &str) -> String {
     let refused = TcpStream::connect_timeout(&there, DEADLINE).expect_err("nobody listens");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
     network.ip
+}
+
+/// The veths that the node has.
+fn veths() -> BTreeSet<String> {
+    let mut ip = std::process::Command::new("ip");
+    let list = ip.args(["-o", "link", "show", "type", "veth"]).output();
+    let list = String::from_utf8_lossy(&list.expect("ip").stdout).into_owned();
+    let names = list
+        .lines()
+        .filter_map(|line| line.split(['@', ' ']).nth(1));
+    names.map(str::to_owned).collect()
+}
+
+/// A container without any right can hand its network namespace to one of another pod,
+/// which then outlives it: neither its address nor its interface do.
+#[test]
+fn a_namespace_that_somebody_holds_keeps_neither_address_nor_interface() {
+    with_own_engine(async |rig| {
+        for crash in [false, true] {
+            let before = veths();
+            let name = format!("held-{crash}");
+            let (pod, container) = rig.running(&name, &["/bin/sleep", "1000"]).await;
+            let ip = address(rig, &pod, &container).await;
+            let status = rig.client.pod(&pod).await.expect("PodSandboxStatus");
+            let monitor = monitor_pid(&status);
+            let held = std::fs::File::open(format!("/proc/{monitor}/ns/net")).expect("namespace");
+            let own: BTreeSet<_> = veths().difference(&before).cloned().collect();
+            assert!(!own.is_empty());
+            rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+            let there = SocketAddr::new(ip.parse().expect("an address"), 7);
+            let silent = TcpStream::connect_timeout(&there, Duration::from_secs(1));
+            let silent = silent.expect_err("nobody has the address");
+            assert_ne!(silent.kind(), ErrorKind::ConnectionRefused, "{silent}");
+            rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
+            if crash {
+                rig.crash_and_restart().await;
+            }
+            let are_gone = async || veths().is_disjoint(&own).then_some(());
+            let gone = eventually(DEADLINE, are_gone);
+            gone.await.expect("its interface is deleted");
+            drop(held);
+        }
+    });
 }
 
 #[test]

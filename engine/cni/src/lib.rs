@@ -17,6 +17,7 @@ mod masquerade;
 mod namespace;
 pub mod netlink;
 mod nft;
+mod outside;
 mod result;
 mod rtnl;
 mod spelling;
@@ -30,6 +31,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use error::{Error, code};
+pub use outside::delete_ends;
 
 /// What a plugin is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 use crate::netlink::{Namespace, NetlinkError, Socket};
 use crate::rtnl::address;
 use crate::rtnl::link::{self, Link, Mac, Veth};
-use crate::{Error, Invocation, guest, namespace, sysctl};
+use crate::{Error, Invocation, guest, namespace, outside, sysctl};
 
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -74,6 +74,9 @@ pub(crate) fn add(socket: &mut Socket, wanted: &Wanted<'_>) -> Result<Link, Erro
 /// interface that is gone is no error. Where the namespace goes, it takes the veth with
 /// it; but somebody else may hold it, and its addresses must answer no more.
 pub(crate) fn delete(call: &Invocation<'_>) -> Result<(), Error> {
+    if call.netns_will_go && outside::set_down(call)? {
+        return Ok(());
+    }
     let Some(pod) = namespace::open_if_there(call)? else {
         return Ok(());
     };

@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::{Attachment, INTERFACE, NetworkError, conf};
 use crate::ids::PodId;
 
+/// Below the cache: results whose network was given back.
+const ASIDE: &str = "given-back";
+
 fn file(cache: &Path, id: &PodId, attachment: &Attachment) -> PathBuf {
     cache.join("results").join(file_name(id, attachment))
 }
@@ -102,15 +105,40 @@ fn read(path: &Path) -> Option<(PodId, Attachment)> {
     (file_name(&id, &attachment) == *path.file_name()?.to_str()?).then_some((id, attachment))
 }
 
-/// Forgets the result; a file that stays is only waste.
-pub(super) fn forget(cache: &Path, id: &PodId, attachment: &Attachment) {
-    let path = file(cache, id, attachment);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "cached network result stays");
+/// Puts a result aside whose network was given back, until it is sure that its interfaces
+/// are gone; answers where it is, if there was one.
+pub(super) fn put_aside(cache: &Path, id: &PodId, attachment: &Attachment) -> Option<PathBuf> {
+    let (from, aside) = (file(cache, id, attachment), cache.join(ASIDE));
+    let to = aside.join(file_name(id, attachment));
+    let moved = std::fs::rename(&from, &to).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound if from.exists() => {
+            std::fs::create_dir_all(&aside)?;
+            std::fs::rename(&from, &to)
         }
-        _ => {}
+        _ => Err(error),
+    });
+    match moved {
+        Ok(()) => Some(to),
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path = %from.display(), %error, "cached network result stays");
+            }
+            None
+        }
     }
+}
+
+/// All that were put aside, by an earlier engine too.
+pub(super) fn aside(cache: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(cache.join(ASIDE));
+    let entries = entries.into_iter().flatten().filter_map(Result::ok);
+    entries.map(|entry| entry.path()).collect()
+}
+
+/// The result in a file that was put aside.
+pub(super) fn result_aside(path: &Path) -> std::io::Result<Value> {
+    let entry: Value = serde_json::from_slice(&std::fs::read(path)?)?;
+    Ok(entry["result"].clone())
 }
 
 #[cfg(test)]
@@ -143,7 +171,11 @@ mod tests {
         assert_eq!(of_pod(dir.path(), &one), [attachment("net.a")]);
         let result = load(dir.path(), &other, &attachment("net.b"));
         assert_eq!(result, Some(json!({"ips": ["net.b"]})));
-        forget(dir.path(), &one, &attachment("net.a"));
+        let aside_one = put_aside(dir.path(), &one, &attachment("net.a"));
         assert_eq!(of_pod(dir.path(), &one), []);
+        assert_eq!(put_aside(dir.path(), &one, &attachment("net.a")), None);
+        assert_eq!(aside(dir.path()), Vec::from_iter(aside_one.clone()));
+        let result = result_aside(&aside_one.expect("put aside"));
+        assert_eq!(result.expect("readable"), json!({"ips": ["net.a"]}));
     }
 }

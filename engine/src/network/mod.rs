@@ -9,6 +9,7 @@
 mod cache;
 mod chain;
 mod conf;
+mod leftovers;
 mod plugin;
 mod readiness;
 mod survivors;
@@ -252,7 +253,8 @@ impl Network {
         if let Some(failure) = failures.into_iter().next() {
             return Err(failed(list, "DEL", failure));
         }
-        on_disk(|| cache::forget(&self.cache, id, attachment));
+        let aside = on_disk(|| cache::put_aside(&self.cache, id, attachment));
+        aside.into_iter().for_each(leftovers::watch);
         Ok(())
     }
 
@@ -309,6 +311,8 @@ impl Network {
         pods: impl FnOnce() -> std::io::Result<Vec<PodId>>,
         netns: impl Fn(&PodId) -> PathBuf,
     ) {
+        let aside = on_disk(|| cache::aside(&self.cache));
+        aside.into_iter().for_each(leftovers::watch);
         // Read before the records: a pod's record is there before its first result.
         let cached = on_disk(|| cache::all(&self.cache));
         let pods = match on_disk(pods) {

@@ -309,27 +309,31 @@ mod tests {
 
     /// Somebody has the namespace open, so that it does not end when it is dropped.
     #[test]
-    fn a_namespace_that_somebody_holds_has_no_address_after_del() {
+    fn a_namespace_that_somebody_holds_is_cut_off_by_del_and_its_veth_can_be_deleted() {
         in_new_namespace(|| {
             let dir = tempfile::tempdir().unwrap();
             let pin = Pin::new();
             let mut config = json!({"cniVersion": "1.1.0", "name": "n", "type": "ptp",
                 "ipam": {"type": "host-local", "dataDir": dir.path(), "subnet": "10.5.0.0/24"}});
             let added = crate::run("ptp", &call(Command::Add, &pin, &config)).unwrap();
-            config["prevResult"] = added;
+            config["prevResult"] = added.clone();
             let held = Namespace::open(pin.path()).unwrap();
+            // Its own end a container may call what it likes.
+            let renamed = held.run(|| {
+                let mut ip = std::process::Command::new("ip");
+                ip.args(["link", "set", "eth0", "name", "other"])
+                    .status()
+                    .unwrap()
+            });
+            assert!(renamed.unwrap().success());
             let del = Invocation {
                 netns_will_go: true,
                 ..call(Command::Del, &pin, &config)
             };
             crate::run("ptp", &del).unwrap();
-            let left = held.run(|| {
-                let mut socket = guest::socket().unwrap();
-                let inside = guest::find(&mut socket, "eth0").unwrap();
-                addresses::list(&mut socket, inside.index).unwrap()
-            });
-            assert_eq!(left.unwrap(), []);
             let mut socket = guest::socket().unwrap();
+            let outside = added["interfaces"][0]["name"].as_str().unwrap();
+            assert!(!guest::find(&mut socket, outside).unwrap().is_up());
             let routes = route::list(&mut socket, false).unwrap();
             let stale = routes
                 .iter()
@@ -337,6 +341,10 @@ mod tests {
             assert!(stale.is_none());
             assert!(!dir.path().join("n/10.5.0.2").exists());
             // Once more, when all of it is done.
+            crate::run("ptp", &del).unwrap();
+            assert_eq!(crate::delete_ends(&added).unwrap(), [outside]);
+            assert!(link::find(&mut socket, outside).unwrap().is_none());
+            assert!(crate::delete_ends(&added).unwrap().is_empty());
             crate::run("ptp", &del).unwrap();
         });
     }

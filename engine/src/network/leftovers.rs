@@ -1,0 +1,53 @@
+//! Interfaces that are left where a pod's network namespace is held by somebody else.
+//!
+//! Owns what becomes of a result of ADD once its network was given back: some seconds
+//! later, when the namespace is gone and its interfaces with it, it is looked whether they
+//! are, and those that are not are deleted. Nobody waits for it. A crash leaves the result,
+//! which the next start looks at.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{cache, chain};
+
+/// What the kernel gets to end a namespace that nobody holds.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is tried to delete what is left; after that the next start does.
+const TRIES: u32 = 10;
+
+/// Looks after a result that was put aside, in the background.
+pub(super) fn watch(result: PathBuf) {
+    tokio::spawn(async move {
+        for tries in 1..=TRIES {
+            tokio::time::sleep(PATIENCE * tries).await;
+            let path = result.clone();
+            let done = tokio::task::spawn_blocking(move || delete(&path)).await;
+            match done {
+                Ok(Ok(())) | Err(_) => return,
+                Ok(Err(error)) => {
+                    tracing::warn!(path = %result.display(), error, "interfaces of a pod that is gone stay");
+                }
+            }
+        }
+    });
+}
+
+/// Deletes what is left, and the result; in words, why not.
+fn delete(path: &Path) -> Result<(), String> {
+    let result = match cache::result_aside(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        // Nobody can say any more what it was.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => serde_json::Value::Null,
+        result => result.map_err(|error| error.to_string())?,
+    };
+    if !result.is_null() {
+        let deleted = cni::delete_ends(&result).map_err(|error| chain(&error))?;
+        if !deleted.is_empty() {
+            tracing::warn!(
+                ?deleted,
+                "the network namespace of a pod that is gone is held by somebody, its interfaces were deleted"
+            );
+        }
+    }
+    std::fs::remove_file(path).map_err(|error| error.to_string())
+}
