@@ -17,6 +17,8 @@ pub struct Stat {
     pub parent: i32,
     /// The number of its session.
     pub session: i32,
+    /// When it was made, in the kernel's ticks since boot.
+    pub made: u64,
 }
 
 impl Stat {
@@ -43,10 +45,12 @@ impl Stat {
         let state = *fields.next()?.as_bytes().first()?;
         let parent = fields.next()?.parse().ok()?;
         let session = fields.nth(1)?.parse().ok()?;
+        let made = fields.nth(15)?.parse().ok()?;
         Some(Self {
             state,
             parent,
             session,
+            made,
         })
     }
 }
@@ -120,9 +124,15 @@ mod tests {
             state: b'S',
             parent: 7,
             session: 9,
+            made: 22,
         };
         for name in [&b"sh"[..], b"a b", b") Z (", b"\xff\xfe\x80", b""] {
-            let line = [b"12 (", name, b") S 7 8 9 0 -1"].concat();
+            let line = [
+                b"12 (",
+                name,
+                b") S 7 8 9 10 11 12 13 14 15 16 17 18 19 20 1 2 3 4 22 5",
+            ]
+            .concat();
             assert_eq!(Stat::parse(&line), Some(wanted), "{name:?}");
         }
         assert_eq!(Stat::parse(b"12 (sh"), None);

@@ -334,9 +334,12 @@ static int nest(char **words) {
     return 0;
 }
 
-/* sibling SECONDS: has a child of its parent's and stays with it. */
+/* sibling SECONDS [SESSION]: has a child of its parent's, in a session of its own if
+ * that is said, and stays with it. */
 static int sibling(char **words) {
-    if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) < 0) return perror("clone"), 1;
+    long child = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+    if (child < 0) return perror("clone"), 1;
+    if (!child && words[1]) setsid();
     sleep(atoi(words[0]));
     return 0;
 }

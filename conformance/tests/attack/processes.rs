@@ -413,13 +413,17 @@ fn a_command_out_of_time_leaves_no_process() {
         );
         none_left(rig, launcher, &id).await;
         // Its child is the monitor's.
-        let words = [ATTACKER, "sibling", "4807"];
-        let late = rig.client.exec(&id, &words, 1).await;
-        assert_eq!(
-            late.expect_err("no time").code(),
-            tonic::Code::DeadlineExceeded
-        );
-        none_left(rig, launcher, &id).await;
+        for words in [
+            &[ATTACKER, "sibling", "4807"][..],
+            &[ATTACKER, "sibling", "4808", "session"],
+        ] {
+            let late = rig.client.exec(&id, words, 1).await;
+            assert_eq!(
+                late.expect_err("no time").code(),
+                tonic::Code::DeadlineExceeded
+            );
+            none_left(rig, launcher, &id).await;
+        }
     });
 }
 

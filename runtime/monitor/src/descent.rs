@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use runtime::pidfd::{self, has_ended};
-use runtime::procfs::Stat;
+use runtime::procfs::{Stat, cgroups};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
@@ -28,31 +28,70 @@ const ROUNDS: usize = 64;
 const TIME: Duration = Duration::from_secs(2);
 
 /// Kills what descends from a child of this process that is not reaped, but not the
-/// child itself.
-pub(crate) fn kill(ancestor: Pid) {
+/// child itself. Children of this process that it does not know were made by one of the
+/// container with `CLONE_PARENT`: those of this container that are no older descend, too.
+pub(crate) fn kill(ancestor: Pid, known: &[i32], container: &str) {
     let until = Instant::now() + TIME;
     let _gone = send_signal(ancestor, STOP);
-    let mut family = Family::new(ancestor);
+    let made = Stat::of(raw(ancestor)).map_or(u64::MAX, |stat| stat.made);
+    let mut family = Family {
+        strangers: Some(Strangers {
+            known,
+            container,
+            made,
+        }),
+        ..Family::new(ancestor)
+    };
     for _ in 0..ROUNDS {
-        if !family.take(&descendants(ancestor)) || Instant::now() > until {
+        if !family.take(&family.descendants()) || Instant::now() > until {
             break;
         }
     }
     family.kill();
 }
 
+/// How children of this process that it does not know are told to be a command's.
+struct Strangers<'a> {
+    /// The children that this process knows.
+    known: &'a [i32],
+    /// The id that is in the name of the container's cgroups.
+    container: &'a str,
+    /// When the command was made.
+    made: u64,
+}
+
+impl Strangers<'_> {
+    fn has(&self, pid: Pid, stat: Stat) -> bool {
+        let may_be = stat.made >= self.made && !self.known.contains(&raw(pid));
+        may_be && self.is_in_container(pid)
+    }
+
+    fn is_in_container(&self, pid: Pid) -> bool {
+        match cgroups(raw(pid)) {
+            Ok(cgroups) => {
+                let mut parts = cgroups.split(|byte| matches!(byte, b'\n' | b'/'));
+                parts.any(|part| part.starts_with(self.container.as_bytes()))
+            }
+            // Deeper than any path: in cgroups that a container has made.
+            Err(error) => error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()),
+        }
+    }
+}
+
 /// A process and those of its descendants that are held and stopped.
-struct Family {
+struct Family<'a> {
     /// Not reaped before its parent, which is this process, does it: its number is its own.
     ancestor: i32,
     held: BTreeMap<i32, OwnedFd>,
+    strangers: Option<Strangers<'a>>,
 }
 
-impl Family {
+impl Family<'_> {
     fn new(ancestor: Pid) -> Self {
         Self {
             ancestor: raw(ancestor),
             held: BTreeMap::new(),
+            strangers: None,
         }
     }
 
@@ -91,7 +130,7 @@ impl Family {
         // is gone. And the parent has not ended after that: its number was its own.
         let belongs = Stat::of(raw(pid)).is_ok_and(|stat| {
             let is_child = stat.parent == self.ancestor || self.is_held(stat.parent);
-            is_child || is_sibling(stat, self.ancestor)
+            is_child || self.is_sibling(pid, stat)
         });
         Ok((belongs && !has_ended(&pidfd)).then_some(pidfd))
     }
@@ -109,43 +148,47 @@ impl Family {
         }
         !held.is_empty()
     }
-}
 
-/// All that are seen to descend from a process, parents first; be they dead: the first
-/// thread of one that lives may have ended.
-fn descendants(ancestor: Pid) -> Vec<Pid> {
-    let mut children: BTreeMap<i32, Vec<Pid>> = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        let Some(pid) = number.and_then(Pid::from_raw) else {
-            continue;
-        };
-        let Ok(stat) = Stat::of(raw(pid)) else {
-            continue;
-        };
-        let parent = match is_sibling(stat, raw(ancestor)) && pid != ancestor {
-            true => raw(ancestor),
-            false => stat.parent,
-        };
-        children.entry(parent).or_default().push(pid);
+    /// All that are seen to descend from the ancestor, parents first; be they dead: the
+    /// first thread of one that lives may have ended.
+    fn descendants(&self) -> Vec<Pid> {
+        let mut children: BTreeMap<i32, Vec<Pid>> = BTreeMap::new();
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let number = name.to_str().and_then(|name| name.parse().ok());
+            let Some(pid) = number.and_then(Pid::from_raw) else {
+                continue;
+            };
+            let Ok(stat) = Stat::of(raw(pid)) else {
+                continue;
+            };
+            let parent = match self.is_sibling(pid, stat) {
+                true => self.ancestor,
+                false => stat.parent,
+            };
+            children.entry(parent).or_default().push(pid);
+        }
+        let mut found = Vec::new();
+        let mut next = vec![self.ancestor];
+        while let Some(parent) = next.pop() {
+            let Some(of_parent) = children.remove(&parent) else {
+                continue;
+            };
+            next.extend(of_parent.iter().copied().map(raw));
+            found.extend(of_parent);
+        }
+        found
     }
-    let mut found = Vec::new();
-    let mut next = vec![ancestor];
-    while let Some(parent) = next.pop() {
-        let Some(of_parent) = children.remove(&raw(parent)) else {
-            continue;
-        };
-        next.extend(&of_parent);
-        found.extend(of_parent);
-    }
-    found
-}
 
-/// Whether a process was made to be this process's child by one in the ancestor's
-/// session: `CLONE_PARENT`.
-fn is_sibling(of: Stat, ancestor: i32) -> bool {
-    of.session == ancestor && of.parent == raw(rustix::process::getpid())
+    /// Whether a process was made to be this process's child by one of the family:
+    /// `CLONE_PARENT`.
+    fn is_sibling(&self, pid: Pid, stat: Stat) -> bool {
+        if stat.parent != raw(rustix::process::getpid()) || raw(pid) == self.ancestor {
+            return false;
+        }
+        let strangers = self.strangers.as_ref();
+        stat.session == self.ancestor || strangers.is_some_and(|all| all.has(pid, stat))
+    }
 }
 
 #[cfg(test)]
@@ -196,7 +239,7 @@ mod tests {
     impl Drop for Process {
         fn drop(&mut self) {
             if let Ok(None) = self.0.try_wait() {
-                kill(self.pid());
+                kill(self.pid(), &[], "none");
             }
             let _dead_already = self.0.kill();
             let _reaped = self.0.wait();
@@ -217,14 +260,18 @@ mod tests {
                 .unwrap()
                 .is_some_and(|it| !has_ended(&it))
         };
-        descendants(ancestor).iter().filter(lives).count()
+        Family::new(ancestor)
+            .descendants()
+            .iter()
+            .filter(lives)
+            .count()
     }
 
     #[test]
     fn children_of_children_are_found_and_killed() {
         let shell = Process::new("setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000");
         wait_until(|| living(shell.pid()) == 4);
-        kill(shell.pid());
+        kill(shell.pid(), &[], "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 
@@ -236,9 +283,9 @@ mod tests {
             let name = std::fs::read(format!("/proc/{}/comm", raw(*pid)));
             name.is_ok_and(|name| name == b"\xff\xfe) Z\n")
         };
-        wait_until(|| descendants(shell.pid()).iter().any(is_named));
+        wait_until(|| Family::new(shell.pid()).descendants().iter().any(is_named));
         wait_until(|| living(shell.pid()) == 3);
-        kill(shell.pid());
+        kill(shell.pid(), &[], "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 
@@ -247,10 +294,10 @@ mod tests {
         let shell = Process::new("for i in $(seq 300); do sleep 1000 & done; wait");
         wait_until(|| living(shell.pid()) == 300);
         let mut family = Family::new(shell.pid());
-        assert!(family.take(&descendants(shell.pid())));
+        assert!(family.take(&family.descendants()));
         assert!(family.held.len() <= pidfd::MOST);
         family.kill();
-        kill(shell.pid());
+        kill(shell.pid(), &[], "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 
@@ -293,7 +340,7 @@ mod tests {
         let mut gone = Process::new("exec sleep 1000");
         let pidfd = gone.pidfd();
         gone.end();
-        let seen = descendants(ancestor.pid());
+        let seen = Family::new(ancestor.pid()).descendants();
         let mut family = Family::new(ancestor.pid());
         family.held.insert(raw(seen[0]), pidfd);
         assert!(family.take(&seen) && !family.take(&seen));

@@ -113,12 +113,12 @@ impl Exec {
         self.note.as_ref()?.born()
     }
 
-    /// Ends it with all that descends from it. Before its birth there is nothing that
+    /// Ends it with all that descends from it; `known` are the monitor's children. Before its birth there is nothing that
     /// does: the one that makes it ends, and what it has just made ends with it.
-    fn end(&mut self) {
+    fn end(&mut self, known: &[i32]) {
         self.killed = true;
         if self.is_born() {
-            descent::kill(self.pid);
+            descent::kill(self.pid, known, &self.container);
         }
         let _gone = send_signal(self.pid, KILL);
     }
@@ -206,10 +206,24 @@ impl Monitor {
 
     /// Ends what nobody waits for any more.
     pub(crate) fn end_unwanted_execs(&mut self, is_unwanted: impl Fn(&ReplyTo) -> bool) {
-        let all = self.execs.values_mut();
-        for exec in all.filter(|exec| exec.reply.as_ref().is_some_and(&is_unwanted)) {
-            exec.end();
+        let unwanted = |exec: &Exec| exec.reply.as_ref().is_some_and(&is_unwanted);
+        if !self.execs.values().any(unwanted) {
+            return;
         }
+        let known = self.children();
+        for exec in self.execs.values_mut().filter(|exec| unwanted(exec)) {
+            exec.end(&known);
+        }
+    }
+
+    /// The children that the monitor knows, in containers or on their way into one.
+    fn children(&self) -> Vec<i32> {
+        let execs = self.execs.values();
+        let execs = execs.flat_map(|exec| [Some(exec.pid), exec.newborn()]);
+        let containers = self.containers.values();
+        let containers = containers
+            .flat_map(|container| [container.pid(), container.newborn(), container.helper()]);
+        execs.chain(containers).flatten().map(raw).collect()
     }
 
     fn take_streams(
@@ -279,7 +293,7 @@ impl Monitor {
             reply.step("birth");
         }
         if exec.killed {
-            exec.end();
+            exec.end(&self.children());
         }
         self.execs.insert(raw(pid), exec);
     }
@@ -419,9 +433,13 @@ impl Monitor {
     /// Ends what has had its time. The answer follows when it is reaped, or when that
     /// takes too long.
     pub(crate) fn end_overdue_execs(&mut self, now: u64) {
-        let is_due = |exec: &&mut Exec| exec.deadline().is_some_and(|deadline| deadline <= now);
+        let is_due = |exec: &Exec| exec.deadline().is_some_and(|deadline| deadline <= now);
+        if !self.execs.values().any(is_due) {
+            return;
+        }
+        let known = self.children();
         let mut late = Vec::new();
-        for exec in self.execs.values_mut().filter(is_due) {
+        for exec in self.execs.values_mut().filter(|exec| is_due(exec)) {
             if exec.timed_out {
                 late.extend(exec.reply.take());
                 if let Some(tap) = exec.tap.take() {
@@ -429,7 +447,7 @@ impl Monitor {
                 }
             } else {
                 exec.timed_out = true;
-                exec.end();
+                exec.end(&known);
             }
         }
         for reply in late {

@@ -287,7 +287,7 @@ fn who_gives_up_freezing_leaves_nothing_frozen() {
     let dir = cgroup.dir(tree).unwrap();
     let gave_up = crate::frozen::kill(&dir, Instant::now() + PATIENCE, || true).unwrap_err();
     assert_eq!(gave_up.kind(), std::io::ErrorKind::TimedOut);
-    let state = std::fs::read_to_string(dir.join(crate::frozen::STATE)).unwrap();
+    let state = fs::read_to_string(dir.join(crate::frozen::STATE)).unwrap();
     assert_eq!(state.trim(), "THAWED");
     cgroup.kill(PATIENCE).unwrap();
     assert!(sleeper.was_killed());
