@@ -36,8 +36,9 @@ use crate::snapshot::{Snapshot, SnapshotError};
 const MAX_DEPTH: usize = 256;
 /// Files, directories and the rest in all volumes of a container.
 const MAX_ENTRIES: u64 = 1_000_000;
-/// Files with several names that are remembered; further ones become several.
-const MAX_LINKS: usize = 1 << 14;
+/// Bytes of the names of files with several ones that are remembered; further files become
+/// several.
+const MAX_LINKS: usize = 1 << 20;
 const BUFFER: usize = 128 * 1024;
 
 const DIRECTORY: OFlags = OFlags::RDONLY
@@ -180,6 +181,7 @@ fn fill(
         top: &to,
         filling,
         links: HashMap::new(),
+        remembered: 0,
         way: Vec::new(),
         sharing: Sharing::new(&from, lowers),
         buffer: vec![0; BUFFER],
@@ -218,6 +220,8 @@ struct Copy<'a> {
     filling: &'a mut Filling,
     /// Files with several names, and where their first copy is.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// What they take of [`MAX_LINKS`].
+    remembered: usize,
     /// The way from the top to the directory in hand, with a slash at its end.
     way: Vec<u8>,
     sharing: Sharing,
@@ -285,7 +289,10 @@ impl Copy<'_> {
                 return rustix::fs::linkat(self.top, &first[..], to, name, AtFlags::empty())
                     .map_err(failed("link a file of a volume"));
             }
-            if self.links.len() < MAX_LINKS {
+            // What an entry takes beside its name is about as much as a short name.
+            let takes = path.len() + 64;
+            if self.remembered + takes <= MAX_LINKS {
+                self.remembered += takes;
                 self.links.insert(inode, path.clone());
             }
         }
