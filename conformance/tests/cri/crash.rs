@@ -367,6 +367,44 @@ fn a_container_of_a_newer_engine_is_left_to_it() {
     });
 }
 
+/// Whether a process has these words in its command line.
+fn runs(words: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let mut commands =
+        processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+    commands.any(|command| command.contains(words))
+}
+
+/// Whoever takes the record of a sandbox away does not take its processes from the engine:
+/// they end, and all that they have is given back.
+#[test]
+fn a_sandbox_whose_record_was_taken_away_is_ended_with_all_it_has() {
+    with_own_engine(async |rig| {
+        for while_held in [false, true] {
+            let (pod, _) = rig.running("taken", &["/bin/sleep", "4816"]).await;
+            assert!(runs("sleep\x004816"));
+            let record = rig.engine.path("root/pods").join(&pod).join("pod.json");
+            rig.engine.kill().expect("kill");
+            std::fs::remove_file(&record).expect("remove");
+            if while_held {
+                std::os::unix::fs::symlink(&record, &record).expect("link");
+            }
+            rig.client = rig.engine.start().await.expect("an engine");
+            if while_held {
+                rig.assert_not_ready(&pod).await;
+                std::fs::remove_file(&record).expect("remove");
+                rig.client.remove_pod(&pod).await.expect("remove the pod");
+            }
+            let gone = conformance::eventually(DEADLINE, async || {
+                let folder = record.parent().is_some_and(std::path::Path::exists);
+                (!runs("sleep\x004816") && !folder).then_some(())
+            });
+            gone.await.expect("it is given back");
+            assert!(rig.client.pods().await.expect("list").is_empty());
+        }
+    });
+}
+
 /// A disk, or a shortage, that does not give the record of a container now is not the end
 /// of it: neither of its process nor of its files.
 #[test]

@@ -73,6 +73,10 @@ struct Stopping {
     thread: JoinHandle<()>,
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
 impl Stopping {
     fn new(socket: PathBuf, container: String, script: &'static str, calls: usize) -> Self {
         let (stop, stopped) = channel();
@@ -124,6 +128,10 @@ impl Stopping {
     }
 }
 
+#[expect(
+    clippy::expect_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
 /// How many commands of this kind run in a container.
 async fn commands(rig: &mut Rig, container: &str, script: &str) -> usize {
     let shown = rig.client.exec(container, &["ps"], 10).await;

@@ -10,11 +10,12 @@ use crate::pod::view::{ContainerView, PodView};
 /// The state as the API counts it.
 pub(crate) const fn container_state(container: &ContainerView) -> v1::ContainerState {
     match &container.state {
+        State::Exited(_) => v1::ContainerState::ContainerExited,
+        _ if container.unread => v1::ContainerState::ContainerUnknown,
         State::Creating | State::Created | State::Starting => v1::ContainerState::ContainerCreated,
         State::Running { .. } | State::Stopping { .. } | State::Killing { .. } => {
             v1::ContainerState::ContainerRunning
         }
-        State::Exited(_) => v1::ContainerState::ContainerExited,
     }
 }
 

@@ -16,20 +16,66 @@ use crate::ids::{ContainerId, PodId};
 use crate::model::SandboxKey;
 
 /// The way to a pod's task.
-pub(crate) type Inbox = mpsc::UnboundedSender<Command>;
+#[derive(Debug, Clone)]
+pub(crate) struct Inbox {
+    pod: PodId,
+    sender: mpsc::UnboundedSender<Command>,
+}
+
+/// A pod's task has ended.
+#[derive(Debug)]
+pub(crate) struct TaskEnded;
+
+impl Inbox {
+    /// The way to a new task of the pod, and what the task takes from it.
+    pub(crate) fn new(pod: &PodId) -> (Self, mpsc::UnboundedReceiver<Command>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let pod = pod.clone();
+        (Self { pod, sender }, receiver)
+    }
+
+    /// Whose task it leads to.
+    pub(crate) fn pod(&self) -> &PodId {
+        &self.pod
+    }
+
+    /// Sends a command.
+    pub(crate) fn send(&self, command: Command) -> Result<(), TaskEnded> {
+        self.sender.send(command).map_err(|_| TaskEnded)
+    }
+}
 
 struct Entry {
     key: SandboxKey,
     inbox: Inbox,
-    /// Absent while the sandbox is being started: it is not listed yet.
-    view: Option<Arc<PodView>>,
+    view: View,
 }
+
+/// What lists say of a pod; absent while it is being started.
+type View = Option<Arc<PodView>>;
 
 #[derive(Default)]
 struct Maps {
     pods: BTreeMap<PodId, Entry>,
     keys: HashMap<SandboxKey, PodId>,
     containers: BTreeMap<ContainerId, PodId>,
+}
+
+impl Maps {
+    /// Lets a pod have an identity, whichever it had before; what lists say of it.
+    fn take_over(&mut self, key: &SandboxKey, id: &PodId) -> Result<View, Inbox> {
+        let owner = self.keys.get(key).filter(|owner| *owner != id);
+        if let Some(entry) = owner.and_then(|owner| self.pods.get(owner)) {
+            return Err(entry.inbox.clone());
+        }
+        let before = self.pods.get(id);
+        let view = before.and_then(|entry| entry.view.clone());
+        if let Some(before) = before.map(|entry| entry.key.clone()) {
+            self.keys.remove(&before);
+        }
+        self.keys.insert(key.clone(), id.clone());
+        Ok(view)
+    }
 }
 
 /// The index of all pods.
@@ -110,19 +156,27 @@ impl Index {
         self.transitions.fetch_max(transition, Ordering::Relaxed);
     }
 
-    /// Enters a pod under its identity, or answers who has it already.
-    pub(crate) fn claim(&self, key: &SandboxKey, id: &PodId, inbox: &Inbox) -> Result<(), Inbox> {
+    /// Enters a pod under its identity, or answers who has it already. One that is known
+    /// gets a new task: what lists say of it stays until that says something else.
+    pub(crate) fn claim(&self, key: &SandboxKey, inbox: &Inbox) -> Result<(), Inbox> {
         let mut maps = self.write();
-        if let Some(entry) = maps.keys.get(key).and_then(|owner| maps.pods.get(owner)) {
-            return Err(entry.inbox.clone());
-        }
-        maps.keys.insert(key.clone(), id.clone());
+        let view = maps.take_over(key, &inbox.pod)?;
         let entry = Entry {
             key: key.clone(),
             inbox: inbox.clone(),
-            view: None,
+            view,
         };
-        maps.pods.insert(id.clone(), entry);
+        maps.pods.insert(inbox.pod.clone(), entry);
+        Ok(())
+    }
+
+    /// Gives a pod that is known its true identity, or answers who has that already.
+    pub(crate) fn identify(&self, key: &SandboxKey, id: &PodId) -> Result<(), Inbox> {
+        let mut maps = self.write();
+        maps.take_over(key, id)?;
+        if let Some(entry) = maps.pods.get_mut(id) {
+            entry.key = key.clone();
+        }
         Ok(())
     }
 
@@ -135,12 +189,9 @@ impl Index {
             .map(|entry| entry.inbox.clone())
     }
 
-    /// Whether a pod is known whose task has this inbox.
-    pub(crate) fn has(&self, inbox: &Inbox) -> bool {
-        let maps = self.read();
-        maps.pods
-            .values()
-            .any(|entry| entry.inbox.same_channel(inbox))
+    /// Whether a pod is known.
+    pub(crate) fn has(&self, id: &PodId) -> bool {
+        self.read().pods.contains_key(id)
     }
 
     /// Replaces what lists say of a pod.

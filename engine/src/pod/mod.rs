@@ -20,6 +20,7 @@ pub(crate) mod image_names;
 pub(crate) mod index;
 pub(crate) mod launch;
 pub(crate) mod machine;
+mod placeholder;
 pub(crate) mod record;
 pub(crate) mod restore;
 pub(crate) mod task;

@@ -250,9 +250,7 @@ impl PodDir {
 
     /// What a sandbox was asked to be whose record cannot be read as a whole.
     pub(crate) fn config_of_broken(&self) -> Option<SandboxConfig> {
-        let text = std::fs::read(self.0.join(POD_FILE)).ok()?;
-        let value: serde_json::Value = last(&text, serde_json::from_slice).ok()?;
-        serde_json::from_value(value["config"].clone()).ok()
+        config_of(&self.0.join(POD_FILE))
     }
 
     /// When the folder was made or last added to, in nanoseconds since the epoch.
@@ -301,12 +299,14 @@ impl PodDir {
         }))
     }
 
-    /// The records of containers that can be read now.
-    pub(crate) fn readable_containers(&self) -> Vec<ContainerRecord> {
-        let ids = self.container_ids().unwrap_or_default();
-        let path = |id| self.0.join(CONTAINERS).join(format!("{id}.json"));
-        let records = ids.into_iter().map(|id| read(&path(id)));
-        records.filter_map(Result::ok).collect()
+    /// The record of one container.
+    pub(crate) fn read_container(&self, id: &ContainerId) -> Result<ContainerRecord, RecordError> {
+        read(&self.container(id))
+    }
+
+    /// What a container was asked to be whose record cannot be read as a whole.
+    pub(crate) fn container_config_of_broken(&self, id: &ContainerId) -> Option<ContainerConfig> {
+        config_of(&self.container(id))
     }
 }
 
@@ -370,6 +370,13 @@ fn last<'a, T>(
     let mut lines = text.rsplit(|byte| *byte == b'\n').map(&parse);
     let whole = lines.find(|line| !matches!(line, Err(error) if error.is_eof()));
     whole.unwrap_or_else(|| parse(text))
+}
+
+/// What of a record says what was asked for.
+fn config_of<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    let text = std::fs::read(path).ok()?;
+    let value: serde_json::Value = last(&text, serde_json::from_slice).ok()?;
+    serde_json::from_value(value["config"].clone()).ok()
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {

@@ -18,9 +18,10 @@ use runtime::client::{ExitRecord, Monitor, Reached};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::PodError;
+use super::index::Inbox;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
-use super::task::{Restored, exit_of, resume};
+use super::task::{Command, Restored, exit_of, resume};
 use super::unreadable;
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::PodId;
@@ -67,9 +68,9 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<usize, PodError> {
     Ok(count)
 }
 
-/// Starts the task of one pod again, from its records.
+/// Starts the task of one pod again, from its records. Lists say of it what they said,
+/// until it is known better.
 pub(crate) async fn again(engine: &Arc<Engine>, id: &PodId) {
-    engine.index.forget(id);
     // Nobody waits: the lists show the records meanwhile.
     drop(one(engine, id).await);
 }
@@ -145,12 +146,11 @@ async fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
             }
         }
         Ok(None) => {
-            // The sandbox's record goes first and comes last: the rest is waste.
-            if let Err(error) = on_disk(|| dir.remove()) {
-                tracing::warn!(pod = %id, %error, "a folder without a record stays");
-            }
+            // A removal, or a creation, that was cut off; or somebody took the record away.
+            tracing::warn!(pod = %id, "a sandbox without a record is given back");
+            unreadable::give_back(engine, id, &dir);
             Found {
-                containers: Some(Vec::new()),
+                containers: on_disk(|| dir.container_ids()).ok(),
                 reached: None,
             }
         }
@@ -186,6 +186,30 @@ async fn read(dir: &PodDir) -> Result<Option<Recorded>, RecordError> {
 }
 
 fn pod(engine: &Arc<Engine>, dir: &PodDir, recorded: Recorded) -> Option<oneshot::Receiver<()>> {
+    let (inbox, receiver) = Inbox::new(&recorded.pod.id);
+    let key = &recorded.pod.config.key;
+    if engine.index.claim(key, &inbox).is_err() {
+        let id = &recorded.pod.id;
+        tracing::error!(pod = %id, "two records of one sandbox, this one is left alone until it is removed");
+        unreadable::hold(
+            engine,
+            id,
+            dir,
+            "another record has the same identity",
+            false,
+        );
+        return None;
+    }
+    Some(go_on(engine, dir, recorded, receiver))
+}
+
+/// Starts the task of a pod that is in the index, from its records.
+pub(crate) fn go_on(
+    engine: &Arc<Engine>,
+    dir: &PodDir,
+    recorded: Recorded,
+    inbox: mpsc::UnboundedReceiver<Command>,
+) -> oneshot::Receiver<()> {
     let mut record = recorded.pod;
     let before = record.clone();
     engine.index.continue_after(record.transition);
@@ -204,25 +228,12 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, recorded: Recorded) -> Option<oneshot
     {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
     }
-    let (inbox, receiver) = mpsc::unbounded_channel();
-    let (key, id) = (&record.config.key, &record.id);
-    if engine.index.claim(key, id, &inbox).is_err() {
-        tracing::error!(pod = %id, "two records of one sandbox, this one is left alone until it is removed");
-        unreadable::hold(
-            engine,
-            id,
-            dir,
-            "another record has the same identity",
-            false,
-        );
-        return None;
-    }
     let restored = Restored {
         record,
         containers,
         monitored,
     };
-    Some(resume(Arc::clone(engine), restored, receiver))
+    resume(Arc::clone(engine), restored, inbox)
 }
 
 /// Reaches a monitor, however long it takes; `None` where it is known to be dead.

@@ -10,6 +10,8 @@
 //! and all is given back at once. Until then a crash, or a return to the newer engine,
 //! leaves it as it was.
 
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,43 +21,44 @@ use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
 use super::error::PodError;
+use super::index::Inbox;
 use super::machine::{Exit, State};
-use super::record::{ContainerRecord, PodDir, RecordError};
+use super::placeholder;
+use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Command, exit_of, refuse};
 use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
 use crate::engine::{Engine, blocking, blocking_with, now, on_disk};
 use crate::ids::{ContainerId, PodId};
-use crate::model::{IpcMode, NetworkMode, Pairs, PidMode, SandboxConfig, SandboxKey};
+use crate::model::SandboxConfig;
 
 /// How long a monitor may take to end what it has.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether containers have ended.
+const LOOK: Duration = Duration::from_secs(5);
 /// The longest grace period: whatever else is asked of the sandbox waits for it.
 const LONGEST_GRACE: Duration = Duration::from_secs(30);
 
 /// Keeps the identity of such a sandbox and lists it. What `may_pass` is tried again until
 /// it has, or the sandbox is ended.
 pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, may_pass: bool) {
-    let config = dir.config_of_broken().unwrap_or_else(|| unknown(id));
-    let (inbox, receiver) = mpsc::unbounded_channel();
-    if engine.index.claim(&config.key, id, &inbox).is_err() {
+    let config = dir.config_of_broken();
+    let config = config.unwrap_or_else(|| placeholder::sandbox(id));
+    let (inbox, receiver) = Inbox::new(id);
+    if engine.index.claim(&config.key, &inbox).is_err() {
         // Another has the identity; the id is unique.
-        let alone = unknown(id);
-        if engine.index.claim(&alone.key, id, &inbox).is_err() {
+        let alone = placeholder::sandbox(id);
+        if engine.index.claim(&alone.key, &inbox).is_err() {
             return;
         }
     }
-    let containers = dir.readable_containers().into_iter();
     let mut held = Held {
         engine: Arc::clone(engine),
         id: id.clone(),
         dir: dir.clone(),
         config: Arc::new(config),
         reason: format!("its record cannot be read: {reason}"),
-        // Nobody was told of one that was being made.
-        containers: containers
-            .filter(|record| record.state != State::Creating)
-            .collect(),
+        containers: BTreeMap::new(),
         may_pass,
     };
     held.look();
@@ -73,6 +76,7 @@ pub(super) fn give_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) {
             tracing::warn!(pod = %id, reason, "a sandbox without a readable record is not given back yet");
             tokio::time::sleep(backoff.pause()).await;
         }
+        engine.index.forget(&id);
         tracing::info!(pod = %id, "a sandbox without a readable record was given back");
     });
 }
@@ -144,29 +148,6 @@ async fn give_layers_back(engine: &Engine, containers: &[String]) -> Result<(), 
     Ok(())
 }
 
-fn unknown(id: &PodId) -> SandboxConfig {
-    SandboxConfig {
-        key: SandboxKey {
-            namespace: "unreadable".to_owned(),
-            name: id.to_string(),
-            uid: id.to_string(),
-            attempt: 0,
-        },
-        hostname: String::new(),
-        log_directory: None,
-        dns: None,
-        port_mappings: Vec::new(),
-        labels: Pairs::new(),
-        annotations: Pairs::new(),
-        cgroup_parent: String::new(),
-        network: NetworkMode::Pod,
-        pid: PidMode::Container,
-        ipc: IpcMode::Pod,
-        sysctls: Pairs::new(),
-        privileged: false,
-    }
-}
-
 /// Such a sandbox, with what is known of it.
 struct Held {
     engine: Arc<Engine>,
@@ -175,16 +156,25 @@ struct Held {
     config: Arc<SandboxConfig>,
     /// Why it is not ready.
     reason: String,
-    /// Those with records that can be read.
-    containers: Vec<ContainerRecord>,
-    /// Whether its records may be readable later, and nothing of it was ended.
+    containers: BTreeMap<ContainerId, Kept>,
+    /// Whether its records may be readable later, and it was not ended.
     may_pass: bool,
+}
+
+/// A container of such a sandbox.
+struct Kept {
+    record: ContainerRecord,
+    /// Its record cannot be read either: this one says what is known without it.
+    unread: bool,
 }
 
 impl Held {
     fn publish(&self) {
-        let containers = self.containers.iter();
-        let containers = containers.map(|record| Arc::new(ContainerView::of(record, &self.id)));
+        let view = |kept: &Kept| ContainerView {
+            unread: kept.unread,
+            ..ContainerView::of(&kept.record, &self.id)
+        };
+        let containers = self.containers.values();
         self.engine.index.publish(&Arc::new(PodView {
             id: self.id.clone(),
             transition: self.engine.index.next_transition(),
@@ -197,62 +187,126 @@ impl Held {
             netns: None,
             ips: Vec::new(),
             monitor: None,
-            containers: containers.collect(),
+            containers: containers.map(|kept| Arc::new(view(kept))).collect(),
         }));
     }
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let mut backoff = Backoff::default();
         loop {
-            let command = tokio::select! {
-                command = inbox.recv() => command,
-                () = tokio::time::sleep(backoff.pause()), if self.may_pass => {
-                    if on_disk(|| self.dir.read()).is_ok() {
-                        tracing::info!(pod = %self.id, "the records of the sandbox can be read again");
-                        restore::again(&self.engine, &self.id).await;
-                        return;
-                    }
-                    continue;
-                }
+            let pause = match self.may_pass {
+                true => backoff.pause().min(LOOK),
+                false => LOOK,
             };
-            let Some(command) = command else { return };
-            // Whatever ends a part of it, ends it for good.
-            self.may_pass &= matches!(&command, Command::Create(..) | Command::Join(_));
-            match command {
-                Command::Stop(id, grace, reply) => reply.answer(self.stop(&id, grace).await),
-                Command::RemoveContainer(id, reply) => {
-                    reply.answer(self.remove_container(&id).await);
-                }
-                Command::StopPod(reply) => reply.answer(self.end().await),
-                Command::RemovePod(reply) => {
-                    let removed = self.remove().await;
-                    let done = removed.is_ok();
-                    if done {
-                        self.engine.index.forget(&self.id);
-                    }
-                    reply.answer(removed);
-                    if done {
+            match tokio::time::timeout(pause, inbox.recv()).await {
+                Ok(Some(command)) => {
+                    if self.obey(command).await.is_break() {
                         return;
                     }
                 }
-                other => refuse(other, || PodError::State {
-                    what: format!("pod sandbox {}", self.id),
-                    state: "left alone until it is removed, since its record cannot be read"
-                        .to_owned(),
-                }),
+                Ok(None) => return,
+                Err(_) => match self.returns() {
+                    Some(recorded) => {
+                        tracing::info!(pod = %self.id, "the records of the sandbox can be read again");
+                        let Self { engine, dir, .. } = self;
+                        // Commands that wait are the task's.
+                        drop(on_disk(|| restore::go_on(&engine, &dir, recorded, inbox)));
+                        return;
+                    }
+                    None => self.look_again(),
+                },
             }
         }
     }
 
-    /// Notes which containers have ended already: nobody tells of it.
+    /// The records, if they can be read by now and nobody else has the identity.
+    fn returns(&self) -> Option<Recorded> {
+        if !self.may_pass {
+            return None;
+        }
+        let recorded = on_disk(|| self.dir.read()).ok().flatten()?;
+        let key = &recorded.pod.config.key;
+        self.engine.index.identify(key, &self.id).ok()?;
+        Some(recorded)
+    }
+
+    async fn obey(&mut self, command: Command) -> ControlFlow<()> {
+        match command {
+            Command::Stop(id, grace, reply) => reply.answer(self.stop(&id, grace).await),
+            Command::RemoveContainer(id, reply) => {
+                reply.answer(self.remove_container(&id).await);
+            }
+            Command::StopPod(reply) => reply.answer(self.end().await),
+            Command::RemovePod(reply) => {
+                let removed = self.remove().await;
+                let done = removed.is_ok();
+                if done {
+                    self.engine.index.forget(&self.id);
+                }
+                reply.answer(removed);
+                if done {
+                    return ControlFlow::Break(());
+                }
+            }
+            other => refuse(other, || PodError::State {
+                what: format!("pod sandbox {}", self.id),
+                state: "left alone until it is removed, since its record cannot be read".to_owned(),
+            }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The same as [`Self::look`], for all to see.
+    fn look_again(&mut self) {
+        let states = |held: &Self| -> Vec<_> {
+            let containers = held.containers.values();
+            containers
+                .map(|kept| (kept.unread, kept.record.state.clone()))
+                .collect()
+        };
+        let before = states(self);
+        on_disk(|| self.look());
+        if states(self) != before {
+            self.publish();
+        }
+    }
+
+    /// Notes which containers there are, and which have ended already: nobody tells of it.
     fn look(&mut self) {
-        let engine = Arc::clone(&self.engine);
-        let Ok(written) = ExitRecord::read_dir(&self.dir.exits()) else {
+        let Ok(ids) = self.dir.container_ids() else {
             // Not known now.
             return;
         };
-        for record in &mut self.containers {
-            let gone = || !engine.cgroups.open(&record.cgroup).exists();
+        let ids = ids.into_iter();
+        for id in ids.filter_map(|id| ContainerId::try_from(id).ok()) {
+            if self.containers.get(&id).is_some_and(|kept| !kept.unread) {
+                continue;
+            }
+            match self.dir.read_container(&id) {
+                // Nobody was told of one that was being made.
+                Ok(record) if record.state == State::Creating => {
+                    self.containers.remove(&id);
+                }
+                Ok(record) => {
+                    let unread = false;
+                    self.containers.insert(id, Kept { record, unread });
+                }
+                Err(_) => {
+                    let config = self.dir.container_config_of_broken(&id);
+                    let kept = || Kept {
+                        record: placeholder::container(&id, &self.config, config),
+                        unread: true,
+                    };
+                    self.containers.entry(id.clone()).or_insert_with(kept);
+                }
+            }
+        }
+        let Ok(written) = ExitRecord::read_dir(&self.dir.exits()) else {
+            return;
+        };
+        for Kept { record, unread } in self.containers.values_mut() {
+            let cgroups = &self.engine.cgroups;
+            let gone = || !*unread && !cgroups.open(&record.cgroup).exists();
             if is_written(&written, record) || gone() {
                 let message = "it ended, how could not be written down";
                 end_record(record, &written, (255, "Unknown", message));
@@ -267,8 +321,10 @@ impl Held {
             Ok(written) => (written, (137, "Error", message)),
             Err(_) => (Vec::new(), (255, "Unknown", message)),
         };
-        for record in self.containers.iter_mut().filter(|record| which(record)) {
-            if !end_record(record, &written, lost) {
+        let kept = self.containers.values_mut();
+        for Kept { record, unread } in kept.filter(|kept| which(&kept.record)) {
+            // What is on disk of one that cannot be read stays as it is.
+            if !end_record(record, &written, lost) || *unread {
                 continue;
             }
             record.transition = self.engine.index.next_transition();
@@ -281,8 +337,12 @@ impl Held {
     }
 
     fn container(&self, id: &ContainerId) -> Option<ContainerRecord> {
-        let mut containers = self.containers.iter();
-        containers.find(|record| record.id == *id).cloned()
+        self.containers.get(id).map(|kept| kept.record.clone())
+    }
+
+    /// Kills what runs in a container and removes its cgroups, which its id names.
+    async fn end_processes_of(&self, id: &ContainerId) -> Result<(), PodError> {
+        end_cgroups(&self.engine, vec![id.to_string()]).await
     }
 
     async fn stop(&mut self, id: &ContainerId, grace: Duration) -> Result<(), PodError> {
@@ -302,7 +362,7 @@ impl Held {
                 tracing::debug!(container = %id, "grace period of a container is over");
             }
         }
-        teardown::container_processes(&self.engine, &record).await?;
+        self.end_processes_of(id).await?;
         on_disk(|| self.note_ended(|record| record.id == *id));
         Ok(())
     }
@@ -311,16 +371,17 @@ impl Held {
         let Some(record) = self.container(id) else {
             return Ok(());
         };
-        teardown::container_processes(&self.engine, &record).await?;
+        self.end_processes_of(id).await?;
         let reached = restore::reach_soon(&self.engine.pod_state(&self.id)).await;
         let monitor = reached.as_ref().map(|reached| &reached.monitor);
         teardown::container(&self.engine, &self.dir, &record, monitor).await?;
-        self.containers.retain(|record| record.id != *id);
+        self.containers.remove(id);
         self.publish();
         Ok(())
     }
 
     async fn end(&mut self) -> Result<(), PodError> {
+        self.may_pass = false;
         end_processes(&self.engine, &self.id, &self.dir).await?;
         on_disk(|| self.note_ended(|_| true));
         give_parts_back(&self.engine, &self.id, &self.dir).await

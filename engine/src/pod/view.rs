@@ -17,6 +17,8 @@ pub(crate) struct ContainerView {
     pub(crate) id: ContainerId,
     pub(crate) pod: PodId,
     pub(crate) state: State,
+    /// Its record cannot be read: unless it has ended, its state is not known.
+    pub(crate) unread: bool,
     pub(crate) config: Arc<ContainerConfig>,
     /// The limits in effect, which an update changes.
     pub(crate) resources: Resources,
@@ -42,6 +44,7 @@ impl ContainerView {
             id: record.id.clone(),
             pod: pod.clone(),
             state: record.state.clone(),
+            unread: false,
             config: Arc::clone(&record.config),
             resources: record.config.resources.clone(),
             image_id: record.image_id.clone(),

@@ -133,7 +133,7 @@ async fn ask<T>(
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(error)) => Err(codes::pod(&error)),
         // A task that failed is not a pod that was removed.
-        None if engine.index.has(inbox) => Err(codes::pod(&PodError::TaskFailed)),
+        None if engine.index.has(inbox.pod()) => Err(codes::pod(&PodError::TaskFailed)),
         None => Ok(None),
     }
 }

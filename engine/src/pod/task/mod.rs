@@ -473,8 +473,8 @@ pub(crate) fn run_or_join(
         return join(&owner, reply);
     }
     let id = PodId::random();
-    let (inbox, receiver) = mpsc::unbounded_channel();
-    if let Err(owner) = engine.index.claim(&config.key, &id, &inbox) {
+    let (inbox, receiver) = Inbox::new(&id);
+    if let Err(owner) = engine.index.claim(&config.key, &inbox) {
         return join(&owner, reply);
     }
     match on_disk(|| intend(engine, &id, config, handler)) {

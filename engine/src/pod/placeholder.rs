@@ -1,0 +1,113 @@
+//! What is shown of sandboxes and containers whose records cannot be read: their ids, and
+//! what else is known without the record. Never written to disk.
+
+use std::sync::Arc;
+
+use super::machine::State;
+use super::record::{self, ContainerRecord, User};
+use crate::ids::{ContainerId, PodId};
+use crate::model::{
+    AppArmor, ContainerConfig, ContainerKey, ImageName, IpcMode, NetworkMode, Pairs, PidMode,
+    Resources, RunAs, SandboxConfig, SandboxKey, Seccomp, Security,
+};
+
+/// A sandbox of which only the id is known.
+pub(super) fn sandbox(id: &PodId) -> SandboxConfig {
+    SandboxConfig {
+        key: SandboxKey {
+            namespace: "unreadable".to_owned(),
+            name: id.to_string(),
+            uid: id.to_string(),
+            attempt: 0,
+        },
+        hostname: String::new(),
+        log_directory: None,
+        dns: None,
+        port_mappings: Vec::new(),
+        labels: Pairs::new(),
+        annotations: Pairs::new(),
+        cgroup_parent: String::new(),
+        network: NetworkMode::Pod,
+        pid: PidMode::Container,
+        ipc: IpcMode::Pod,
+        sysctls: Pairs::new(),
+        privileged: false,
+    }
+}
+
+/// A container of which only the id and the sandbox are known, or what it was asked to be
+/// as well. The kubelet finds the pod of a container by labels, which most of the sandbox's
+/// are.
+pub(super) fn container(
+    id: &ContainerId,
+    sandbox: &SandboxConfig,
+    config: Option<ContainerConfig>,
+) -> ContainerRecord {
+    let config = config.unwrap_or_else(|| ContainerConfig {
+        key: ContainerKey {
+            name: id.to_string(),
+            attempt: 0,
+        },
+        labels: sandbox.labels.clone(),
+        ..nothing()
+    });
+    ContainerRecord {
+        version: record::version(),
+        boot_id: String::new(),
+        transition: 0,
+        id: id.clone(),
+        created_at: 1,
+        state: State::Running { started_at: 0 },
+        stop_signal: config.stop_signal.unwrap_or(libc::SIGTERM),
+        log_path: config.log_path.clone(),
+        config: Arc::new(config),
+        image_id: String::new(),
+        image_ref: String::new(),
+        image_name: String::new(),
+        cgroup: String::new(),
+        user: User::default(),
+        raw_environment: None,
+        process: None,
+    }
+}
+
+fn nothing() -> ContainerConfig {
+    ContainerConfig {
+        key: ContainerKey {
+            name: String::new(),
+            attempt: 0,
+        },
+        image: ImageName::default(),
+        command: Vec::new(),
+        args: Vec::new(),
+        working_dir: String::new(),
+        envs: Vec::new(),
+        mounts: Vec::new(),
+        devices: Vec::new(),
+        labels: Pairs::new(),
+        annotations: Pairs::new(),
+        log_path: None,
+        stdin: false,
+        stdin_once: false,
+        tty: false,
+        resources: Resources::default(),
+        security: Security {
+            add_capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            ambient_capabilities: Vec::new(),
+            privileged: false,
+            pid: PidMode::Container,
+            run_as: RunAs::Image,
+            run_as_group: None,
+            read_only_rootfs: false,
+            supplemental_groups: Vec::new(),
+            strict_groups: false,
+            no_new_privs: false,
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            seccomp: Seccomp::RuntimeDefault,
+            apparmor: AppArmor::Unset,
+        },
+        stop_signal: None,
+    }
+}
