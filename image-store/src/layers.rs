@@ -3,7 +3,8 @@
 //! Owns the bridge between the two halves of the work: an asynchronous task
 //! that receives, and a blocking thread that checks and unpacks. The thread
 //! owns the staging directory, so that nobody else removes it under its hands;
-//! when the task is aborted, the bridge breaks and the thread clears up.
+//! when the task is aborted, the bridge breaks and the thread clears up, and
+//! with it goes the layer's place. A crash leaves staging.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::depot::LayerHold;
 use crate::error::PullError;
 use crate::layer::{LayerError, Receiving, Wanted, receive};
 use crate::manifest::Layer;
+use crate::places::{Lane, Place, Transfer};
 use crate::pull::Work;
 use crate::registry::{BlobStream, FetchError, Session};
 
@@ -44,17 +46,32 @@ enum Failure {
 }
 
 impl LayerFetch {
-    /// Tries one place after the other until the layer is right.
+    /// Fetches as soon as there is a place, and anew when the place is taken
+    /// away.
     pub(crate) async fn run(self) -> Result<Arc<LayerHold>, PullError> {
-        let Ok(_place) = Arc::clone(&self.work.places).acquire_owned().await else {
-            return Err(PullError::Cancelled);
-        };
+        let mut lane = Lane::Quick;
+        loop {
+            let registry = self.session.reference().registry();
+            let Some(place) = self.work.places.take(registry, lane).await else {
+                return Err(PullError::Cancelled);
+            };
+            let place = Arc::new(place);
+            tokio::select! {
+                fetched = self.fetch(&place) => return fetched,
+                () = place.told_to_leave() => lane = Lane::Slow,
+            }
+            tracing::debug!(layer = %self.layer.blob, "a slow layer leaves its place to others and begins anew");
+        }
+    }
+
+    /// Tries one host after the other until the layer is right.
+    async fn fetch(&self, place: &Arc<Place>) -> Result<Arc<LayerHold>, PullError> {
         let mut first = 0;
         loop {
             let wanted = (self.layer.blob, self.layer.size);
             let mut blob =
                 BlobStream::new(Arc::clone(&self.session), wanted, &self.layer.urls, first);
-            let failure = match self.attempt(&mut blob).await {
+            let failure = match self.attempt(&mut blob, place).await {
                 Ok(hold) => return Ok(Arc::new(hold)),
                 Err(failure) => failure,
             };
@@ -72,20 +89,28 @@ impl LayerFetch {
         }
     }
 
-    async fn attempt(&self, blob: &mut BlobStream) -> Result<LayerHold, Failure> {
+    async fn attempt(
+        &self,
+        blob: &mut BlobStream,
+        place: &Arc<Place>,
+    ) -> Result<LayerHold, Failure> {
         let (sender, receiver) = mpsc::channel(BRIDGE);
         let stop = StopOnDrop::default();
         let unpacking = spawn_blocking({
             let (work, layer) = (Arc::clone(&self.work), self.layer.clone());
-            let stop = Arc::clone(&stop.0);
+            let (stop, place) = (Arc::clone(&stop.0), Arc::clone(place));
             let bridge = Bridge {
                 receiver,
                 piece: Bytes::new(),
                 ended: false,
             };
-            move || unpack(&work, &layer, bridge, &stop)
+            move || {
+                // Held until the thread is done, also when nobody waits for it.
+                let _place = place;
+                unpack(&work, &layer, bridge, &stop)
+            }
         });
-        let fed = feed(blob, sender).await;
+        let fed = feed(blob, sender, place.transfer()).await;
         let unpacked = match unpacking.await {
             Ok(unpacked) => unpacked,
             Err(error) => match error.try_into_panic() {
@@ -116,12 +141,20 @@ impl LayerFetch {
 }
 
 /// Sends everything over the bridge; ends early when the other side is gone.
-async fn feed(blob: &mut BlobStream, bridge: mpsc::Sender<Piece>) -> Result<(), FetchError> {
+async fn feed(
+    blob: &mut BlobStream,
+    bridge: mpsc::Sender<Piece>,
+    transfer: &Transfer,
+) -> Result<(), FetchError> {
     while let Some(bytes) = blob.next().await? {
+        transfer.arrived(bytes.len() as u64);
+        transfer.busy(true);
         if bridge.send(Piece::Bytes(bytes)).await.is_err() {
             return Ok(());
         }
+        transfer.busy(false);
     }
+    transfer.busy(true);
     drop(bridge.send(Piece::End).await);
     Ok(())
 }

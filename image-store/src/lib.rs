@@ -24,6 +24,7 @@ mod manifest;
 mod measure;
 mod overlay;
 mod patch;
+mod places;
 mod platform;
 mod pull;
 mod reference;

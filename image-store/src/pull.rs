@@ -12,7 +12,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use tokio::sync::Semaphore;
 
 use crate::auth::Auth;
 use crate::db::ImageRecord;
@@ -22,6 +21,7 @@ use crate::error::PullError;
 use crate::join::Joins;
 use crate::layers::LayerFetch;
 use crate::manifest::{Config, Document, Layer, Manifest};
+use crate::places::Places;
 use crate::platform::{Machine, Platform};
 use crate::reference::Reference;
 use crate::registry::{Fetched, Registry, Session};
@@ -46,9 +46,8 @@ pub(crate) struct Work {
     pub(crate) tuning: Tuning,
     registry: Registry,
     layers: Joins<DiffId, Outcome<Arc<LayerHold>>>,
-    /// Layers on their way in all pulls together. Generous: a registry that
-    /// has stalled must not keep the others' layers waiting.
-    pub(crate) places: Arc<Semaphore>,
+    /// Layers on their way in all pulls together.
+    pub(crate) places: Arc<Places>,
     machine: Machine,
 }
 
@@ -68,7 +67,7 @@ impl Puller {
             tuning,
             registry,
             layers: Joins::new(),
-            places: Arc::new(Semaphore::new((4 * cores).max(16))),
+            places: Arc::new(Places::for_cores(cores)),
             machine: Machine::current(),
         };
         Self {

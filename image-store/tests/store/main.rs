@@ -3,6 +3,7 @@
 
 mod auth;
 mod crash;
+mod drip;
 mod h2;
 mod import;
 mod memory;

@@ -53,6 +53,9 @@ pub(crate) enum Fault {
     Cut(usize),
     /// Sends so many bytes of the body, and then nothing.
     Stall(usize),
+    /// Sends so many bytes of the body, and the rest at 2000 bytes a second: more
+    /// than the least speed.
+    Drip(usize),
     /// Flips a bit of the body.
     Corrupt,
     /// Sends another body.
@@ -310,6 +313,17 @@ impl Shared {
                 // Until the client gives up.
                 let mut rest = [0; 1];
                 drop(stream.read(&mut rest).await);
+                Ok(())
+            }
+            Some(Fault::Drip(n)) => {
+                head(stream, status, &headers, bytes.len()).await?;
+                let (first, rest) = bytes.split_at(n.min(bytes.len()));
+                stream.write_all(first).await?;
+                for drop in rest.chunks(100) {
+                    stream.write_all(drop).await?;
+                    stream.flush().await?;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 Ok(())
             }
             Some(Fault::Gate(gate)) => {

@@ -1,0 +1,582 @@
+//! Places: how many layers are on their way at the same time, over all pulls.
+//!
+//! Owns the places and the order in which they are given. A layer holds one
+//! until the thread that unpacks it has ended, so their number bounds the
+//! connections, threads, buffers and descriptors of all layers together. There
+//! are quick places, where every layer begins and of which one registry has
+//! half at most, and half as many slow ones. Of the layers that wait, the next
+//! is one whose registry holds the fewest places.
+//!
+//! While nobody waits, nobody is judged. Whoever waits looks at the holders once
+//! a second. A layer that brought too little twice in a row goes on in a slow
+//! place, and loses nothing. When those are all taken, the slowest of them is
+//! told to leave: it begins anew when a slow place is free, and never takes a
+//! quick one again. What is too little doubles while somebody waits.
+//!
+//! The bound: a layer of a registry that holds no place waits for three seconds
+//! at most while all others drip, and for three more with each full set of
+//! quick places for which layers of other registries without a place have
+//! waited before it. A layer of a registry that drips itself waits so behind
+//! half a set at a time. Whoever wants to keep all places needs two registries
+//! and [`LEAST`] times eight bytes a second for each place.
+//!
+//! Places are in memory alone: a crash leaves nothing.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, oneshot};
+
+/// How often somebody who waits looks at the holders.
+const LOOK: Duration = Duration::from_secs(1);
+/// Looks in a row at which a layer was slow, until that has consequences.
+const SLOW_LOOKS: u32 = 2;
+/// Bytes a second that are too little as soon as somebody waits.
+const LEAST: u64 = 32 << 10;
+/// How often the bound doubles: once a second.
+const DOUBLINGS: u32 = 3;
+/// How long a layer that was told to leave waits until another slow one, which
+/// has had its place for as long, is told to leave for it.
+const TURN: Duration = Duration::from_secs(30);
+
+/// Which kind of place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Quick,
+    Slow,
+}
+
+/// How many places there are.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    quick: usize,
+    slow: usize,
+    /// Quick places of one registry.
+    share: usize,
+}
+
+/// What a layer on its way lets others see of it.
+pub(crate) struct Transfer {
+    registry: Arc<str>,
+    arrived: AtomicU64,
+    /// The network waits for the disk or the processor and not they for it.
+    busy: AtomicBool,
+    leave: Notify,
+}
+
+/// All places.
+pub(crate) struct Places {
+    table: Mutex<Table>,
+}
+
+/// A place of one layer; given back when dropped.
+pub(crate) struct Place {
+    places: Arc<Places>,
+    transfer: Arc<Transfer>,
+}
+
+struct Table {
+    sizes: Sizes,
+    held: Vec<Held>,
+    /// In the order of their arrival.
+    waiting: Vec<Waiter>,
+    /// Tells one that waits from all others.
+    next: u64,
+    looked: Option<Instant>,
+}
+
+struct Held {
+    transfer: Arc<Transfer>,
+    lane: Lane,
+    since: Instant,
+    /// Bytes that had arrived at the last look.
+    marked: u64,
+    /// Bytes a second between the last two looks.
+    speed: u64,
+    slow_looks: u32,
+    /// The same without those at which the layer was busy.
+    idle_looks: u32,
+    /// Told to leave: it is about to end, and counts no more.
+    leaving: bool,
+}
+
+struct Waiter {
+    number: u64,
+    registry: Arc<str>,
+    lane: Lane,
+    since: Instant,
+    grant: oneshot::Sender<Place>,
+}
+
+/// A place's holder, and where it is told so.
+type Grant = (oneshot::Sender<Place>, Arc<Transfer>);
+
+impl Transfer {
+    fn new(registry: Arc<str>) -> Self {
+        Self {
+            registry,
+            arrived: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+            leave: Notify::new(),
+        }
+    }
+
+    /// Notes bytes that came from the network.
+    pub(crate) fn arrived(&self, bytes: u64) {
+        self.arrived.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that the network waits for whoever unpacks, or does no more.
+    pub(crate) fn busy(&self, busy: bool) {
+        self.busy.store(busy, Ordering::Relaxed);
+    }
+}
+
+impl Place {
+    /// What to tell of the layer.
+    pub(crate) fn transfer(&self) -> &Transfer {
+        &self.transfer
+    }
+
+    /// Ends when the place is needed for another layer.
+    pub(crate) async fn told_to_leave(&self) {
+        self.transfer.leave.notified().await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let granted = {
+            let mut table = self.places.table();
+            let is_other = |held: &Held| !Arc::ptr_eq(&held.transfer, &self.transfer);
+            table.held.retain(is_other);
+            table.grant(Instant::now())
+        };
+        Places::hand_over(&self.places, granted);
+    }
+}
+
+impl Places {
+    /// As many as suit a machine with so many processors.
+    pub(crate) fn for_cores(cores: usize) -> Self {
+        let quick = cores.saturating_mul(4).clamp(24, 64);
+        Self::new(Sizes {
+            quick,
+            slow: quick / 2,
+            share: quick / 2,
+        })
+    }
+
+    fn new(sizes: Sizes) -> Self {
+        Self {
+            table: Mutex::new(Table {
+                sizes,
+                held: Vec::new(),
+                waiting: Vec::new(),
+                next: 0,
+                looked: None,
+            }),
+        }
+    }
+
+    /// Waits for a place for a layer of this registry. `None`: there is nobody
+    /// left who could give it.
+    pub(crate) async fn take(self: &Arc<Self>, registry: &str, lane: Lane) -> Option<Place> {
+        let (grant, mut granted) = oneshot::channel();
+        let _waiting = self.enter(registry, lane, grant);
+        loop {
+            match tokio::time::timeout(LOOK, &mut granted).await {
+                Ok(place) => return place.ok(),
+                Err(_) => self.look(Instant::now()),
+            }
+        }
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        registry: &str,
+        lane: Lane,
+        grant: oneshot::Sender<Place>,
+    ) -> Waiting<'_> {
+        let now = Instant::now();
+        let mut table = self.table();
+        let number = table.next;
+        table.next += 1;
+        table.waiting.push(Waiter {
+            number,
+            registry: registry.into(),
+            lane,
+            since: now,
+            grant,
+        });
+        let granted = table.grant(now);
+        drop(table);
+        let took_none = granted.is_empty();
+        Self::hand_over(self, granted);
+        if took_none {
+            self.look(now);
+        }
+        Waiting {
+            places: self,
+            number,
+        }
+    }
+
+    /// Judges the holders, at most once in [`LOOK`].
+    fn look(self: &Arc<Self>, now: Instant) {
+        let granted = {
+            let mut table = self.table();
+            table.look(now);
+            table.grant(now)
+        };
+        Self::hand_over(self, granted);
+    }
+
+    /// Outside of the lock: a place whose taker is gone comes back at once.
+    fn hand_over(places: &Arc<Self>, granted: Vec<Grant>) {
+        for (grant, transfer) in granted {
+            drop(grant.send(Place {
+                places: Arc::clone(places),
+                transfer,
+            }));
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody who waits; leaves the queue when dropped.
+struct Waiting<'a> {
+    places: &'a Places,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut table = self.places.table();
+        table.waiting.retain(|waiter| waiter.number != self.number);
+    }
+}
+
+impl Table {
+    /// Gives all places that can be given.
+    fn grant(&mut self, now: Instant) -> Vec<Grant> {
+        let mut granted = Vec::new();
+        while let Some(at) = self.next_waiter() {
+            let waiter = self.waiting.remove(at);
+            let transfer = Arc::new(Transfer::new(waiter.registry));
+            self.held.push(Held {
+                transfer: Arc::clone(&transfer),
+                lane: waiter.lane,
+                since: now,
+                marked: 0,
+                speed: 0,
+                slow_looks: 0,
+                idle_looks: 0,
+                leaving: false,
+            });
+            granted.push((waiter.grant, transfer));
+        }
+        granted
+    }
+
+    fn next_waiter(&self) -> Option<usize> {
+        (0..self.waiting.len())
+            .filter(|&at| self.has_room_for(&self.waiting[at]))
+            .min_by_key(|&at| self.held_by(&self.waiting[at].registry).count())
+    }
+
+    fn has_room_for(&self, waiter: &Waiter) -> bool {
+        let own = |held: &&Held| held.lane == Lane::Quick;
+        match waiter.lane {
+            Lane::Quick => {
+                self.in_lane(Lane::Quick).count() < self.sizes.quick
+                    && self.held_by(&waiter.registry).filter(own).count() < self.sizes.share
+            }
+            Lane::Slow => self.has_slow_place(),
+        }
+    }
+
+    fn has_slow_place(&self) -> bool {
+        self.in_lane(Lane::Slow).count() < self.sizes.slow
+    }
+
+    fn in_lane(&self, lane: Lane) -> impl Iterator<Item = &Held> {
+        let in_lane = move |held: &&Held| held.lane == lane && !held.leaving;
+        self.held.iter().filter(in_lane)
+    }
+
+    fn held_by(&self, registry: &str) -> impl Iterator<Item = &Held> {
+        let own = move |held: &&Held| *held.transfer.registry == *registry && !held.leaving;
+        self.held.iter().filter(own)
+    }
+
+    fn look(&mut self, now: Instant) {
+        let early = |before: Instant| now.saturating_duration_since(before) < LOOK;
+        if self.looked.is_some_and(early) {
+            return;
+        }
+        if let Some(before) = self.looked.replace(now) {
+            self.measure((before, now));
+            self.slow_down();
+            self.take_turns(now);
+        }
+        for held in &mut self.held {
+            held.marked = held.transfer.arrived.load(Ordering::Relaxed);
+        }
+    }
+
+    fn measure(&mut self, (before, now): (Instant, Instant)) {
+        let least = self.least(now);
+        let millis = now.saturating_duration_since(before).as_millis().max(1);
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        for held in self.held.iter_mut().filter(|held| held.since <= before) {
+            let arrived = held.transfer.arrived.load(Ordering::Relaxed);
+            held.speed = (arrived - held.marked).saturating_mul(1000) / millis;
+            let slow = held.speed < least;
+            let idle = slow && !held.transfer.busy.load(Ordering::Relaxed);
+            held.slow_looks = if slow { held.slow_looks + 1 } else { 0 };
+            held.idle_looks = if idle { held.idle_looks + 1 } else { 0 };
+        }
+    }
+
+    /// The bytes a second that are too little now.
+    fn least(&self, now: Instant) -> u64 {
+        let quick = self.waiting.iter().filter(|w| w.lane == Lane::Quick);
+        let longest = quick.map(|w| now.saturating_duration_since(w.since)).max();
+        let seconds = longest.map_or(0, |waited| waited.as_secs());
+        LEAST << seconds.min(u64::from(DOUBLINGS))
+    }
+
+    /// Empties quick places. What is merely busy loses no work for that.
+    fn slow_down(&mut self) {
+        let mut wanted = self.waiting_in(Lane::Quick);
+        let slow = |held: &Held| {
+            held.lane == Lane::Quick && held.slow_looks >= SLOW_LOOKS && !held.leaving
+        };
+        let mut moving: Vec<usize> = (0..self.held.len())
+            .filter(|&at| slow(&self.held[at]))
+            .collect();
+        moving.sort_by_key(|&at| self.held[at].speed);
+        for at in moving {
+            if !self.has_slow_place() {
+                let of_all = |(n, held): &(usize, &Held)| held.lane == Lane::Slow || *n == at;
+                let Some(slowest) = self.idle(of_all).min_by_key(|&n| self.held[n].speed) else {
+                    continue;
+                };
+                if wanted == 0 {
+                    return;
+                }
+                self.held[slowest].stop();
+            }
+            wanted = wanted.saturating_sub(1);
+            self.held[at].lane = Lane::Slow;
+        }
+    }
+
+    /// Lets those have a turn who were told to leave long ago.
+    fn take_turns(&mut self, now: Instant) {
+        let long = |since: Instant| now.saturating_duration_since(since) >= TURN;
+        let overdue = |w: &&Waiter| w.lane == Lane::Slow && long(w.since);
+        for _ in 0..self.waiting.iter().filter(overdue).count() {
+            if self.has_slow_place() {
+                return;
+            }
+            let had_it = |(_, held): &(usize, &Held)| held.lane == Lane::Slow && long(held.since);
+            let Some(oldest) = self.idle(had_it).min_by_key(|&n| self.held[n].since) else {
+                return;
+            };
+            self.held[oldest].stop();
+        }
+    }
+
+    /// Those that have waited for their network for some time.
+    fn idle(&self, which: impl Fn(&(usize, &Held)) -> bool) -> impl Iterator<Item = usize> {
+        let idle = |held: &Held| held.idle_looks >= SLOW_LOOKS && !held.leaving;
+        let held = self.held.iter().enumerate();
+        held.filter(move |one| idle(one.1) && which(one))
+            .map(|(n, _)| n)
+    }
+
+    fn waiting_in(&self, lane: Lane) -> usize {
+        self.waiting.iter().filter(|w| w.lane == lane).count()
+    }
+}
+
+impl Held {
+    fn stop(&mut self) {
+        self.leaving = true;
+        self.transfer.leave.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+
+    use super::*;
+
+    fn places() -> Arc<Places> {
+        Arc::new(Places::new(Sizes {
+            quick: 4,
+            slow: 2,
+            share: 2,
+        }))
+    }
+
+    type Taking<'a> = Pin<Box<dyn Future<Output = Option<Place>> + 'a>>;
+
+    fn taking<'a>(places: &'a Arc<Places>, registry: &'a str, lane: Lane) -> Taking<'a> {
+        Box::pin(places.take(registry, lane))
+    }
+
+    async fn ready(taking: &mut Taking<'_>) -> Option<Place> {
+        match futures::poll!(taking) {
+            std::task::Poll::Ready(place) => Some(place.unwrap()),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    async fn taken(places: &Arc<Places>, registry: &str) -> Place {
+        ready(&mut taking(places, registry, Lane::Quick))
+            .await
+            .unwrap()
+    }
+
+    /// Looks at these seconds, long after all that a test does.
+    fn look(places: &Arc<Places>, start: Instant, seconds: std::ops::RangeInclusive<u64>) {
+        for second in seconds {
+            places.look(start + Duration::from_secs(100 + second));
+        }
+    }
+
+    fn lanes(places: &Places) -> (usize, usize) {
+        let table = places.table();
+        let count = |lane| table.in_lane(lane).count();
+        (count(Lane::Quick), count(Lane::Slow))
+    }
+
+    fn leaves(place: &Place) -> bool {
+        let mut told = Box::pin(place.told_to_leave());
+        futures::FutureExt::now_or_never(&mut told).is_some()
+    }
+
+    #[tokio::test]
+    async fn one_registry_has_half_of_the_quick_places_and_the_poorest_is_next() {
+        let places = places();
+        let _a = (taken(&places, "a").await, taken(&places, "a").await);
+        let mut third = taking(&places, "a", Lane::Quick);
+        assert!(ready(&mut third).await.is_none());
+        let b = (taken(&places, "b").await, taken(&places, "b").await);
+        let mut more = taking(&places, "b", Lane::Quick);
+        let mut other = taking(&places, "c", Lane::Quick);
+        assert!(ready(&mut more).await.is_none() && ready(&mut other).await.is_none());
+        drop(b.0);
+        assert!(ready(&mut more).await.is_none() && ready(&mut third).await.is_none());
+        assert!(ready(&mut other).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_place_whose_taker_is_gone_comes_back() {
+        let places = places();
+        let mut all = Vec::new();
+        for registry in ["a", "a", "b", "b"] {
+            all.push(taken(&places, registry).await);
+        }
+        let mut gone = taking(&places, "c", Lane::Quick);
+        let mut late = taking(&places, "d", Lane::Quick);
+        assert!(ready(&mut gone).await.is_none() && ready(&mut late).await.is_none());
+        // Given, and never seen by whoever waited.
+        all.pop();
+        drop(gone);
+        assert!(ready(&mut late).await.is_some());
+        drop(all);
+        assert_eq!(lanes(&places), (0, 0));
+        assert!(places.table().waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn while_nobody_waits_nobody_is_slow() {
+        let (places, start) = (places(), Instant::now());
+        let place = taken(&places, "a").await;
+        look(&places, start, 0..=20);
+        assert!(!leaves(&place));
+        assert_eq!(places.table().held.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_drip_makes_room_without_a_loss_and_a_fast_one_stays() {
+        let (places, start) = (places(), Instant::now());
+        let mut all = Vec::new();
+        for registry in ["a", "a", "b", "b"] {
+            all.push(taken(&places, registry).await);
+        }
+        let mut waits = taking(&places, "c", Lane::Quick);
+        assert!(ready(&mut waits).await.is_none());
+        for second in 0..3 {
+            for place in &all[1..] {
+                place.transfer().arrived(1 << 20);
+            }
+            look(&places, start, second..=second);
+        }
+        let _c = ready(&mut waits).await.unwrap();
+        assert_eq!(lanes(&places), (4, 1));
+        assert!(all.iter().all(|place| !leaves(place)));
+        let table = places.table();
+        let slow = |held: &&Held| held.lane == Lane::Slow;
+        let slow = table.held.iter().find(slow).unwrap();
+        assert!(Arc::ptr_eq(&slow.transfer, &all[0].transfer));
+    }
+
+    #[tokio::test]
+    async fn when_slow_places_are_taken_the_slowest_leaves_and_the_busy_never_does() {
+        let (places, start) = (places(), Instant::now());
+        let mut all = Vec::new();
+        for registry in ["a", "b", "c", "d"] {
+            all.push(taken(&places, registry).await);
+        }
+        let mut waiters: Vec<_> = ["e", "f", "g"]
+            .map(|registry| taking(&places, registry, Lane::Quick))
+            .into();
+        for waiter in &mut waiters {
+            assert!(ready(waiter).await.is_none());
+        }
+        all[0].transfer().busy(true);
+        for second in 0..3 {
+            for (n, place) in all.iter().enumerate() {
+                place.transfer().arrived(n as u64);
+            }
+            look(&places, start, second..=second);
+        }
+        let mut got = Vec::new();
+        for waiter in &mut waiters {
+            got.push(ready(waiter).await.unwrap());
+        }
+        // Of the first three, two have slow places and the slowest that waits
+        // for its network leaves.
+        let leaving: Vec<_> = all.iter().map(leaves).collect();
+        assert_eq!(leaving, [false, true, false, false]);
+        assert_eq!(lanes(&places), (4, 2));
+        // What has left comes again when there is a slow place.
+        let mut again = taking(&places, "b", Lane::Slow);
+        assert!(ready(&mut again).await.is_none());
+        drop(all.remove(0));
+        assert!(ready(&mut again).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn those_who_left_have_their_turn_in_the_end() {
+        let (places, start) = (places(), Instant::now());
+        let slow = |registry| taking(&places, registry, Lane::Slow);
+        let first = ready(&mut slow("a")).await.unwrap();
+        let second = ready(&mut slow("b")).await.unwrap();
+        let mut third = slow("c");
+        assert!(ready(&mut third).await.is_none());
+        look(&places, start, 0..=2);
+        assert!(ready(&mut third).await.is_some());
+        assert!(leaves(&first) != leaves(&second));
+    }
+}
