@@ -2,21 +2,20 @@
 //! wrong.
 //!
 //! Owns the magic numbers, for layers and for archives that are imported, and
-//! the decoders with their bounds. A stream is judged by as many bytes as the
+//! the decoders; their bounds are in `frames` and `windows`. A stream is judged by as many bytes as the
 //! longest magic number needs, however few of them come at a time. Never looks
 //! at what is inside.
 
 use std::io::{self, BufRead, Cursor, Read};
 
 use flate2::bufread::MultiGzDecoder;
+use zstd::stream::zio;
+
+use crate::frames::Frames;
+use crate::windows::Purse;
 
 /// Bytes that tell all the formats apart.
 const HEAD: usize = 10;
-
-/// The largest window that a zstd frame may ask for, as a power of two: a
-/// decoder keeps it in memory. What `zstd` writes below its `--ultra` levels
-/// needs 8 MiB; builders of images stay below that.
-const ZSTD_WINDOW_LOG: u32 = 26;
 
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,28 +64,29 @@ impl Compression {
 }
 
 /// The plain bytes of a stream.
-pub(crate) enum Decoder<R: BufRead> {
+pub(crate) enum Decoder<'a, R: BufRead> {
     Plain(R),
     Gzip(Box<MultiGzDecoder<R>>),
-    Zstd(zstd::Decoder<'static, R>),
+    Zstd(Box<zio::Reader<R, Frames<'a>>>),
 }
 
-impl<R: BufRead> Decoder<R> {
+impl<'a, R: BufRead> Decoder<'a, R> {
     /// Decodes what [`sniff`] found; bytes of a refused form come as they are.
-    pub(crate) fn new(compression: Compression, inner: R) -> io::Result<Self> {
+    /// Memory for large windows is had from the purse, if there is one.
+    pub(crate) fn new(
+        compression: Compression,
+        inner: R,
+        purse: Option<Purse<'a>>,
+    ) -> io::Result<Self> {
         Ok(match compression {
             Compression::None | Compression::Refused(_) => Self::Plain(inner),
             Compression::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(inner))),
-            Compression::Zstd => {
-                let mut decoder = zstd::Decoder::with_buffer(inner)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Self::Zstd(decoder)
-            }
+            Compression::Zstd => Self::Zstd(Box::new(zio::Reader::new(inner, Frames::new(purse)?))),
         })
     }
 }
 
-impl<R: BufRead> Read for Decoder<R> {
+impl<R: BufRead> Read for Decoder<'_, R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Plain(r) => r.read(buf),

@@ -274,6 +274,8 @@ impl Reading<'_> {
         let how = Receiving {
             limits,
             stop: &AtomicBool::new(false),
+            // One layer at a time.
+            budget: None,
         };
         let unpacked = receive(reader, &wanted, dir, &how)
             .map_err(|e| self.image(PullError::layer(part.diff_id, &staging.path(), e)))?;

@@ -7,13 +7,16 @@
 
 use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use crate::compression::{self, Compression, Decoder};
 use crate::digest::{DiffId, Digest, Hasher, HashingReader, LayerDigest};
+use crate::places::Transfer;
 use crate::tar::TarError;
 use crate::unpack::{Limits, UnpackError, Unpacked, unpack};
+use crate::windows::{Purse, WindowError, Windows};
 
 const BUFFER: usize = 128 * 1024;
 /// Layers from this size on are decompressed beside making their files.
@@ -71,6 +74,9 @@ pub(crate) enum LayerError {
     /// Decompression failed.
     #[error("decompress the layer")]
     Decompress(#[source] io::Error),
+    /// The memory for decompressing it did not become free.
+    #[error("decompress the layer")]
+    Window(#[source] WindowError),
     /// The bytes stopped coming.
     #[error("read the layer")]
     Source(#[source] io::Error),
@@ -85,6 +91,9 @@ pub(crate) struct Receiving<'a> {
     pub(crate) limits: &'a Limits,
     /// Set when nobody wants it any more.
     pub(crate) stop: &'a AtomicBool,
+    /// Where the memory for large windows comes from, and on whose account;
+    /// `None` where one layer is received at a time.
+    pub(crate) budget: Option<(&'a Windows, &'a Arc<Transfer>)>,
 }
 
 /// Reads a layer from `source` and unpacks it into the open directory `dir`.
@@ -99,7 +108,11 @@ pub(crate) fn receive<R: Read + Send>(
     if let Some(error) = metered.failure.take() {
         return Err(LayerError::Source(error));
     }
-    if matches!(result, Err(LayerError::Unpack(UnpackError::Io { .. }))) {
+    // Neither is a matter of the bytes.
+    if matches!(
+        result,
+        Err(LayerError::Unpack(UnpackError::Io { .. }) | LayerError::Window(_))
+    ) {
         return result;
     }
     // Damage on the way shows up as nonsense further down. Read to the end to
@@ -123,8 +136,13 @@ fn decode_and_unpack<R: Read + Send>(
     if let Compression::Refused(name) = compression {
         return Err(LayerError::Compression { name });
     }
-    let decoder = Decoder::new(compression, BufReader::with_capacity(BUFFER, source))
-        .map_err(LayerError::Decompress)?;
+    let purse = how.budget.map(|(windows, transfer)| Purse {
+        windows,
+        transfer,
+        stop: how.stop,
+    });
+    let source = BufReader::with_capacity(BUFFER, source);
+    let decoder = Decoder::new(compression, source, purse).map_err(LayerError::Decompress)?;
     let plain = HashingReader::new(Watched {
         inner: decoder,
         stop: how.stop,
@@ -135,10 +153,7 @@ fn decode_and_unpack<R: Read + Send>(
         one_after_the_other(plain, dir, how.limits)
     };
     // Where decompression fails, the archive ends early: name the cause.
-    let got = hashed
-        .transpose()
-        .map_err(LayerError::Decompress)?
-        .map(DiffId);
+    let got = hashed.transpose().map_err(undecoded)?.map(DiffId);
     let unpacked = unpacked?;
     match got {
         Some(got) if got == wanted.diff_id => Ok(unpacked),
@@ -149,6 +164,13 @@ fn decode_and_unpack<R: Read + Send>(
         None => Err(LayerError::Source(io::Error::from(
             io::ErrorKind::BrokenPipe,
         ))),
+    }
+}
+
+fn undecoded(error: io::Error) -> LayerError {
+    match error.downcast() {
+        Ok(no_window) => LayerError::Window(no_window),
+        Err(error) => LayerError::Decompress(error),
     }
 }
 
@@ -351,6 +373,7 @@ mod tests {
         Receiving {
             limits: &LIMITS,
             stop: &GO,
+            budget: None,
         }
     }
 
@@ -513,9 +536,38 @@ mod tests {
         let how = Receiving {
             limits: &Limits::default(),
             stop: &stop,
+            budget: None,
         };
         assert!(receive(&blob[..], &wanted(&blob, &plain), fd, &how).is_err());
         assert!(!dir.path().join("dir").exists());
+    }
+
+    #[test]
+    fn without_memory_for_its_window_a_layer_fails_at_once_and_is_named() {
+        use crate::windows::tests::{layer_of, windows};
+        struct Unread;
+        impl Read for Unread {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                panic!("the rest is of no use");
+            }
+        }
+        // A frame with a window of 64 MiB, which is more than one registry gets.
+        let head = [0x28, 0xb5, 0x2f, 0xfd, 0, 16 << 3, 1, 0, 0, 0, 0, 0];
+        let (windows, transfer) = (windows(std::time::Duration::ZERO), layer_of("r.example"));
+        let how = Receiving {
+            budget: Some((&windows, &transfer)),
+            ..how()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+        let wanted = wanted(&head, b"");
+        let error = receive(head.chain(Unread), &wanted, fd, &how).unwrap_err();
+        assert!(matches!(error, LayerError::Window(_)), "{error:?}");
+        let error = crate::error::PullError::layer(wanted.diff_id, dir.path(), error);
+        let cause = std::error::Error::source(&error).unwrap();
+        let cause = std::error::Error::source(cause).unwrap().to_string();
+        assert!(error.to_string().contains(&wanted.diff_id.to_string()));
+        assert!(cause.contains("67108864"), "{cause}");
     }
 
     #[test]

@@ -104,11 +104,9 @@ impl LayerFetch {
                 piece: Bytes::new(),
                 ended: false,
             };
-            move || {
-                // Held until the thread is done, also when nobody waits for it.
-                let _place = place;
-                unpack(&work, &layer, bridge, &stop)
-            }
+            // The place is held until the thread is done, also when nobody waits
+            // for that.
+            move || unpack(&work, &layer, bridge, (&stop, &place))
         });
         let fed = feed(blob, sender, place.transfer()).await;
         let unpacked = match unpacking.await {
@@ -174,7 +172,7 @@ fn unpack(
     work: &Work,
     layer: &Layer,
     bridge: Bridge,
-    stop: &AtomicBool,
+    (stop, place): (&AtomicBool, &Place),
 ) -> Result<LayerHold, Failure> {
     let depot = &work.depot;
     let store = |e| {
@@ -193,6 +191,7 @@ fn unpack(
     let how = Receiving {
         limits: &work.tuning.limits,
         stop,
+        budget: Some((&work.windows, place.transfer())),
     };
     let unpacked = receive(bridge, &wanted, dir, &how).map_err(Failure::Layer)?;
     depot

@@ -12,6 +12,7 @@ mod depot;
 mod digest;
 mod duration;
 mod error;
+mod frames;
 mod hosts;
 mod image;
 mod import;
@@ -40,6 +41,7 @@ mod tuning;
 mod unpack;
 mod usage;
 mod volume;
+mod windows;
 
 pub use auth::Auth;
 pub use digest::{DiffId, Digest, DigestError, ImageId, LayerDigest};

@@ -9,9 +9,10 @@
 //!
 //! While nobody waits, nobody is judged. Whoever waits looks at the holders once
 //! a second. A layer that brought too little twice in a row goes on in a slow
-//! place, and loses nothing. When those are all taken, the slowest of them is
-//! told to leave: it begins anew when a slow place is free, and never takes a
-//! quick one again. What is too little doubles while somebody waits.
+//! place, and loses nothing. When those are all taken, the slowest of them (or
+//! else one that waits for memory, see `windows`) is told to leave: it begins
+//! anew when a slow place is free, and never takes a quick one again. What is
+//! too little doubles each second that somebody waits, three times at most.
 //!
 //! The bound: a layer of a registry that holds no place waits for three seconds
 //! at most while all others drip, and for three more with each full set of
@@ -22,6 +23,7 @@
 //!
 //! Places are in memory alone: a crash leaves nothing.
 
+use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -62,6 +64,8 @@ pub(crate) struct Transfer {
     arrived: AtomicU64,
     /// The network waits for the disk or the processor and not they for it.
     busy: AtomicBool,
+    /// It waits for memory, which is no work either.
+    parked: AtomicBool,
     leave: Notify,
 }
 
@@ -113,11 +117,12 @@ struct Waiter {
 type Grant = (oneshot::Sender<Place>, Arc<Transfer>);
 
 impl Transfer {
-    fn new(registry: Arc<str>) -> Self {
+    pub(crate) fn new(registry: Arc<str>) -> Self {
         Self {
             registry,
             arrived: AtomicU64::new(0),
             busy: AtomicBool::new(false),
+            parked: AtomicBool::new(false),
             leave: Notify::new(),
         }
     }
@@ -131,11 +136,29 @@ impl Transfer {
     pub(crate) fn busy(&self, busy: bool) {
         self.busy.store(busy, Ordering::Relaxed);
     }
+
+    /// Notes that the layer waits for memory, or does no more.
+    pub(crate) fn parked(&self, parked: bool) {
+        self.parked.store(parked, Ordering::Relaxed);
+    }
+
+    /// The registry of the image's name.
+    pub(crate) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) && !self.is_parked()
+    }
+
+    fn is_parked(&self) -> bool {
+        self.parked.load(Ordering::Relaxed)
+    }
 }
 
 impl Place {
     /// What to tell of the layer.
-    pub(crate) fn transfer(&self) -> &Transfer {
+    pub(crate) fn transfer(&self) -> &Arc<Transfer> {
         &self.transfer
     }
 
@@ -228,6 +251,22 @@ impl Places {
         let granted = {
             let mut table = self.table();
             table.look(now);
+            table.grant(now)
+        };
+        Self::hand_over(self, granted);
+    }
+
+    /// Tells those of these to leave that drip: they hold something else that
+    /// others wait for.
+    pub(crate) fn stop_idle(self: &Arc<Self>, transfers: &[Arc<Transfer>], now: Instant) {
+        self.look(now);
+        let granted = {
+            let mut table = self.table();
+            let meant = |held: &Held| transfers.iter().any(|t| Arc::ptr_eq(t, &held.transfer));
+            let idle: Vec<_> = table.idle(|(_, held)| meant(held)).collect();
+            for at in idle {
+                table.held[at].stop();
+            }
             table.grant(now)
         };
         Self::hand_over(self, granted);
@@ -337,7 +376,7 @@ impl Table {
             let arrived = held.transfer.arrived.load(Ordering::Relaxed);
             held.speed = (arrived - held.marked).saturating_mul(1000) / millis;
             let slow = held.speed < least;
-            let idle = slow && !held.transfer.busy.load(Ordering::Relaxed);
+            let idle = slow && !held.transfer.is_busy();
             held.slow_looks = if slow { held.slow_looks + 1 } else { 0 };
             held.idle_looks = if idle { held.idle_looks + 1 } else { 0 };
         }
@@ -364,7 +403,7 @@ impl Table {
         for at in moving {
             if !self.has_slow_place() {
                 let of_all = |(n, held): &(usize, &Held)| held.lane == Lane::Slow || *n == at;
-                let Some(slowest) = self.idle(of_all).min_by_key(|&n| self.held[n].speed) else {
+                let Some(slowest) = self.idle(of_all).min_by_key(|&n| self.worth(n)) else {
                     continue;
                 };
                 if wanted == 0 {
@@ -386,11 +425,24 @@ impl Table {
                 return;
             }
             let had_it = |(_, held): &(usize, &Held)| held.lane == Lane::Slow && long(held.since);
-            let Some(oldest) = self.idle(had_it).min_by_key(|&n| self.held[n].since) else {
+            let age = |n: &usize| (self.held[*n].transfer.is_parked(), self.held[*n].since);
+            let Some(oldest) = self.idle(had_it).min_by_key(age) else {
                 return;
             };
             self.held[oldest].stop();
         }
+    }
+
+    /// What is least is told to leave first: the slowest, and only behind all that
+    /// drip what waits for memory, of the registry that holds the most places.
+    fn worth(&self, at: usize) -> (bool, Reverse<usize>, u64) {
+        let held = &self.held[at];
+        let parked = held.transfer.is_parked();
+        let places = match parked {
+            true => self.held_by(&held.transfer.registry).count(),
+            false => 0,
+        };
+        (parked, Reverse(places), held.speed)
     }
 
     /// Those that have waited for their network for some time.
@@ -565,6 +617,30 @@ mod tests {
         assert!(ready(&mut again).await.is_none());
         drop(all.remove(0));
         assert!(ready(&mut again).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_memory_leaves_behind_all_that_drip() {
+        let (places, start) = (places(), Instant::now());
+        let mut all = Vec::new();
+        for registry in ["a", "b", "b", "d"] {
+            all.push(taken(&places, registry).await);
+        }
+        for place in &all[..3] {
+            place.transfer().parked(true);
+            place.transfer().busy(true);
+        }
+        let mut waits = ["e", "f", "g", "h"].map(|r| taking(&places, r, Lane::Quick));
+        for waits in &mut waits {
+            assert!(ready(waits).await.is_none());
+        }
+        for second in 0..3 {
+            all[3].transfer().arrived(1000);
+            look(&places, start, second..=second);
+        }
+        // The one that drips, and one of the registry that has two.
+        let leaving: Vec<_> = all.iter().map(leaves).collect();
+        assert!(!leaving[0] && leaving[3] && leaving[1] != leaving[2]);
     }
 
     #[tokio::test]

@@ -28,6 +28,7 @@ use crate::registry::{Fetched, Registry, Session};
 use crate::state::NewImage;
 use crate::store::blocking;
 use crate::tuning::Tuning;
+use crate::windows::Windows;
 
 /// Indexes in indexes: nobody needs more.
 const MAX_NESTING: usize = 4;
@@ -48,6 +49,8 @@ pub(crate) struct Work {
     layers: Joins<DiffId, Outcome<Arc<LayerHold>>>,
     /// Layers on their way in all pulls together.
     pub(crate) places: Arc<Places>,
+    /// Memory for their decoders.
+    pub(crate) windows: Windows,
     machine: Machine,
 }
 
@@ -62,12 +65,14 @@ struct Plan {
 impl Puller {
     pub(crate) fn new(depot: Arc<Depot>, registry: Registry, tuning: Tuning) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let places = Arc::new(Places::for_cores(cores));
         let work = Work {
             depot,
             tuning,
             registry,
             layers: Joins::new(),
-            places: Arc::new(Places::for_cores(cores)),
+            windows: Windows::new(Arc::clone(&places)),
+            places,
             machine: Machine::current(),
         };
         Self {

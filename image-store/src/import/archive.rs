@@ -153,7 +153,7 @@ fn plain(mut file: File) -> io::Result<File> {
         }
         Compression::Gzip | Compression::Zstd => {}
     }
-    let mut decoder = Decoder::new(compression, BufReader::with_capacity(1 << 17, file))?;
+    let mut decoder = Decoder::new(compression, BufReader::with_capacity(1 << 17, file), None)?;
     let mut out = unnamed_file()?;
     io::copy(&mut decoder, &mut out)?;
     Ok(out)

@@ -8,15 +8,20 @@ use std::time::Duration;
 
 use image_store::{Digest, Tuning};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use crate::support::image::{Image, Layer, Packing, descriptor, image, layer, layer_of};
 use crate::support::registry::{Access, Fault, Registry};
-use crate::support::{left_over, open_with, tuning};
+use crate::support::{eventually, left_over, open_with, tuning};
 
 const DIR: &str = "SLIPWAY_TEST_MEMORY_DIR";
 const REFERENCE: &str = "SLIPWAY_TEST_MEMORY_REFERENCE";
+/// References that are pulled beside it, and never arrive.
+const DRIPS: &str = "SLIPWAY_TEST_MEMORY_DRIPS";
 /// For any layer and any document, the program itself included.
 const BOUND_KIB: u64 = 100 << 10;
+/// For all layers together, with the budget for large windows.
+const ALL_BOUND_KIB: u64 = BOUND_KIB + (128 << 10);
 /// What an attack sends: remembered, it would be above the bound.
 const MEBIBYTES: usize = 110;
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -36,7 +41,21 @@ async fn memory_child() {
         ..tuning()
     };
     let store = open_with(dir, patient).await;
-    let result = store.pull(&reference, None).await;
+    let drips = std::env::var(DRIPS).unwrap_or_default();
+    let dripping: JoinSet<_> = drips
+        .split_whitespace()
+        .map(|reference| {
+            let (store, reference) = (store.clone(), reference.to_owned());
+            async move { store.pull(&reference, None).await.is_ok() }
+        })
+        .collect();
+    eventually("what drips is on its way", || {
+        dripping.is_empty() || left_over(dir).len() >= 12
+    })
+    .await;
+    let pull = tokio::time::timeout(Duration::from_secs(120), store.pull(&reference, None));
+    let result = pull.await.expect("not within two minutes");
+    drop(dripping);
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let peak = status
         .lines()
@@ -53,17 +72,23 @@ async fn memory_child() {
 }
 
 /// Pulls in a process of its own; tells the peak in KiB and how it ended.
+async fn pulled(registry: &Registry) -> (u64, String) {
+    pulled_beside(registry, &[]).await
+}
+
+/// The same, beside images that drip.
 #[expect(
     clippy::unwrap_used,
     reason = "a test's helper, which the exception for tests misses"
 )]
-async fn pulled(registry: &Registry) -> (u64, String) {
+async fn pulled_beside(registry: &Registry, drips: &[String]) -> (u64, String) {
     let dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap());
     child
         .args(["--exact", "memory::memory_child", "--nocapture"])
         .env(DIR, dir.path())
-        .env(REFERENCE, registry.reference("a/b:1"));
+        .env(REFERENCE, registry.reference("a/b:1"))
+        .env(DRIPS, drips.join(" "));
     let output = tokio::task::spawn_blocking(move || child.output().unwrap())
         .await
         .unwrap();
@@ -217,6 +242,71 @@ async fn no_layer_takes_more_memory_than_a_hundred_mebibytes() {
         println!("{what}: {} MiB, {ended}", peak >> 10);
         assert!(ended.contains(end), "{what}: {ended}");
         assert!(peak <= BOUND_KIB, "{what}: {peak} KiB");
+    }
+}
+
+/// A layer that fills a window of 64 MiB from two kilobytes, has small blocks
+/// behind that, and never becomes what it should.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn filled(number: usize) -> Layer {
+    let block = |kind: u32, len: u32| (kind << 1 | len << 3).to_le_bytes()[..3].to_vec();
+    let mut header = tar::Header::new_gnu();
+    // A name that is not unpacked: the disk is left alone.
+    header.set_path(".wh..wh.big").unwrap();
+    header.set_mode(0o644);
+    header.set_size(1 << 30);
+    header.set_cksum();
+    let mut blob = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 16 << 3];
+    blob.extend([&block(0, 512)[..], header.as_bytes()].concat());
+    blob.extend([block(1, 128 << 10), vec![0]].concat().repeat(540));
+    let small = [block(0, 1000), vec![0; 1000]].concat();
+    blob.extend(small.repeat(200));
+    blob.extend([block(0, 8), number.to_le_bytes().to_vec()].concat());
+    Layer {
+        plain: number.to_string().into_bytes(),
+        blob,
+        media_type: "application/vnd.oci.image.layer.v1.tar+zstd".to_owned(),
+    }
+}
+
+/// Four images of one registry and one of each of three others, all of whose
+/// layers drip when their windows are full.
+async fn dripping() -> (Vec<Registry>, Vec<String>) {
+    let (mut registries, mut references) = (Vec::new(), Vec::new());
+    for images in [4, 1, 1, 1] {
+        let registry = Registry::start().await;
+        for _ in 0..images {
+            let number = references.len() * 4;
+            let repository = format!("drip/{number}");
+            let layers: Vec<_> = (number..number + 4).map(filled).collect();
+            registry.push(&repository, "1", &image(&layers));
+            for layer in &layers {
+                let path = format!("blobs/{}", Digest::of(&layer.blob));
+                registry.fault(path, usize::MAX, Fault::Drip(4 << 10));
+            }
+            references.push(registry.reference(&format!("{repository}:1")));
+        }
+        registries.push(registry);
+    }
+    (registries, references)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_of_all_layers_together_are_bounded_and_those_that_drip_hold_up_no_other() {
+    for (what, layer) in [
+        ("a window of 64 MiB", windowed(26)),
+        ("an ordinary window", windowed(23)),
+    ] {
+        let (_registries, drips) = dripping().await;
+        let registry = Registry::start().await;
+        registry.push("a/b", "1", &image(&[layer]));
+        let (peak, ended) = pulled_beside(&registry, &drips).await;
+        println!("{what}: {} MiB, {ended}", peak >> 10);
+        assert_eq!(ended, "accepted", "{what}");
+        assert!(peak <= ALL_BOUND_KIB, "{what}: {peak} KiB");
     }
 }
 
