@@ -12,6 +12,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::db::{Change, Db, DbError};
 use crate::digest::{DiffId, Digest, ImageId};
@@ -32,6 +34,8 @@ pub(crate) struct Depot {
     /// One change of the database at a time, from its reading of the
     /// bookkeeping to its writing of it.
     changing: Mutex<()>,
+    /// Wakes those who wait for a layer, at each that is installed.
+    arrivals: Notify,
 }
 
 /// Keeps a layer while a pull relies on it.
@@ -101,6 +105,7 @@ impl Depot {
             state,
             catalog,
             changing,
+            arrivals: Notify::new(),
         };
         depot.collect();
         Ok(depot)
@@ -135,7 +140,13 @@ impl Depot {
         })
     }
 
-    /// Puts an unpacked layer in its place and holds it.
+    /// Ends with the next layer that is installed from now on, whichever it is.
+    pub(crate) fn arrival(&self) -> Notified<'_> {
+        self.arrivals.notified()
+    }
+
+    /// Puts an unpacked layer in its place and holds it. Where another was
+    /// faster, its layer is held, and this one thrown away.
     pub(crate) fn install(
         self: &Arc<Self>,
         mut staging: Staging,
@@ -154,6 +165,7 @@ impl Depot {
             state.installed(id, unpacked.occupied);
         }
         drop(state);
+        self.arrivals.notify_waiters();
         Ok(LayerHold {
             depot: Arc::clone(self),
             id,
@@ -403,4 +415,34 @@ fn layer_of(path: &Path) -> Option<DiffId> {
 /// The image that a patch is named after.
 fn image_of(path: &Path) -> Option<ImageId> {
     layer_of(path).map(|id| ImageId(id.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_of_two_equal_layers_is_thrown_away_and_the_first_held() {
+        let root = tempfile::tempdir().unwrap();
+        let depot = Arc::new(Depot::open(root.path()).unwrap());
+        let id = DiffId(Digest::of(b"a layer"));
+        let unpacked = Unpacked {
+            implied: b"d\0".to_vec(),
+            ..Unpacked::default()
+        };
+        let holds = [b"1", b"2"].map(|text| {
+            let (staging, _dir) = depot.layout.stage().unwrap();
+            std::fs::write(staging.path().join("f"), text).unwrap();
+            depot.install(staging, id, &unpacked).unwrap()
+        });
+        let layer = depot.layout.layer(&id);
+        assert_eq!(std::fs::read(layer.join("f")).unwrap(), b"1");
+        let staging = root.path().join("images/staging");
+        assert_eq!(std::fs::read_dir(staging).unwrap().count(), 0);
+        let [first, second] = holds;
+        drop(first);
+        assert!(layer.exists() && depot.hold(&id).is_some());
+        drop(second);
+        assert!(!layer.exists() && depot.hold(&id).is_none());
+    }
 }

@@ -98,7 +98,7 @@ pub(crate) enum Document {
 }
 
 /// A layer of a manifest, checked and joined with the configuration.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Layer {
     /// The digest of its plain tar.
     pub diff_id: DiffId,

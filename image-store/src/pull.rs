@@ -1,8 +1,11 @@
 //! Pulls: from a reference to an image in the store.
 //!
 //! Owns the order of the steps and who shares what: callers with the same
-//! reference and credentials share one pull, and all pulls share the layers
-//! that are on their way. The registry is asked at every pull, even when all
+//! reference and credentials share one pull, and pulls from one registry with
+//! the same credentials share the layers that are on their way. A layer that
+//! several registries have may come from each of them at the same time, as one
+//! must not decide when the others' images arrive: the first that is whole is
+//! installed, and ends the others' fetches. The registry is asked at every pull, even when all
 //! layers are there: whether these credentials may have the image is its to
 //! say. Whoever fails or goes away leaves nothing: layers are held by those who
 //! need them, and staging is thrown away by the thread that fills it. A crash
@@ -46,12 +49,21 @@ pub(crate) struct Work {
     pub(crate) depot: Arc<Depot>,
     pub(crate) tuning: Tuning,
     registry: Registry,
-    layers: Joins<DiffId, Outcome<Arc<LayerHold>>>,
+    layers: Joins<Origin, Outcome<Arc<LayerHold>>>,
     /// Layers on their way in all pulls together.
     pub(crate) places: Arc<Places>,
     /// Memory for their decoders.
     pub(crate) windows: Windows,
     machine: Machine,
+}
+
+/// What makes two fetches of a layer one: nobody waits for what another
+/// registry sends, or sends to others.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Origin {
+    registry: String,
+    auth: Option<Auth>,
+    layer: Layer,
 }
 
 /// An image whose parts are known.
@@ -268,10 +280,12 @@ impl Work {
         session: Arc<Session>,
         layer: Layer,
     ) -> Outcome<Arc<LayerHold>> {
+        let origin = Origin {
+            registry: session.reference().registry().to_owned(),
+            auth: session.auth().cloned(),
+            layer: layer.clone(),
+        };
         loop {
-            if let Some(hold) = self.depot.hold(&layer.diff_id) {
-                return Ok(Arc::new(hold));
-            }
             let begin = || {
                 let fetch = LayerFetch {
                     work: Arc::clone(&self),
@@ -280,15 +294,42 @@ impl Work {
                 };
                 fetch.run()
             };
-            let joined = self.layers.join(layer.diff_id, begin).await;
+            let fetched = self.layers.join(origin.clone(), begin);
+            let joined = match self.first(&layer.diff_id, fetched).await {
+                First::There(hold) => return Ok(hold),
+                First::Fetched(joined) => joined,
+            };
             match joined.value {
                 Some(Ok(hold)) => return Ok(hold),
-                // The other pull may have failed for reasons of its own: its
-                // registry, its credentials. Try with ours.
+                // The other pull may have failed for reasons of its own. Try
+                // again.
                 _ if joined.shared => {}
                 Some(Err(error)) => return Err(error),
                 None => return Err(PullError::Cancelled),
             }
         }
     }
+
+    /// The layer, if it is there or somebody else installs it; or else what came
+    /// of fetching it, which is given up when it is not needed any more.
+    async fn first<T>(&self, id: &DiffId, fetched: impl Future<Output = T>) -> First<T> {
+        let mut fetched = std::pin::pin!(fetched);
+        loop {
+            // From before the look, so that none is missed.
+            let arrival = self.depot.arrival();
+            if let Some(hold) = self.depot.hold(id) {
+                return First::There(Arc::new(hold));
+            }
+            tokio::select! {
+                done = &mut fetched => return First::Fetched(done),
+                () = arrival => {}
+            }
+        }
+    }
+}
+
+/// Who was first to bring a layer.
+enum First<T> {
+    There(Arc<LayerHold>),
+    Fetched(T),
 }

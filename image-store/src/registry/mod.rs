@@ -44,6 +44,8 @@ pub(crate) struct Registry {
 /// One pull's view of the hosts that may have an image.
 pub(crate) struct Session {
     reference: Reference,
+    /// Whoever pulls, as they say themselves.
+    auth: Option<Auth>,
     endpoints: Vec<Endpoint>,
     /// For layers that live elsewhere.
     foreign: Foreign,
@@ -106,6 +108,7 @@ impl Registry {
         let (reference, tuning) = (reference.clone(), self.tuning.clone());
         Ok(Session {
             reference,
+            auth: auth.cloned(),
             endpoints,
             foreign,
             tuning,
@@ -117,6 +120,11 @@ impl Session {
     /// What is pulled.
     pub(crate) fn reference(&self) -> &Reference {
         &self.reference
+    }
+
+    /// For whom it is pulled.
+    pub(crate) fn auth(&self) -> Option<&Auth> {
+        self.auth.as_ref()
     }
 
     /// Refuses a layer that is to come from a host that is not allowed.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use image_store::{Auth, Digest};
 use tokio::sync::Semaphore;
 
-use crate::support::image::{Image, Packing, image, layer};
+use crate::support::image::{Image, Layer, Packing, image, layer};
 use crate::support::registry::{Fault, Registry};
 use crate::support::{eventually, left_over, open};
 
@@ -45,8 +45,9 @@ async fn same_pulls_are_one_and_other_credentials_are_another() {
         ..Auth::default()
     };
     let third = pull(registry.reference("a/b"), Some(auth));
+    // Whether the layer is for them too is for the registry to say.
     eventually("the other asks for itself", || {
-        registry.count("manifests/latest") == 2
+        registry.count("manifests/latest") == 2 && registry.count(&blob(&image, 0)) == 2
     })
     .await;
     gate.add_permits(1);
@@ -54,7 +55,7 @@ async fn same_pulls_are_one_and_other_credentials_are_another() {
         assert_eq!(pull.await.unwrap().unwrap().id, image.id());
     }
     assert_eq!(registry.count("manifests/latest"), 2);
-    assert_eq!(registry.count(&blob(&image, 0)), 1);
+    assert_eq!(registry.count(&blob(&image, 0)), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,29 +122,81 @@ async fn layer_outlives_the_pull_that_began_it_when_another_needs_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failure_of_the_pull_that_began_a_layer_is_not_the_others() {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path()).await;
-    let (bad, good) = (Registry::start().await, Registry::start().await);
+    let (store, registry) = (open(dir.path()).await, Registry::start().await);
     let (a, b) = common_base();
-    bad.push("a", "1", &a);
-    good.push("b", "1", &b);
+    registry.push("a", "1", &a);
+    registry.push("b", "1", &b);
     let gate = Arc::new(Semaphore::new(0));
-    bad.fault(blob(&a, 0), 1, Fault::Gate(Arc::clone(&gate)));
-    bad.fault(blob(&a, 0), 9, Fault::Status(404));
+    let of_a = format!("a/{}", blob(&a, 0));
+    // What the first repository has is damaged.
+    let damaged = vec![7; a.layers[0].blob.len()];
+    registry.put(&format!("/v2/{of_a}"), "x/y", &damaged);
+    registry.fault(&*of_a, 1, Fault::Gate(Arc::clone(&gate)));
+    let pull = |name: &str| {
+        let (store, name) = (store.clone(), registry.reference(name));
+        tokio::spawn(async move { store.pull(&name, None).await })
+    };
+    let first = pull("a:1");
+    eventually("the base is asked for", || registry.count(&of_a) == 1).await;
+    let second = pull("b:1");
+    eventually("the other is on its way", || {
+        registry.count(&blob(&b, 1)) == 1
+    })
+    .await;
+    assert_eq!(registry.count(&blob(&a, 0)), 1);
+    gate.add_permits(1);
+    assert!(first.await.unwrap().is_err());
+    second.await.unwrap().unwrap();
+    assert_eq!(registry.count(&format!("b/{}", blob(&b, 0))), 1);
+}
+
+/// An image that says to have the base of another, and the layer that comes
+/// for it.
+fn lies_about(base: &Image) -> Image {
+    let own = layer(Packing::Plain, &[("not the base", &[9; 100_000])]);
+    let lie = Layer {
+        plain: base.layers[0].plain.clone(),
+        ..own
+    };
+    image(&[lie])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_drips_a_common_layer_holds_up_none_of_another_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let (hostile, good) = (Registry::start().await, Registry::start().await);
+    let (image, _) = common_base();
+    let lie = lies_about(&image);
+    hostile.push("lie", "1", &lie);
+    hostile.push("same", "1", &image);
+    hostile.fault(blob(&lie, 0), 9, Fault::Drip(10_000));
+    hostile.fault(blob(&image, 0), 9, Fault::Drip(10));
+    good.push("good", "1", &image);
     let pull = |name: String| {
         let store = store.clone();
         tokio::spawn(async move { store.pull(&name, None).await })
     };
-    let first = pull(bad.reference("a:1"));
-    eventually("the base is asked for", || bad.count(&blob(&a, 0)) == 1).await;
-    let second = pull(good.reference("b:1"));
-    eventually("the other is on its way", || good.count(&blob(&b, 1)) == 1).await;
-    // Ends the connection of the first: it asks again and gets a 404.
-    drop(gate);
-    bad.fault(blob(&a, 0), 0, Fault::Corrupt);
-    drop(bad);
-    assert!(first.await.unwrap().is_err());
-    second.await.unwrap().unwrap();
-    assert_eq!(good.count(&blob(&b, 0)), 1);
+    let slow = [
+        pull(hostile.reference("lie:1")),
+        pull(hostile.reference("same:1")),
+    ];
+    eventually("the hostile layers are on their way", || {
+        hostile.count(&blob(&lie, 0)) + hostile.count(&blob(&image, 0)) > 0
+    })
+    .await;
+    let healthy = pull(good.reference("good:1"));
+    let in_time = |pull| tokio::time::timeout(Duration::from_secs(20), pull);
+    in_time(healthy).await.expect("held up").unwrap().unwrap();
+    // What is there now is used by those whose registry drips, too.
+    for pull in slow {
+        in_time(pull).await.expect("not rescued").unwrap().unwrap();
+    }
+    eventually("nothing is left of their own", || {
+        left_over(dir.path()).len() == image.layers.len()
+    })
+    .await;
+    assert_eq!(store.list().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
