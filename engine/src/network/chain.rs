@@ -191,10 +191,7 @@ impl Chain<'_> {
             bin_dirs: &self.cni.bin_dirs,
             deadline: self.deadline,
         };
-        let turns = match self.told.command {
-            Command::Add => &self.limits.adding,
-            _ => &self.limits.others,
-        };
+        let turns = self.limits.processes(self.list.name(), self.told.command);
         let mut results = Vec::new();
         for plugin in plugins {
             let input = self.list.input(plugin, &self.told.capabilities, previous);
@@ -288,39 +285,56 @@ fn call_all(
     results
 }
 
-/// How many plugins run at once.
+/// How many plugins run at once: for each network, and in it for each command that must
+/// not wait for another. Some wait for whoever else uses the network's folder, or for a
+/// daemon that is away.
 pub(super) struct Limits {
-    /// Built in, by network and whether they attach: some of them wait for whoever else
-    /// uses the network's folder, and must not keep new pods or other networks from
-    /// their turn.
-    builtin: Mutex<HashMap<(String, bool), Arc<Semaphore>>>,
-    /// For each of these, as many as keep the kernel's one lock for links busy.
-    at_once: usize,
-    /// Processes that attach.
-    adding: Semaphore,
-    /// Processes that give back or are asked how they are: an outage in which they all
-    /// wait for something must not keep new pods from their turn.
-    others: Semaphore,
+    turns: Mutex<HashMap<Turns, Arc<Semaphore>>>,
+    /// Built in: as many as keep the kernel's one lock for links busy.
+    builtin: usize,
+}
+
+/// Who takes turns with one another.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Turns {
+    network: String,
+    command: &'static str,
+    builtin: bool,
 }
 
 impl Limits {
     pub(super) fn of_this_machine() -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
-            builtin: Mutex::default(),
-            at_once: cores * 2,
-            adding: Semaphore::new(MOST_PROCESSES),
-            others: Semaphore::new(MOST_PROCESSES / 2),
+            turns: Mutex::default(),
+            builtin: cores * 2,
         }
     }
 
     /// The turns of built-in plugins for a command of a network.
     fn builtin(&self, network: &str, command: Command) -> Arc<Semaphore> {
-        let key = (network.to_owned(), command == Command::Add);
-        let all = self.builtin.lock();
+        self.turns(network, command, true, self.builtin)
+    }
+
+    /// The turns of plugins that are processes.
+    fn processes(&self, network: &str, command: Command) -> Arc<Semaphore> {
+        let most = match command {
+            Command::Add => MOST_PROCESSES,
+            _ => MOST_PROCESSES / 2,
+        };
+        self.turns(network, command, false, most)
+    }
+
+    fn turns(&self, network: &str, command: Command, builtin: bool, most: usize) -> Arc<Semaphore> {
+        let key = Turns {
+            network: network.to_owned(),
+            command: command.name(),
+            builtin,
+        };
+        let all = self.turns.lock();
         let mut all = all.unwrap_or_else(PoisonError::into_inner);
         let turns = all.entry(key);
-        Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(self.at_once))))
+        Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(most))))
     }
 }
 
@@ -333,12 +347,20 @@ mod tests {
     #[tokio::test]
     async fn a_network_that_is_held_up_keeps_no_other_and_no_new_pod_waiting() {
         let limits = Limits::of_this_machine();
-        let held_up = limits.builtin("old", Command::Del);
-        let all = u32::try_from(limits.at_once).unwrap();
-        let _all = held_up.acquire_many(all).await.unwrap();
-        assert!(limits.builtin("old", Command::Del).try_acquire().is_err());
-        assert!(limits.builtin("old", Command::Add).try_acquire().is_ok());
-        assert!(limits.builtin("new", Command::Del).try_acquire().is_ok());
+        for turns in [Limits::builtin, Limits::processes] {
+            let of = |network, command| turns(&limits, network, command);
+            let held_up = of("old", Command::Del);
+            let all = u32::try_from(held_up.available_permits()).unwrap();
+            let _all = held_up.acquire_many(all).await.unwrap();
+            assert!(of("old", Command::Del).try_acquire().is_err());
+            for (network, command) in [
+                ("old", Command::Add),
+                ("old", Command::Status),
+                ("new", Command::Del),
+            ] {
+                assert!(of(network, command).try_acquire().is_ok(), "{network}");
+            }
+        }
     }
 
     #[test]
