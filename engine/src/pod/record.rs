@@ -209,6 +209,8 @@ impl PodDir {
     /// Forgets a container; its exit record too.
     pub(crate) fn remove_container(&self, id: &ContainerId) -> Result<(), RecordError> {
         let record = self.container(id);
+        let cut_off = record.with_extension("tmp");
+        gone(std::fs::remove_file(&cut_off), &cut_off)?;
         gone(std::fs::remove_file(&record), &record)?;
         let exit = self.exits().join(id.as_str());
         gone(std::fs::remove_file(&exit), &exit)
@@ -243,9 +245,13 @@ impl PodDir {
                 source,
             })?,
         };
-        let stem = |path: PathBuf| Some(path.file_stem()?.to_str()?.to_owned());
-        let names = entries.into_iter().map(|entry| entry.path());
-        Ok(names.filter_map(stem).collect())
+        // A crash leaves other files: of writes that were cut off.
+        let id = |path: PathBuf| {
+            let is_record = path.extension()? == "json";
+            is_record.then_some(path.file_stem()?.to_str()?.to_owned())
+        };
+        let paths = entries.into_iter().map(|entry| entry.path());
+        Ok(paths.filter_map(id).collect())
     }
 
     /// What a sandbox was asked to be whose record cannot be read as a whole.
@@ -278,8 +284,7 @@ impl PodDir {
         for id in self.container_ids()? {
             match read(&self.0.join(CONTAINERS).join(format!("{id}.json"))) {
                 Ok(record) => containers.push(record),
-                // Its first record was not there yet, and was cut off.
-                Err(error) if error.is_not_found() => damaged.push((id, error)),
+                Err(error) if error.is_not_found() => {}
                 Err(error @ RecordError::Parse { .. }) => damaged.push((id, error)),
                 // A newer engine's is left to it, with its sandbox.
                 Err(error) => return Err(error),
@@ -341,8 +346,14 @@ fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
         return Ok(());
     }
     let temporary = path.with_extension("tmp");
-    std::fs::write(&temporary, line).map_err(io("write", &temporary))?;
-    std::fs::rename(&temporary, path).map_err(io("rename to", path))
+    let written = std::fs::write(&temporary, line).map_err(io("write", &temporary));
+    let placed =
+        written.and_then(|()| std::fs::rename(&temporary, path).map_err(io("rename to", path)));
+    if placed.is_err() {
+        // What a full disk took of it would stay for as long as the pod.
+        let _may_not_be_there = std::fs::remove_file(&temporary);
+    }
+    placed
 }
 
 /// Adds to a file, or leaves it as it was; false where there is none or it is long.
@@ -469,6 +480,24 @@ mod tests {
         }
         assert!(matches!(dir.read_pod(), Err(RecordError::Io { .. })));
         assert!(matches!(dir.container_ids(), Err(RecordError::Io { .. })));
+    }
+
+    #[test]
+    fn what_a_write_left_that_was_cut_off_is_no_container() {
+        let root = tempfile::tempdir().expect("folder");
+        let dir = PodDir::new(root.path(), &PodId::random());
+        dir.create().expect("folders");
+        let id = ContainerId::random();
+        let cut_off = dir.container(&id).with_extension("tmp");
+        std::fs::write(&cut_off, "{").expect("written");
+        assert!(dir.container_ids().expect("list").is_empty());
+        dir.remove_container(&id).expect("removed");
+        assert!(!cut_off.exists());
+        // A place where no record can be.
+        let path = dir.container(&id);
+        std::fs::create_dir(&path).expect("folder");
+        write(&path, &serde_json::json!({})).expect_err("not written");
+        assert!(!cut_off.exists());
     }
 
     #[test]
