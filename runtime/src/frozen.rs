@@ -3,7 +3,8 @@
 //! Processes that make others as fast as they can outrun whoever lists and kills them.
 //! Frozen ones make none: what is listed then is all, and has its end pending when the
 //! cgroup is thawed. A container may have frozen cgroups of its own below, which stay so
-//! when the ones above are thawed: each is thawed. Whoever else kills the cgroup may thaw
+//! when the ones above are thawed: each is thawed, and those that are empty are removed,
+//! so that whoever gives up has less to do the next time. Whoever else kills the cgroup may thaw
 //! it at any moment, so numbers are trusted no more than elsewhere. The v2 tree has
 //! `cgroup.kill` for the same. A crash in between leaves a frozen cgroup; whoever kills it
 //! again thaws it.
@@ -41,7 +42,7 @@ pub fn kill(dir: &Path, until: Instant, gives_up: impl Fn() -> bool) -> io::Resu
         let began = Instant::now();
         // Asked before: what is listed once all are frozen is all.
         let frozen = std::fs::read_to_string(&state).is_ok_and(|text| text.trim() == "FROZEN");
-        let killed = subtree::visit(dir, look);
+        let killed = subtree::visit_busy(dir, look);
         let now = Instant::now();
         if frozen || now >= until || gives_up() {
             break killed;
@@ -59,7 +60,7 @@ pub fn kill(dir: &Path, until: Instant, gives_up: impl Fn() -> bool) -> io::Resu
 /// # Errors
 /// One of them cannot be looked at; timed out, as [`kill`]. What is not there is fine.
 pub fn thaw(dir: &Path, gives_up: impl Fn() -> bool) -> io::Result<()> {
-    subtree::visit(dir, |dir| match subtree::read(dir, STATE)? {
+    subtree::visit_busy(dir, |dir| match subtree::read(dir, STATE)? {
         _ if gives_up() => Err(io::ErrorKind::TimedOut.into()),
         Some(state) if state.trim() != THAWED => subtree::write(dir, STATE, THAWED),
         _ => Ok(()),

@@ -99,6 +99,7 @@ macro_rules! launcher_suite {
                     terminal_is_logged,
                     terminal_outlives_its_users,
                     grandchild_keeps_no_exit_waiting,
+                    what_comes_after_an_exit_is_bounded,
                 }
                 pods {
                     containers_share_the_pods_namespaces,

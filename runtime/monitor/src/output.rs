@@ -5,8 +5,8 @@
 //! or not, so that no container waits for a reader; only one whose log is full
 //! does (`log`). Reads in turns, so that a loud one does not keep the others
 //! waiting. A terminal is read for as long as the container's first process
-//! lives, whether somebody has it open or not; a grandchild that holds a stream
-//! open after an exit is read on. What memory output takes is bounded: buffers
+//! lives, whether somebody has it open or not; who holds a stream open after an exit,
+//! in another container perhaps, is read on for some mebibytes. What memory output takes is bounded: buffers
 //! that all streams share, and for a container whose log is full one read and its
 //! records, which is some 200 KiB at most.
 
@@ -43,6 +43,9 @@ const MOST_HELD: usize = READ + RECORDS + SLICE * 48 + 2 * runtime::log::MAX_LIN
 /// Most bytes that are read before an exit is reported: more than a pipe
 /// holds, so that only a writer that is still alive comes to this.
 const DRAIN: usize = 4 * 1024 * 1024;
+
+/// Most bytes that are logged after an exit was reported: nobody rotates the log any more.
+const LATE: usize = 4 * 1024 * 1024;
 
 /// Buffers that all streams share, since only one is read at a time.
 #[derive(Debug, Default)]
@@ -109,6 +112,8 @@ pub(crate) struct Output {
     tap: Option<Tap>,
     readers: Vec<Reader>,
     held: Option<Held>,
+    /// After the exit: bytes that may still come.
+    late: Option<usize>,
     /// Kept open for clients that attach; with a terminal it is that.
     _stdin: Option<SharedEnd>,
 }
@@ -126,6 +131,7 @@ impl Output {
             tap: None,
             readers: Vec::new(),
             held: None,
+            late: None,
             _stdin: None,
         };
         let stdio = if create.tty {
@@ -186,9 +192,15 @@ impl Output {
 
     /// Goes on for those that write after the exit.
     pub(crate) fn go_on(&mut self, reactor: &mut Reactor) {
+        self.is_late();
         if let Some(tap) = &mut self.tap {
             tap.go_on(reactor);
         }
+    }
+
+    /// The exit was reported: what still comes is bounded.
+    pub(crate) fn is_late(&mut self) {
+        self.late.get_or_insert(LATE);
     }
 
     /// Its log, if it has one.
@@ -406,6 +418,13 @@ impl Output {
 
     /// Reads once and logs what came.
     fn read(&mut self, index: usize, scratch: &mut Scratch, reactor: &mut Reactor) -> Read {
+        if self.late == Some(0) {
+            // Whoever writes finds nobody that reads.
+            if let Some(tap) = self.tap.take() {
+                tap.close(reactor);
+            }
+            return Read::End;
+        }
         let Some(reader) = self.readers.get(index) else {
             return Read::Nothing;
         };
@@ -421,6 +440,7 @@ impl Output {
             // A terminal whose last user is gone; anything else is as final.
             Err(_) => return Read::End,
         }
+        self.late = self.late.map(|late| late.saturating_sub(input.len()));
         if self.log.is_some() {
             let piece = Piece {
                 stream: reader.stream,

@@ -244,3 +244,30 @@ pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
     container.logged("stdout P rest");
     pod.end().await;
 }
+
+/// Nobody rotates the log of a container that has ended: who holds its stream cannot let
+/// it grow without end.
+pub(crate) async fn what_comes_after_an_exit_is_bounded(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let container = pod
+        .run(&TestSpec::shell("echo first; read wait <&0; sleep 1000"))
+        .await;
+    container.logged("first");
+    let pid = rustix::process::Pid::from_raw(container.created.pid).unwrap();
+    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+    let held =
+        rustix::process::pidfd_getfd(&pidfd, 1, rustix::process::PidfdGetfdFlags::empty()).unwrap();
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    assert_eq!(pod.exit(&container).await.exit_code, 137);
+    let line = [&[b'x'; 8191][..], b"\n"].concat();
+    let ended = tokio::task::spawn_blocking(move || {
+        let lines = std::iter::repeat_n((), 100_000);
+        lines
+            .map(|()| rustix::io::write(&held, &line))
+            .position(|written| written == Err(rustix::io::Errno::PIPE))
+    });
+    let lines = ended.await.unwrap().expect("its pipe is closed");
+    // What is logged, and what was in pipes.
+    assert!((500..2000).contains(&lines), "{lines}");
+    pod.end().await;
+}

@@ -104,7 +104,10 @@ impl Container {
             (Some(init), [], None) => State::Running { init, started_at },
             _ => return Err(Errno::BADMSG),
         };
-        let output = Output::resume(key, output.unwrap_or_default(), fds, reactor)?;
+        let mut output = Output::resume(key, output.unwrap_or_default(), fds, reactor)?;
+        if matches!(state, State::Exited(_)) && untold.is_none() {
+            output.is_late();
+        }
         Ok(Self {
             id,
             state,

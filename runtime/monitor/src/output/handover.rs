@@ -67,6 +67,7 @@ impl Output {
                 bytes: held,
                 stamp: Stamp::now(),
             }),
+            late: None,
             _stdin: stdin
                 .map(|stdin| fds.take(stdin).map(SharedEnd::from))
                 .transpose()?,
