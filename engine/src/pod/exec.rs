@@ -32,6 +32,9 @@ const MAX_KEPT: usize = 128 * 1024 * 1024;
 /// What is kept now, until the client has read it.
 static KEPT: AtomicUsize = AtomicUsize::new(0);
 
+/// The most that is read at once.
+const PIECE: usize = 16 * 1024;
+
 /// Room for the word about what was cut off.
 const WORD: usize = 128;
 
@@ -197,7 +200,9 @@ impl Collector {
             self.finished = true;
             return;
         }
-        self.read();
+        let mut buffer = [0_u8; PIECE];
+        let read = self.pipe.try_read(&mut buffer);
+        self.keep(&buffer, read);
     }
 
     /// Keeps so much.
@@ -206,20 +211,22 @@ impl Collector {
         self.bytes.truncate(length);
     }
 
-    /// What is in the pipe now, without waiting.
+    /// What is in the pipe now, without waiting. The kernel is asked: the runtime may not
+    /// have heard yet that there is something, and would say that there is nothing.
     fn rest(&mut self) {
         // A pipe holds at most 1 MiB; more can only come from who still writes.
         for _ in 0..64 {
-            if self.finished || !self.read() {
+            let mut buffer = [0_u8; PIECE];
+            let read = rustix::io::read(&self.pipe, &mut buffer);
+            if self.finished || !self.keep(&buffer, read.map_err(io::Error::from)) {
                 return;
             }
         }
     }
 
-    /// Reads once; whether there was anything.
-    fn read(&mut self) -> bool {
-        let mut buffer = [0_u8; 16 * 1024];
-        match self.pipe.try_read(&mut buffer) {
+    /// Keeps what a read gave; whether there was anything.
+    fn keep(&mut self, buffer: &[u8], read: io::Result<usize>) -> bool {
+        match read {
             Ok(0) => self.finished = true,
             Ok(read) => {
                 let fits = read.min(MAX_STREAM.saturating_sub(self.bytes.len()));
@@ -229,6 +236,7 @@ impl Collector {
                 self.lost += (read - kept) as u64;
                 return true;
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return true,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => self.finished = true,
         }
@@ -245,6 +253,16 @@ mod tests {
         let mut collector = Collector::new(receiver);
         collector.bytes = vec![b'x'; bytes];
         collector
+    }
+
+    /// The runtime hears of it when a task waits.
+    #[tokio::test]
+    async fn what_the_runtime_has_not_heard_of_yet_is_read() {
+        let (receiver, end) = half_blocking_pipe().unwrap();
+        let mut collector = Collector::new(receiver);
+        rustix::io::write(&end, b"printed").unwrap();
+        collector.rest();
+        assert_eq!(collector.bytes, b"printed");
     }
 
     #[tokio::test]
