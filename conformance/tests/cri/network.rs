@@ -126,6 +126,17 @@ fn plugins_run_built_in_or_as_processes_and_whoever_attached_a_pod_detaches_it()
             rig.client.stop_pod(pod).await.expect("stop");
             assert!(!given_out(rig).contains(ip), "{ip}");
         }
+        // Interfaces that other plugins made are theirs to delete: the next pod may have
+        // one of the same name.
+        let aside = std::fs::read_dir(rig.engine.path("root/cni/given-back"));
+        let aside = aside.into_iter().flatten().flatten();
+        let names = aside.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let names: Vec<_> = names.collect();
+        let executed = &pods[1].0;
+        assert!(
+            !names.iter().any(|name| name.contains(executed)),
+            "{names:?}"
+        );
     });
 }
 

@@ -128,6 +128,17 @@ pub(super) fn put_aside(cache: &Path, id: &PodId, attachment: &Attachment) -> Op
     }
 }
 
+/// Forgets the result; a file that stays is only waste.
+pub(super) fn forget(cache: &Path, id: &PodId, attachment: &Attachment) {
+    let path = file(cache, id, attachment);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cached network result stays");
+        }
+        _ => {}
+    }
+}
+
 /// All that were put aside, by an earlier engine too.
 pub(super) fn aside(cache: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(cache.join(ASIDE));
@@ -175,6 +186,8 @@ mod tests {
         assert_eq!(of_pod(dir.path(), &one), []);
         assert_eq!(put_aside(dir.path(), &one, &attachment("net.a")), None);
         assert_eq!(aside(dir.path()), Vec::from_iter(aside_one.clone()));
+        forget(dir.path(), &other, &attachment("net.b"));
+        assert!(all(dir.path()).is_empty());
         let result = result_aside(&aside_one.expect("put aside"));
         assert_eq!(result.expect("readable"), json!({"ips": ["net.a"]}));
     }

@@ -1,4 +1,5 @@
-//! Interfaces that are left where a pod's network namespace is held by somebody else.
+//! Interfaces of built-in plugins that are left where a pod's network namespace is held by
+//! somebody else: their names are random, so that no other pod has them meanwhile.
 //!
 //! Owns what becomes of a result of ADD once its network was given back: some seconds
 //! later, when the namespace is gone and its interfaces with it, it is looked whether they

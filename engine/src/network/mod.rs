@@ -253,8 +253,15 @@ impl Network {
         if let Some(failure) = failures.into_iter().next() {
             return Err(failed(list, "DEL", failure));
         }
-        let aside = on_disk(|| cache::put_aside(&self.cache, id, attachment));
-        aside.into_iter().for_each(leftovers::watch);
+        // Other plugins delete their interfaces, and may name the next pod's alike.
+        let made_here = runners.first() == Some(&Runner::Builtin);
+        match made_here {
+            true => {
+                let aside = on_disk(|| cache::put_aside(&self.cache, id, attachment));
+                aside.into_iter().for_each(leftovers::watch);
+            }
+            false => on_disk(|| cache::forget(&self.cache, id, attachment)),
+        }
         Ok(())
     }
 
