@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
+use crate::rig::{DEADLINE, Rig, monitor_pid, runs, with_own_engine};
 
 #[test]
 fn pods_containers_addresses_and_logs_survive_a_crash() {
@@ -365,14 +365,6 @@ fn a_container_of_a_newer_engine_is_left_to_it() {
         let own = rig.client.exec(&id, &["cat", "/own"], 10).await;
         assert_eq!(own.expect("exec").stdout, "own\n");
     });
-}
-
-/// Whether a process has these words in its command line.
-fn runs(words: &str) -> bool {
-    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
-    let mut commands =
-        processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
-    commands.any(|command| command.contains(words))
 }
 
 /// Whoever takes the record of a sandbox away does not take its processes from the engine:

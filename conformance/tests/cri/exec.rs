@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use conformance::bench::machine::resident;
 use conformance::client::Client;
+use proto::v1;
 use tonic::Code;
 
-use crate::rig::{DEADLINE, Rig, with_engine, with_own_engine, with_settings};
+use crate::rig::{DEADLINE, Rig, runs, with_engine, with_own_engine, with_settings};
 
 #[test]
 fn output_exit_code_and_streams_are_kept_apart() {
@@ -37,6 +38,35 @@ fn a_command_that_runs_too_long_is_killed_and_says_so() {
         assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
         let left = rig.client.exec(&id, &["ps"], 5).await.expect("exec").stdout;
         assert!(!left.contains("sleep 777"), "{left}");
+    });
+}
+
+/// What a container among the node's processes has daemonised comes to the monitor when
+/// its parent ends, as siblings of a command do.
+#[test]
+fn a_command_out_of_time_leaves_daemons_of_its_container_alone() {
+    with_own_engine(async |rig| {
+        let mut sandbox = rig.sandbox("daemons");
+        let script = "until [ -e /tmp/go ]; do sleep 0.1; done; (sleep 4817 &); sleep 1000";
+        let mut config = rig.container("main", &["/bin/sh", "-c", script]);
+        let of_node = v1::NamespaceOption {
+            pid: v1::NamespaceMode::Node as i32,
+            ..Default::default()
+        };
+        let linux = sandbox.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a context");
+        context.namespace_options = Some(of_node.clone());
+        let linux = config.linux.as_mut().expect("linux");
+        let context = linux.security_context.as_mut().expect("a context");
+        context.namespace_options = Some(of_node);
+        let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+        let id = rig.started(&pod, &config, &sandbox).await;
+        let words = ["/bin/sh", "-c", "touch /tmp/go; sleep 1000"];
+        let late = rig.client.exec(&id, &words, 2).await;
+        assert_eq!(late.expect_err("no time").code(), Code::DeadlineExceeded);
+        assert!(runs("sleep\x004817"));
+        rig.client.stop(&id, 0).await.expect("stop");
+        assert!(!runs("sleep\x004817"));
     });
 }
 

@@ -218,6 +218,14 @@ pub(crate) fn monitor_pid(status: &v1::PodSandboxStatusResponse) -> Pid {
     Pid::from_raw(i32::try_from(pid).expect("pid"))
 }
 
+/// Whether a process has these words in its command line.
+pub(crate) fn runs(words: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+    let mut commands =
+        processes.filter_map(|entry| std::fs::read_to_string(entry.path().join("cmdline")).ok());
+    commands.any(|command| command.contains(words))
+}
+
 impl Rig {
     /// A sandbox's configuration.
     pub(crate) fn sandbox(&self, name: &str) -> v1::PodSandboxConfig {

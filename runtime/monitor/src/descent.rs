@@ -30,16 +30,18 @@ const TIME: Duration = Duration::from_secs(2);
 /// Kills what descends from a child of this process that is not reaped, but not the
 /// child itself. Children of this process that it does not know were made by one of the
 /// container with `CLONE_PARENT`: those of this container that are no older descend, too.
+/// Not where the container has the node's PID namespace: its orphans come to this process.
 pub(crate) fn kill(ancestor: Pid, known: &[i32], container: &str) {
     let until = Instant::now() + TIME;
     let _gone = send_signal(ancestor, STOP);
     let made = Stat::of(raw(ancestor)).map_or(u64::MAX, |stat| stat.made);
+    let strangers = Strangers {
+        known,
+        container,
+        made,
+    };
     let mut family = Family {
-        strangers: Some(Strangers {
-            known,
-            container,
-            made,
-        }),
+        strangers: (!is_among_the_nodes(ancestor)).then_some(strangers),
         ..Family::new(ancestor)
     };
     for _ in 0..ROUNDS {
@@ -48,6 +50,15 @@ pub(crate) fn kill(ancestor: Pid, known: &[i32], container: &str) {
         }
     }
     family.kill();
+}
+
+/// Whether a process is in the PID namespace of this one.
+fn is_among_the_nodes(pid: Pid) -> bool {
+    let namespace = |process: &str| {
+        let stat = rustix::fs::stat(format!("/proc/{process}/ns/pid"));
+        stat.map(|stat| (stat.st_dev, stat.st_ino))
+    };
+    namespace(&raw(pid).to_string()) == namespace("self")
 }
 
 /// How children of this process that it does not know are told to be a command's.
