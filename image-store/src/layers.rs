@@ -18,7 +18,7 @@ use crate::depot::LayerHold;
 use crate::error::PullError;
 use crate::layer::{LayerError, Receiving, Wanted, receive};
 use crate::manifest::Layer;
-use crate::places::{Lane, Place, Transfer};
+use crate::places::{Place, Transfer};
 use crate::pull::Work;
 use crate::registry::{BlobStream, FetchError, Session};
 
@@ -49,16 +49,16 @@ impl LayerFetch {
     /// Fetches as soon as there is a place, and anew when the place is taken
     /// away.
     pub(crate) async fn run(self) -> Result<Arc<LayerHold>, PullError> {
-        let mut lane = Lane::Quick;
+        let mut tries = 0;
         loop {
             let registry = self.session.reference().registry();
-            let Some(place) = self.work.places.take(registry, lane).await else {
+            let Some(place) = self.work.places.take(registry, tries).await else {
                 return Err(PullError::Cancelled);
             };
             let place = Arc::new(place);
             tokio::select! {
                 fetched = self.fetch(&place) => return fetched,
-                () = place.told_to_leave() => lane = Lane::Slow,
+                () = place.told_to_leave() => tries += 1,
             }
             tracing::debug!(layer = %self.layer.blob, "a slow layer leaves its place to others and begins anew");
         }

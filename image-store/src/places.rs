@@ -10,16 +10,20 @@
 //! While nobody waits, nobody is judged. Whoever waits looks at the holders once
 //! a second. A layer that brought too little twice in a row goes on in a slow
 //! place, and loses nothing. When those are all taken, the slowest of them (or
-//! else one that waits for memory, see `windows`) is told to leave: it begins
-//! anew when a slow place is free, and never takes a quick one again. What is
-//! too little doubles each second that somebody waits, three times at most.
+//! else one that waits for memory, see `windows`) is told to leave, if it drips
+//! or its registry holds more places than that of one that waits: a line that is
+//! slow for all layers is no reason to throw away what it brought. Who was told to
+//! leave begins anew in a slow place, or in a quick one that nobody else waits
+//! for; has a turn there, which is twice as long with each try, so that each
+//! ends at last. What is too little doubles each second that somebody waits,
+//! three times at most.
 //!
 //! The bound: a layer of a registry that holds no place waits for three seconds
 //! at most while all others drip, and for three more with each full set of
 //! quick places for which layers of other registries without a place have
-//! waited before it. A layer of a registry that drips itself waits so behind
-//! half a set at a time. Whoever wants to keep all places needs two registries
-//! and [`LEAST`] times eight bytes a second for each place.
+//! waited before it. A layer of a registry that drips itself waits behind its
+//! own. Whoever wants to keep all places needs a registry for each, or two and
+//! [`LEAST`] times eight bytes a second for each place.
 //!
 //! Places are in memory alone: a crash leaves nothing.
 
@@ -36,11 +40,16 @@ const LOOK: Duration = Duration::from_secs(1);
 const SLOW_LOOKS: u32 = 2;
 /// Bytes a second that are too little as soon as somebody waits.
 const LEAST: u64 = 32 << 10;
+/// Bytes a second that are a drip: no line is so slow that its layers would not
+/// rather come one after the other.
+const DRIP: u64 = 8 << 10;
 /// How often the bound doubles: once a second.
 const DOUBLINGS: u32 = 3;
 /// How long a layer that was told to leave waits until another slow one, which
-/// has had its place for as long, is told to leave for it.
+/// has had its turn, is told to leave for it; and the first turn.
 const TURN: Duration = Duration::from_secs(30);
+/// How often a turn doubles.
+const LONGEST_TURN: u32 = 10;
 
 /// Which kind of place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +103,8 @@ struct Held {
     transfer: Arc<Transfer>,
     lane: Lane,
     since: Instant,
+    /// For so long it need not leave for others that were told to.
+    turn: Duration,
     /// Bytes that had arrived at the last look.
     marked: u64,
     /// Bytes a second between the last two looks.
@@ -108,7 +119,8 @@ struct Held {
 struct Waiter {
     number: u64,
     registry: Arc<str>,
-    lane: Lane,
+    /// How often it was told to leave.
+    tries: u32,
     since: Instant,
     grant: oneshot::Sender<Place>,
 }
@@ -203,11 +215,11 @@ impl Places {
         }
     }
 
-    /// Waits for a place for a layer of this registry. `None`: there is nobody
-    /// left who could give it.
-    pub(crate) async fn take(self: &Arc<Self>, registry: &str, lane: Lane) -> Option<Place> {
+    /// Waits for a place for a layer of this registry, which was told to leave
+    /// so often. `None`: there is nobody left who could give it.
+    pub(crate) async fn take(self: &Arc<Self>, registry: &str, tries: u32) -> Option<Place> {
         let (grant, mut granted) = oneshot::channel();
-        let _waiting = self.enter(registry, lane, grant);
+        let _waiting = self.enter(registry, tries, grant);
         loop {
             match tokio::time::timeout(LOOK, &mut granted).await {
                 Ok(place) => return place.ok(),
@@ -219,7 +231,7 @@ impl Places {
     fn enter(
         self: &Arc<Self>,
         registry: &str,
-        lane: Lane,
+        tries: u32,
         grant: oneshot::Sender<Place>,
     ) -> Waiting<'_> {
         let now = Instant::now();
@@ -229,7 +241,7 @@ impl Places {
         table.waiting.push(Waiter {
             number,
             registry: registry.into(),
-            lane,
+            tries,
             since: now,
             grant,
         });
@@ -304,13 +316,14 @@ impl Table {
     /// Gives all places that can be given.
     fn grant(&mut self, now: Instant) -> Vec<Grant> {
         let mut granted = Vec::new();
-        while let Some(at) = self.next_waiter() {
+        while let Some((at, lane)) = self.next_waiter() {
             let waiter = self.waiting.remove(at);
             let transfer = Arc::new(Transfer::new(waiter.registry));
             self.held.push(Held {
                 transfer: Arc::clone(&transfer),
-                lane: waiter.lane,
+                lane,
                 since: now,
+                turn: TURN * (1 << waiter.tries.min(LONGEST_TURN)),
                 marked: 0,
                 speed: 0,
                 slow_looks: 0,
@@ -322,21 +335,36 @@ impl Table {
         granted
     }
 
-    fn next_waiter(&self) -> Option<usize> {
-        (0..self.waiting.len())
-            .filter(|&at| self.has_room_for(&self.waiting[at]))
-            .min_by_key(|&at| self.held_by(&self.waiting[at].registry).count())
+    /// Who is next, and where.
+    fn next_waiter(&self) -> Option<(usize, Lane)> {
+        self.poorest(|waiter| {
+            (waiter.is_new() && self.has_quick_place(waiter)).then_some(Lane::Quick)
+        })
+        .or_else(|| {
+            self.poorest(|waiter| match waiter.is_new() {
+                true => None,
+                false if self.has_slow_place() => Some(Lane::Slow),
+                false => self.has_quick_place(waiter).then_some(Lane::Quick),
+            })
+        })
     }
 
-    fn has_room_for(&self, waiter: &Waiter) -> bool {
-        let own = |held: &&Held| held.lane == Lane::Quick;
-        match waiter.lane {
-            Lane::Quick => {
-                self.in_lane(Lane::Quick).count() < self.sizes.quick
-                    && self.held_by(&waiter.registry).filter(own).count() < self.sizes.share
-            }
-            Lane::Slow => self.has_slow_place(),
-        }
+    /// Of those that find room, the one whose registry holds the fewest places.
+    fn poorest(&self, room: impl Fn(&Waiter) -> Option<Lane>) -> Option<(usize, Lane)> {
+        let waiting = self.waiting.iter().enumerate();
+        let with_room = waiting.filter_map(|(at, waiter)| Some((at, room(waiter)?)));
+        with_room.min_by_key(|(at, _)| self.count_of(&self.waiting[*at].registry))
+    }
+
+    fn has_quick_place(&self, waiter: &Waiter) -> bool {
+        let own = self.held_by(&waiter.registry);
+        self.in_lane(Lane::Quick).count() < self.sizes.quick
+            && own.filter(|held| held.lane == Lane::Quick).count() < self.sizes.share
+    }
+
+    /// The places of a registry.
+    fn count_of(&self, registry: &str) -> usize {
+        self.held_by(registry).count()
     }
 
     fn has_slow_place(&self) -> bool {
@@ -384,7 +412,7 @@ impl Table {
 
     /// The bytes a second that are too little now.
     fn least(&self, now: Instant) -> u64 {
-        let quick = self.waiting.iter().filter(|w| w.lane == Lane::Quick);
+        let quick = self.waiting.iter().filter(|w| w.is_new());
         let longest = quick.map(|w| now.saturating_duration_since(w.since)).max();
         let seconds = longest.map_or(0, |waited| waited.as_secs());
         LEAST << seconds.min(u64::from(DOUBLINGS))
@@ -392,7 +420,9 @@ impl Table {
 
     /// Empties quick places. What is merely busy loses no work for that.
     fn slow_down(&mut self) {
-        let mut wanted = self.waiting_in(Lane::Quick);
+        let new = self.waiting.iter().filter(|waiter| waiter.is_new());
+        let mut wanted = new.clone().count();
+        let poorest = new.map(|waiter| self.count_of(&waiter.registry)).min();
         let slow = |held: &Held| {
             held.lane == Lane::Quick && held.slow_looks >= SLOW_LOOKS && !held.leaving
         };
@@ -402,7 +432,11 @@ impl Table {
         moving.sort_by_key(|&at| self.held[at].speed);
         for at in moving {
             if !self.has_slow_place() {
-                let of_all = |(n, held): &(usize, &Held)| held.lane == Lane::Slow || *n == at;
+                let of_all = |(n, held): &(usize, &Held)| {
+                    let has_more = Some(self.count_of(&held.transfer.registry)) > poorest;
+                    let may_leave = has_more || held.speed < DRIP;
+                    may_leave && (held.lane == Lane::Slow || *n == at)
+                };
                 let Some(slowest) = self.idle(of_all).min_by_key(|&n| self.worth(n)) else {
                     continue;
                 };
@@ -418,13 +452,19 @@ impl Table {
 
     /// Lets those have a turn who were told to leave long ago.
     fn take_turns(&mut self, now: Instant) {
-        let long = |since: Instant| now.saturating_duration_since(since) >= TURN;
-        let overdue = |w: &&Waiter| w.lane == Lane::Slow && long(w.since);
-        for _ in 0..self.waiting.iter().filter(overdue).count() {
+        let overdue = |w: &&Waiter| !w.is_new() && now.saturating_duration_since(w.since) >= TURN;
+        let overdue = self.waiting.iter().filter(overdue);
+        let overdue: Vec<_> = overdue.map(|w| Arc::clone(&w.registry)).collect();
+        for registry in overdue {
             if self.has_slow_place() {
                 return;
             }
-            let had_it = |(_, held): &(usize, &Held)| held.lane == Lane::Slow && long(held.since);
+            let count = self.count_of(&registry);
+            let had_it = |(_, held): &(usize, &Held)| {
+                let had = now.saturating_duration_since(held.since) >= held.turn;
+                let has_more = self.count_of(&held.transfer.registry) > count;
+                held.lane == Lane::Slow && had && has_more
+            };
             let age = |n: &usize| (self.held[*n].transfer.is_parked(), self.held[*n].since);
             let Some(oldest) = self.idle(had_it).min_by_key(age) else {
                 return;
@@ -452,9 +492,12 @@ impl Table {
         held.filter(move |one| idle(one.1) && which(one))
             .map(|(n, _)| n)
     }
+}
 
-    fn waiting_in(&self, lane: Lane) -> usize {
-        self.waiting.iter().filter(|w| w.lane == lane).count()
+impl Waiter {
+    /// Was never told to leave.
+    fn is_new(&self) -> bool {
+        self.tries == 0
     }
 }
 
@@ -481,8 +524,8 @@ mod tests {
 
     type Taking<'a> = Pin<Box<dyn Future<Output = Option<Place>> + 'a>>;
 
-    fn taking<'a>(places: &'a Arc<Places>, registry: &'a str, lane: Lane) -> Taking<'a> {
-        Box::pin(places.take(registry, lane))
+    fn taking<'a>(places: &'a Arc<Places>, registry: &'a str, tries: u32) -> Taking<'a> {
+        Box::pin(places.take(registry, tries))
     }
 
     async fn ready(taking: &mut Taking<'_>) -> Option<Place> {
@@ -493,9 +536,7 @@ mod tests {
     }
 
     async fn taken(places: &Arc<Places>, registry: &str) -> Place {
-        ready(&mut taking(places, registry, Lane::Quick))
-            .await
-            .unwrap()
+        ready(&mut taking(places, registry, 0)).await.unwrap()
     }
 
     /// Looks at these seconds, long after all that a test does.
@@ -520,11 +561,11 @@ mod tests {
     async fn one_registry_has_half_of_the_quick_places_and_the_poorest_is_next() {
         let places = places();
         let _a = (taken(&places, "a").await, taken(&places, "a").await);
-        let mut third = taking(&places, "a", Lane::Quick);
+        let mut third = taking(&places, "a", 0);
         assert!(ready(&mut third).await.is_none());
         let b = (taken(&places, "b").await, taken(&places, "b").await);
-        let mut more = taking(&places, "b", Lane::Quick);
-        let mut other = taking(&places, "c", Lane::Quick);
+        let mut more = taking(&places, "b", 0);
+        let mut other = taking(&places, "c", 0);
         assert!(ready(&mut more).await.is_none() && ready(&mut other).await.is_none());
         drop(b.0);
         assert!(ready(&mut more).await.is_none() && ready(&mut third).await.is_none());
@@ -538,8 +579,8 @@ mod tests {
         for registry in ["a", "a", "b", "b"] {
             all.push(taken(&places, registry).await);
         }
-        let mut gone = taking(&places, "c", Lane::Quick);
-        let mut late = taking(&places, "d", Lane::Quick);
+        let mut gone = taking(&places, "c", 0);
+        let mut late = taking(&places, "d", 0);
         assert!(ready(&mut gone).await.is_none() && ready(&mut late).await.is_none());
         // Given, and never seen by whoever waited.
         all.pop();
@@ -566,7 +607,7 @@ mod tests {
         for registry in ["a", "a", "b", "b"] {
             all.push(taken(&places, registry).await);
         }
-        let mut waits = taking(&places, "c", Lane::Quick);
+        let mut waits = taking(&places, "c", 0);
         assert!(ready(&mut waits).await.is_none());
         for second in 0..3 {
             for place in &all[1..] {
@@ -591,7 +632,7 @@ mod tests {
             all.push(taken(&places, registry).await);
         }
         let mut waiters: Vec<_> = ["e", "f", "g"]
-            .map(|registry| taking(&places, registry, Lane::Quick))
+            .map(|registry| taking(&places, registry, 0))
             .into();
         for waiter in &mut waiters {
             assert!(ready(waiter).await.is_none());
@@ -613,7 +654,7 @@ mod tests {
         assert_eq!(leaving, [false, true, false, false]);
         assert_eq!(lanes(&places), (4, 2));
         // What has left comes again when there is a slow place.
-        let mut again = taking(&places, "b", Lane::Slow);
+        let mut again = taking(&places, "b", 1);
         assert!(ready(&mut again).await.is_none());
         drop(all.remove(0));
         assert!(ready(&mut again).await.is_some());
@@ -630,7 +671,7 @@ mod tests {
             place.transfer().parked(true);
             place.transfer().busy(true);
         }
-        let mut waits = ["e", "f", "g", "h"].map(|r| taking(&places, r, Lane::Quick));
+        let mut waits = ["e", "f", "g", "h"].map(|r| taking(&places, r, 0));
         for waits in &mut waits {
             assert!(ready(waits).await.is_none());
         }
@@ -646,13 +687,55 @@ mod tests {
     #[tokio::test]
     async fn those_who_left_have_their_turn_in_the_end() {
         let (places, start) = (places(), Instant::now());
-        let slow = |registry| taking(&places, registry, Lane::Slow);
-        let first = ready(&mut slow("a")).await.unwrap();
-        let second = ready(&mut slow("b")).await.unwrap();
-        let mut third = slow("c");
+        let mut others = Vec::new();
+        for registry in ["d", "d", "e", "e"] {
+            others.push(taken(&places, registry).await);
+        }
+        // One has a long turn, after many tries.
+        let first = ready(&mut taking(&places, "a", 10)).await.unwrap();
+        let second = ready(&mut taking(&places, "b", 1)).await.unwrap();
+        let mut third = taking(&places, "c", 1);
         assert!(ready(&mut third).await.is_none());
         look(&places, start, 0..=2);
-        assert!(ready(&mut third).await.is_some());
-        assert!(leaves(&first) != leaves(&second));
+        let third = ready(&mut third).await.unwrap();
+        assert!(!leaves(&first) && leaves(&second) && !leaves(&third));
+    }
+
+    #[tokio::test]
+    async fn those_who_left_have_quick_places_that_nobody_waits_for() {
+        let places = places();
+        let mut slow = Vec::new();
+        for registry in ["a", "a"] {
+            slow.push(ready(&mut taking(&places, registry, 1)).await.unwrap());
+        }
+        let third = ready(&mut taking(&places, "a", 1)).await.unwrap();
+        assert_eq!(lanes(&places), (1, 2));
+        drop(third);
+        assert_eq!(lanes(&places), (0, 2));
+    }
+
+    /// A slow line is slow for all layers: none is begun anew for another of them.
+    #[tokio::test]
+    async fn layers_of_one_registry_never_make_one_another_leave() {
+        let (places, start) = (places(), Instant::now());
+        let mut all = vec![taken(&places, "a").await, taken(&places, "a").await];
+        let mut waiters: Vec<_> = (0..6).map(|_| taking(&places, "a", 0)).collect();
+        for second in 0..60 {
+            for place in &all {
+                place.transfer().arrived(20 << 10);
+            }
+            look(&places, start, second..=second);
+            let mut waiting = Vec::new();
+            for mut waiter in waiters {
+                match ready(&mut waiter).await {
+                    Some(place) => all.push(place),
+                    None => waiting.push(waiter),
+                }
+            }
+            waiters = waiting;
+        }
+        assert!(all.iter().all(|place| !leaves(place)));
+        // Half of the quick places, and all slow ones.
+        assert_eq!((lanes(&places), waiters.len()), ((2, 2), 4));
     }
 }
