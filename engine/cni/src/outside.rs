@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::netlink::Socket;
 use crate::result::Outcome;
 use crate::rtnl::link::{self, Link};
-use crate::{Error, Invocation, guest};
+use crate::{Error, Invocation, guest, veth};
 
 /// Sets the node's ends of a veth down that the call's `prevResult` tells. `false`: it
 /// tells of none that is there.
@@ -42,7 +42,8 @@ pub fn delete_ends(result: &Value) -> Result<Vec<String>, Error> {
     Ok(ends.into_iter().map(|end| end.name).collect())
 }
 
-/// Those that are there: a name alone may be another's by now, its hardware address is not.
+/// Those that are there. Their names are random, so that nobody else has one by now; their
+/// hardware addresses are not theirs for long, where udev gives each link a lasting one.
 fn ends(socket: &mut Socket, result: &Outcome) -> Result<Vec<Link>, Error> {
     let mut ends = Vec::new();
     for told in result
@@ -52,7 +53,7 @@ fn ends(socket: &mut Socket, result: &Outcome) -> Result<Vec<Link>, Error> {
     {
         let failed = |error| Error::because(format!("failed to look for {:?}", told.name), error);
         let found = link::find(socket, &told.name).map_err(failed)?;
-        let is_end = |link: &Link| link.kind == "veth" && link.mac.to_string() == told.mac;
+        let is_end = |link: &Link| link.kind == "veth" && veth::is_random_name(&link.name);
         ends.extend(found.filter(is_end));
     }
     Ok(ends)

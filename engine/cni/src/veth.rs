@@ -129,3 +129,9 @@ fn random_name() -> Result<String, Error> {
         .map_err(|error| Error::because("failed to generate random veth name", error))?;
     Ok(format!("veth{:08x}", u32::from_be_bytes(bytes)))
 }
+
+/// Whether a link may have its name from here.
+pub(crate) fn is_random_name(name: &str) -> bool {
+    name.strip_prefix("veth")
+        .is_some_and(|rest| rest.len() == 8 && rest.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}

@@ -318,6 +318,11 @@ mod tests {
             let added = crate::run("ptp", &call(Command::Add, &pin, &config)).unwrap();
             config["prevResult"] = added.clone();
             let held = Namespace::open(pin.path()).unwrap();
+            // udev gives links lasting addresses, some milliseconds after they were made.
+            let outside = added["interfaces"][0]["name"].as_str().unwrap();
+            let mut ip = std::process::Command::new("ip");
+            ip.args(["link", "set", outside, "address", "02:00:00:00:00:07"]);
+            assert!(ip.status().unwrap().success());
             // Its own end a container may call what it likes.
             let renamed = held.run(|| {
                 let mut ip = std::process::Command::new("ip");
@@ -332,7 +337,6 @@ mod tests {
             };
             crate::run("ptp", &del).unwrap();
             let mut socket = guest::socket().unwrap();
-            let outside = added["interfaces"][0]["name"].as_str().unwrap();
             assert!(!guest::find(&mut socket, outside).unwrap().is_up());
             let routes = route::list(&mut socket, false).unwrap();
             let stale = routes
