@@ -70,6 +70,34 @@ fn a_command_out_of_time_leaves_daemons_of_its_container_alone() {
     });
 }
 
+/// A command that is being born is nobody's sibling: the container has little of a
+/// processor, so that births take long.
+#[test]
+fn a_command_that_is_born_beside_one_out_of_time_ends_by_itself() {
+    with_own_engine(async |rig| {
+        let sandbox = rig.sandbox("births");
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        let linux = config.linux.as_mut().expect("linux");
+        let resources = linux.resources.get_or_insert_default();
+        (resources.cpu_period, resources.cpu_quota) = (100_000, 10_000);
+        let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+        let id = rig.started(&pod, &config, &sandbox).await;
+        for _ in 0..3 {
+            let hang = |_| {
+                let (mut client, id) = (rig.client.clone(), id.clone());
+                tokio::task::spawn_local(async move {
+                    client.exec(&id, &["/bin/sleep", "1000"], 1).await
+                })
+            };
+            let late: Vec<_> = (0..6).map(hang).collect();
+            while !late.iter().all(tokio::task::JoinHandle::is_finished) {
+                let ended = rig.client.exec(&id, &["/bin/true"], 20).await;
+                assert_eq!(ended.expect("ExecSync").code, 0);
+            }
+        }
+    });
+}
+
 #[test]
 fn a_grandchild_that_keeps_the_pipes_open_holds_nobody_up() {
     with_own_engine(async |rig| {

@@ -30,18 +30,19 @@ const TIME: Duration = Duration::from_secs(2);
 /// Kills what descends from a child of this process that is not reaped, but not the
 /// child itself. Children of this process that it does not know were made by one of the
 /// container with `CLONE_PARENT`: those of this container that are no older descend, too.
-/// Not where the container has the node's PID namespace: its orphans come to this process.
-pub(crate) fn kill(ancestor: Pid, known: &[i32], container: &str) {
+/// Not where the container has the node's PID namespace, whose orphans come to this process;
+/// nor without `known`.
+pub(crate) fn kill(ancestor: Pid, known: Option<&[i32]>, container: &str) {
     let until = Instant::now() + TIME;
     let _gone = send_signal(ancestor, STOP);
     let made = Stat::of(raw(ancestor)).map_or(u64::MAX, |stat| stat.made);
-    let strangers = Strangers {
+    let strangers = known.map(|known| Strangers {
         known,
         container,
         made,
-    };
+    });
     let mut family = Family {
-        strangers: (!is_among_the_nodes(ancestor)).then_some(strangers),
+        strangers: strangers.filter(|_| !is_among_the_nodes(ancestor)),
         ..Family::new(ancestor)
     };
     for _ in 0..ROUNDS {
@@ -250,7 +251,7 @@ mod tests {
     impl Drop for Process {
         fn drop(&mut self) {
             if let Ok(None) = self.0.try_wait() {
-                kill(self.pid(), &[], "none");
+                kill(self.pid(), None, "none");
             }
             let _dead_already = self.0.kill();
             let _reaped = self.0.wait();
@@ -282,7 +283,7 @@ mod tests {
     fn children_of_children_are_found_and_killed() {
         let shell = Process::new("setsid sh -c 'sleep 1000 & sleep 1000' & sleep 1000");
         wait_until(|| living(shell.pid()) == 4);
-        kill(shell.pid(), &[], "none");
+        kill(shell.pid(), None, "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 
@@ -296,7 +297,7 @@ mod tests {
         };
         wait_until(|| Family::new(shell.pid()).descendants().iter().any(is_named));
         wait_until(|| living(shell.pid()) == 3);
-        kill(shell.pid(), &[], "none");
+        kill(shell.pid(), None, "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 
@@ -308,7 +309,7 @@ mod tests {
         assert!(family.take(&family.descendants()));
         assert!(family.held.len() <= pidfd::MOST);
         family.kill();
-        kill(shell.pid(), &[], "none");
+        kill(shell.pid(), None, "none");
         wait_until(|| living(shell.pid()) == 0);
     }
 

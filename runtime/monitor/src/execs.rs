@@ -9,6 +9,7 @@
 
 mod handover;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use runtime::exec::{self, Begun, Plan, Problem, Stdio, Step};
@@ -66,6 +67,21 @@ pub(crate) struct Exec {
     tap: Option<Tap>,
 }
 
+/// Children of the monitor.
+struct Children {
+    known: Vec<i32>,
+    /// Containers in which a command is being born: the kernel shows it as a child before
+    /// it says who it is.
+    births: BTreeSet<String>,
+}
+
+impl Children {
+    /// All that are in a container, if all are known.
+    fn all_of(&self, container: &str) -> Option<&[i32]> {
+        (!self.births.contains(container)).then_some(&self.known)
+    }
+}
+
 /// The answer of a process that has ended, while what it wrote is on its way.
 #[derive(Debug)]
 pub(crate) struct Delivery {
@@ -113,11 +129,12 @@ impl Exec {
         self.note.as_ref()?.born()
     }
 
-    /// Ends it with all that descends from it; `known` are the monitor's children. Before its birth there is nothing that
+    /// Ends it with all that descends from it, of the monitor's children too. Before its birth there is nothing that
     /// does: the one that makes it ends, and what it has just made ends with it.
-    fn end(&mut self, known: &[i32]) {
+    fn end(&mut self, children: &Children) {
         self.killed = true;
         if self.is_born() {
+            let known = children.all_of(&self.container);
             descent::kill(self.pid, known, &self.container);
         }
         let _gone = send_signal(self.pid, KILL);
@@ -210,20 +227,24 @@ impl Monitor {
         if !self.execs.values().any(unwanted) {
             return;
         }
-        let known = self.children();
+        let children = self.children();
         for exec in self.execs.values_mut().filter(|exec| unwanted(exec)) {
-            exec.end(&known);
+            exec.end(&children);
         }
     }
 
     /// The children that the monitor knows, in containers or on their way into one.
-    fn children(&self) -> Vec<i32> {
+    fn children(&self) -> Children {
         let execs = self.execs.values();
         let execs = execs.flat_map(|exec| [Some(exec.pid), exec.newborn()]);
         let containers = self.containers.values();
         let containers = containers
             .flat_map(|container| [container.pid(), container.newborn(), container.helper()]);
-        execs.chain(containers).flatten().map(raw).collect()
+        let births = self.execs.values().filter(|exec| !exec.is_born());
+        Children {
+            known: execs.chain(containers).flatten().map(raw).collect(),
+            births: births.map(|exec| exec.container.clone()).collect(),
+        }
     }
 
     fn take_streams(
@@ -437,7 +458,7 @@ impl Monitor {
         if !self.execs.values().any(is_due) {
             return;
         }
-        let known = self.children();
+        let children = self.children();
         let mut late = Vec::new();
         for exec in self.execs.values_mut().filter(|exec| is_due(exec)) {
             if exec.timed_out {
@@ -447,7 +468,7 @@ impl Monitor {
                 }
             } else {
                 exec.timed_out = true;
-                exec.end(&known);
+                exec.end(&children);
             }
         }
         for reply in late {
