@@ -83,6 +83,38 @@ pub(crate) struct PodView {
 }
 
 impl PodView {
+    /// Whether another view says the same. Containers' views are replaced where they say
+    /// something new.
+    pub(crate) fn says_as(&self, other: &Self) -> bool {
+        let Self {
+            id,
+            transition: _,
+            ready,
+            reason,
+            config,
+            handler,
+            created_at,
+            cgroup,
+            netns,
+            ips,
+            monitor,
+            containers,
+        } = self;
+        let mut pairs = containers.iter().zip(&other.containers);
+        *id == other.id
+            && *ready == other.ready
+            && *reason == other.reason
+            && Arc::ptr_eq(config, &other.config)
+            && *handler == other.handler
+            && *created_at == other.created_at
+            && *cgroup == other.cgroup
+            && *netns == other.netns
+            && *ips == other.ips
+            && monitor.is_some() == other.monitor.is_some()
+            && containers.len() == other.containers.len()
+            && pairs.all(|(one, other)| Arc::ptr_eq(one, other))
+    }
+
     /// One of its containers.
     pub(crate) fn container(&self, id: &ContainerId) -> Option<&Arc<ContainerView>> {
         self.containers.iter().find(|container| container.id == *id)

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use super::super::container::{self, Host, NotMade, Target};
 use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
-use super::{Command, Done, Reply, Slot, Task, respond};
+use super::{Command, Done, Reply, Slot, Task};
 use crate::convert::resources;
 use crate::engine::on_disk;
 use crate::ids::{ContainerId, PodId};
@@ -56,7 +56,6 @@ impl Task {
             Command::StopPod(reply) => self.stop_pod(reply),
             Command::RemovePod(reply) => self.remove_pod(reply),
         }
-        self.publish();
     }
 
     fn what(&self) -> String {
@@ -66,7 +65,7 @@ impl Task {
     fn join(&mut self, reply: Reply<PodId>) {
         match &self.record.phase {
             Phase::Starting => self.joining.push(reply),
-            Phase::Ready => respond(reply, Ok(self.record.id.clone())),
+            Phase::Ready => self.answers.one(reply, Ok(self.record.id.clone())),
             phase @ (Phase::Failed { .. } | Phase::Stopping | Phase::Stopped) => {
                 let key = &self.record.config.key;
                 let what = format!(
@@ -74,7 +73,8 @@ impl Task {
                     key.namespace, key.name, key.uid, key.attempt
                 );
                 let (id, state) = (self.record.id.to_string(), phase.word());
-                respond(reply, Err(PodError::Exists { what, id, state }));
+                self.answers
+                    .one(reply, Err(PodError::Exists { what, id, state }));
             }
         }
     }
@@ -85,32 +85,34 @@ impl Task {
         }
         let monitor = match (&self.record.phase, &self.monitor) {
             (Phase::Ready, Some(monitor)) => monitor.clone(),
-            (Phase::Ready, None) => return respond(reply, Err(PodError::MonitorSilent)),
+            (Phase::Ready, None) => return self.answers.one(reply, Err(PodError::MonitorSilent)),
             (phase, _) => {
                 let (what, state) = (self.what(), phase.word().to_owned());
-                return respond(reply, Err(PodError::State { what, state }));
+                return self
+                    .answers
+                    .one(reply, Err(PodError::State { what, state }));
             }
         };
         let target = match &config.security.pid {
             PidMode::Target(id) => match self.target(id) {
                 Ok(target) => Some(target),
-                Err(error) => return respond(reply, Err(error)),
+                Err(error) => return self.answers.one(reply, Err(error)),
             },
             PidMode::Pod | PidMode::Container | PidMode::Node => None,
         };
         let traced =
             container::refuse_traced_birth(&self.engine, &self.record, &config, target.as_ref());
         if let Err(error) = traced {
-            return respond(reply, Err(error));
+            return self.answers.one(reply, Err(error));
         }
         let id = ContainerId::random();
         let intent = self.mark("intent");
         let record = match container::intend(&self.engine, &self.record, id.clone(), config) {
             Ok(record) => record,
-            Err(error) => return respond(reply, Err(error)),
+            Err(error) => return self.answers.one(reply, Err(error)),
         };
         if let Err(error) = on_disk(|| self.dir.write_container(&record)) {
-            return respond(reply, Err(error.into()));
+            return self.answers.one(reply, Err(error.into()));
         }
         drop(intent);
         crate::failpoint::hit("create-intent");
@@ -166,12 +168,12 @@ impl Task {
         };
         match &slot.record.state {
             State::Creating => slot.creating.push(reply),
-            State::Created => respond(reply, Ok(id.clone())),
+            State::Created => self.answers.one(reply, Ok(id.clone())),
             other => {
                 let key = &slot.record.config.key;
                 let what = format!("container {} attempt {}", key.name, key.attempt);
                 let state = other.word();
-                respond(
+                self.answers.one(
                     reply,
                     Err(PodError::Exists {
                         what,
@@ -185,24 +187,30 @@ impl Task {
 
     fn start_container(&mut self, id: &ContainerId, reply: Reply<()>) {
         let Some(slot) = self.slots.get_mut(id) else {
-            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+            return self
+                .answers
+                .one(reply, Err(PodError::NoContainer(id.to_string())));
         };
         match &slot.record.state {
             // A repeated call joins the first or finds its work done.
             State::Starting => return slot.starting.push(reply),
-            State::Running { .. } => return respond(reply, Ok(())),
+            State::Running { .. } => return self.answers.one(reply, Ok(())),
             State::Exited(_) => {
                 let (what, state) = (format!("container {id}"), "exited".to_owned());
-                return respond(reply, Err(PodError::State { what, state }));
+                return self
+                    .answers
+                    .one(reply, Err(PodError::State { what, state }));
             }
             _ => {}
         }
         if !self.record.phase.is_ready() {
             let (what, state) = (self.what(), self.record.phase.word().to_owned());
-            return respond(reply, Err(PodError::State { what, state }));
+            return self
+                .answers
+                .one(reply, Err(PodError::State { what, state }));
         }
         if self.monitor.is_none() {
-            return respond(reply, Err(PodError::MonitorSilent));
+            return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
         match self.step(id, Input::StartAsked) {
             Ok(_) => {
@@ -210,7 +218,7 @@ impl Task {
                     slot.starting.push(reply);
                 }
             }
-            Err(error) => respond(reply, Err(error)),
+            Err(error) => self.answers.one(reply, Err(error)),
         }
     }
 
@@ -317,10 +325,12 @@ impl Task {
 
     fn stop_container(&mut self, id: &ContainerId, grace: Duration, reply: Reply<()>) {
         let Some(slot) = self.slots.get_mut(id) else {
-            return respond(reply, Ok(()));
+            return self.answers.one(reply, Ok(()));
         };
         match slot.record.state {
-            State::Exited(_) | State::Created | State::Creating => return respond(reply, Ok(())),
+            State::Exited(_) | State::Created | State::Creating => {
+                return self.answers.one(reply, Ok(()));
+            }
             _ => slot.stopping.push(reply),
         }
         let has_grace = !grace.is_zero();
@@ -338,7 +348,7 @@ impl Task {
 
     fn remove_container(&mut self, id: &ContainerId, reply: Reply<()>) {
         let Some(slot) = self.slots.get_mut(id) else {
-            return respond(reply, Ok(()));
+            return self.answers.one(reply, Ok(()));
         };
         slot.removing.push(reply);
         match slot.record.state {
@@ -362,7 +372,7 @@ impl Task {
         let new = match self.intend_update(id, &update) {
             Ok(new) => new,
             Err(error) => {
-                respond(reply, Err(error));
+                self.answers.one(reply, Err(error));
                 return self.next_update(id);
             }
         };
@@ -414,28 +424,34 @@ impl Task {
 
     fn reopen_log(&mut self, id: &ContainerId, reply: Reply<()>) {
         let Some(slot) = self.slots.get(id) else {
-            return respond(reply, Err(PodError::NoContainer(id.to_string())));
+            return self
+                .answers
+                .one(reply, Err(PodError::NoContainer(id.to_string())));
         };
         if self.monitor.is_none() && self.reaching.is_some() {
-            return respond(reply, Err(PodError::MonitorSilent));
+            return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
         let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
             let (what, state) = (
                 format!("container {id}"),
                 slot.record.state.word().to_owned(),
             );
-            return respond(reply, Err(PodError::State { what, state }));
+            return self
+                .answers
+                .one(reply, Err(PodError::State { what, state }));
         };
         let id = id.clone();
         let Some(path) = slot.record.log_path.clone() else {
             let what = format!("container {id}");
             let state = "without a log".to_owned();
-            return respond(reply, Err(PodError::State { what, state }));
+            return self
+                .answers
+                .one(reply, Err(PodError::State { what, state }));
         };
         let work = async move {
             let result = monitor.reopen_log(id.as_str(), &path).await;
             let named = |error| PodError::runtime(format!("reopen log of container {id}"), error);
-            respond(reply, result.map_err(named));
+            reply.answer(result.map_err(named));
             Ok(())
         };
         self.job(work, |_: Result<(), PodError>| Done::Quiet);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, State};
 use super::super::teardown;
-use super::{Done, Reply, Task, answer, respond};
+use super::{Done, Reply, Task};
 use crate::engine::now;
 use crate::ids::ContainerId;
 
@@ -35,16 +35,15 @@ impl Task {
             Ok(()) => {
                 if let Some(mut slot) = self.slots.remove(id) {
                     self.keys.remove(&slot.record.config.key);
-                    self.publish();
-                    answer(&mut slot.removing, &Ok(()));
-                    answer(&mut slot.stopping, &Ok(()));
+                    self.answers.all(&mut slot.removing, &Ok(()));
+                    self.answers.all(&mut slot.stopping, &Ok(()));
                 }
                 self.tear_down_when_ended();
             }
             Err(error) => {
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.removal_runs = false;
-                    answer(&mut slot.removing, &Err(Arc::new(error)));
+                    self.answers.all(&mut slot.removing, &Err(Arc::new(error)));
                 }
                 self.retry_removal(id);
             }
@@ -66,7 +65,7 @@ impl Task {
 
     pub(super) fn stop_pod(&mut self, reply: Reply<()>) {
         match self.record.phase {
-            Phase::Stopped => return respond(reply, Ok(())),
+            Phase::Stopped => return self.answers.one(reply, Ok(())),
             Phase::Stopping => self.stopping.push(reply),
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
                 self.stopping.push(reply);
@@ -151,8 +150,7 @@ impl Task {
                 self.keep_pod();
                 crate::failpoint::hit("stop-done");
                 tracing::info!(pod = %self.record.id, "sandbox stopped");
-                self.publish();
-                answer(&mut self.stopping, &Ok(()));
+                self.answers.all(&mut self.stopping, &Ok(()));
                 self.remove_when_stopped();
             }
             Err(error) => {
@@ -160,10 +158,10 @@ impl Task {
                 tracing::warn!(pod = %self.record.id, reason, "sandbox is not stopped yet");
                 self.record.trouble = Some(format!("it is not stopped yet: {reason}"));
                 self.keep_pod();
-                self.publish();
                 let error = Arc::new(error);
-                answer(&mut self.stopping, &Err(Arc::clone(&error)));
-                answer(&mut self.removing, &Err(error));
+                self.answers
+                    .all(&mut self.stopping, &Err(Arc::clone(&error)));
+                self.answers.all(&mut self.removing, &Err(error));
                 self.retry_later();
             }
         }
@@ -179,7 +177,7 @@ impl Task {
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
         if self.finished {
-            return respond(reply, Ok(()));
+            return self.answers.one(reply, Ok(()));
         }
         self.removing.push(reply);
         match self.record.phase {
@@ -224,13 +222,13 @@ impl Task {
                 self.engine.traces.forget(self.record.id.as_str());
                 tracing::info!(pod = %self.record.id, "sandbox removed");
                 for slot in self.slots.values_mut() {
-                    answer(&mut slot.removing, &Ok(()));
+                    self.answers.all(&mut slot.removing, &Ok(()));
                 }
-                answer(&mut self.removing, &Ok(()));
+                self.answers.all(&mut self.removing, &Ok(()));
                 self.finished = true;
                 self.answer_the_late();
             }
-            Err(error) => answer(&mut self.removing, &Err(Arc::new(error))),
+            Err(error) => self.answers.all(&mut self.removing, &Err(Arc::new(error))),
         }
     }
 

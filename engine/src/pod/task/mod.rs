@@ -41,7 +41,7 @@ use super::view::{ContainerView, PodView};
 use crate::engine::{Engine, now, on_disk};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
-use reply::{answer, respond, steps_of};
+use reply::{Answers, steps_of};
 
 /// A task that panics at once whenever it is started must not keep a core busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -186,6 +186,10 @@ pub(crate) struct Task {
     reaching: Option<oneshot::Sender<()>>,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
+    /// What lists say.
+    published: Option<Arc<PodView>>,
+    /// What is to be answered once lists say it.
+    answers: Answers,
     /// Steps of the RPC whose command or job is being handled.
     steps: Option<Steps>,
 }
@@ -244,15 +248,15 @@ fn supervise(task: Box<Task>) {
 /// Answers a command with an error.
 pub(crate) fn refuse(command: Command, error: impl FnOnce() -> PodError) {
     match command {
-        Command::Join(reply) => respond(reply, Err(error())),
-        Command::Create(_, reply) => respond(reply, Err(error())),
+        Command::Join(reply) => reply.answer(Err(error())),
+        Command::Create(_, reply) => reply.answer(Err(error())),
         Command::Start(_, reply)
         | Command::Stop(_, _, reply)
         | Command::RemoveContainer(_, reply)
         | Command::Update(_, _, reply)
         | Command::ReopenLog(_, reply)
         | Command::StopPod(reply)
-        | Command::RemovePod(reply) => respond(reply, Err(error())),
+        | Command::RemovePod(reply) => reply.answer(Err(error())),
     }
 }
 
@@ -282,6 +286,8 @@ impl Task {
             orphans: Backoff::default(),
             reaching: None,
             finished: false,
+            published: None,
+            answers: Answers::default(),
             steps: None,
         }
     }
@@ -302,6 +308,7 @@ impl Task {
                     self.done(done);
                 }
             }
+            self.commit();
             self.steps = None;
         }
     }
@@ -411,18 +418,36 @@ impl Task {
         });
     }
 
-    /// Replaces what lists say of the pod.
-    fn publish(&self) {
-        if self.record.phase == Phase::Starting {
-            return;
+    /// The one place where what has become of the pod is told: lists say it first, if it
+    /// is something new, and then whoever asked is answered.
+    fn commit(&mut self) {
+        if self.record.phase != Phase::Starting && !self.finished {
+            let view = self.view();
+            if !self
+                .published
+                .as_ref()
+                .is_some_and(|old| old.says_as(&view))
+            {
+                let view = Arc::new(PodView {
+                    transition: self.engine.index.next_transition(),
+                    ..view
+                });
+                self.engine.index.publish(&view);
+                self.published = Some(view);
+            }
         }
+        self.answers.send();
+    }
+
+    /// What lists are to say of the pod, without the number of the transition.
+    fn view(&self) -> PodView {
         let reason = match &self.record.phase {
             Phase::Failed { reason } => Some(reason),
             _ => self.record.trouble.as_ref(),
         };
-        self.engine.index.publish(&Arc::new(PodView {
+        PodView {
             id: self.record.id.clone(),
-            transition: self.engine.index.next_transition(),
+            transition: 0,
             ready: self.record.phase.is_ready(),
             reason: reason.cloned().unwrap_or_default(),
             config: Arc::clone(&self.record.config),
@@ -437,7 +462,7 @@ impl Task {
                 .values()
                 .filter_map(|slot| slot.view.clone())
                 .collect(),
-        }));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use runtime::client::steps::Steps;
 use tokio::sync::oneshot;
 
 use super::super::error::{PodError, SharedError};
+use crate::ids::{ContainerId, PodId};
 
 /// Where an answer goes. That nobody listens any more is no error.
 pub(crate) struct Reply<T> {
@@ -41,14 +42,68 @@ pub(super) fn steps_of<T>(waiting: &[Reply<T>]) -> Option<Steps> {
     waiting.iter().find_map(|reply| reply.steps.clone())
 }
 
-/// Answers everyone who waits for the same thing.
-pub(super) fn answer<T: Clone>(waiting: &mut Vec<Reply<T>>, result: &Result<T, SharedError>) {
-    for reply in waiting.drain(..) {
-        reply.send(result.clone());
+/// Answers of a pod's task, which are sent once lists say what they tell: who asks next
+/// must see what he was told.
+#[derive(Default)]
+pub(super) struct Answers(Vec<Pending>);
+
+/// An answer and its way.
+pub(super) enum Pending {
+    Unit(Reply<()>, Result<(), SharedError>),
+    Pod(Reply<PodId>, Result<PodId, SharedError>),
+    Container(Reply<ContainerId>, Result<ContainerId, SharedError>),
+}
+
+/// What an answer may tell.
+pub(super) trait AnswerValue: Sized {
+    /// Puts an answer with its way.
+    fn pending(reply: Reply<Self>, result: Result<Self, SharedError>) -> Pending;
+}
+
+impl AnswerValue for () {
+    fn pending(reply: Reply<Self>, result: Result<Self, SharedError>) -> Pending {
+        Pending::Unit(reply, result)
     }
 }
 
-/// Answers one.
-pub(super) fn respond<T>(reply: Reply<T>, result: Result<T, PodError>) {
-    reply.answer(result);
+impl AnswerValue for PodId {
+    fn pending(reply: Reply<Self>, result: Result<Self, SharedError>) -> Pending {
+        Pending::Pod(reply, result)
+    }
+}
+
+impl AnswerValue for ContainerId {
+    fn pending(reply: Reply<Self>, result: Result<Self, SharedError>) -> Pending {
+        Pending::Container(reply, result)
+    }
+}
+
+impl Answers {
+    /// For one.
+    pub(super) fn one<T: AnswerValue>(&mut self, reply: Reply<T>, result: Result<T, PodError>) {
+        self.0.push(T::pending(reply, result.map_err(Arc::new)));
+    }
+
+    /// For everyone who waits for the same thing.
+    pub(super) fn all<T: AnswerValue + Clone>(
+        &mut self,
+        waiting: &mut Vec<Reply<T>>,
+        result: &Result<T, SharedError>,
+    ) {
+        let pending = waiting
+            .drain(..)
+            .map(|reply| T::pending(reply, result.clone()));
+        self.0.extend(pending);
+    }
+
+    /// Sends all of them.
+    pub(super) fn send(&mut self) {
+        for pending in self.0.drain(..) {
+            match pending {
+                Pending::Unit(reply, result) => reply.send(result),
+                Pending::Pod(reply, result) => reply.send(result),
+                Pending::Container(reply, result) => reply.send(result),
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use runtime::client::{Event, ExitRecord};
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, State};
 use super::super::teardown;
-use super::{Done, Task, answer, respond};
+use super::{Done, Task};
 use crate::engine::now;
 use crate::ids::ContainerId;
 
@@ -48,7 +48,6 @@ impl Task {
             Event::Log { container, stalled } => self.log_state(&container, stalled),
             Event::Gone => self.monitor_gone(),
         }
-        self.publish();
     }
 
     pub(super) fn done(&mut self, done: Done) {
@@ -66,7 +65,7 @@ impl Task {
             Done::Undone(result) => self.undone(result),
             Done::Reached(reached) => self.reached(reached),
             Done::RetryRemoval(id) => self.remove_when_ended(&id),
-            Done::Quiet => return,
+            Done::Quiet => {}
             Done::Updated(id, result, reply) => self.updated(&id, result, reply),
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
             Done::Orphaned(all) => self.orphaned(all),
@@ -75,7 +74,6 @@ impl Task {
             Done::Retry => self.tear_down_when_ended(),
             Done::RetryOrphans(ids) => self.kill_orphans(ids),
         }
-        self.publish();
     }
 
     fn updated(&mut self, id: &ContainerId, result: Result<(), PodError>, reply: super::Reply<()>) {
@@ -90,8 +88,7 @@ impl Task {
                 self.refresh(id);
             }
         }
-        self.publish();
-        respond(reply, result);
+        self.answers.one(reply, result);
         self.next_update(id);
     }
 
@@ -108,7 +105,7 @@ impl Task {
         if let Err(error) = self.write_pod() {
             // A sandbox that a restart would not know must not be answered.
             tracing::error!(pod = %self.record.id, %error, "sandbox without a record");
-            answer(&mut self.joining, &Err(Arc::new(error)));
+            self.answers.all(&mut self.joining, &Err(Arc::new(error)));
             self.record.phase = Phase::Stopping;
             self.tear_down_when_ended();
             return self.replay();
@@ -116,8 +113,7 @@ impl Task {
         crate::failpoint::hit("run-ready");
         let id = self.record.id.clone();
         tracing::info!(pod = %id, "sandbox ready");
-        self.publish();
-        answer(&mut self.joining, &Ok(id));
+        self.answers.all(&mut self.joining, &Ok(id));
         self.replay();
     }
 
@@ -126,7 +122,8 @@ impl Task {
         match failed.undone {
             Ok(()) => self.forget(&error),
             Err(left) => {
-                answer(&mut self.joining, &Err(Arc::clone(&error)));
+                self.answers
+                    .all(&mut self.joining, &Err(Arc::clone(&error)));
                 let trouble = format!(
                     "it could not be started: {}; not given back yet: {}",
                     crate::network::chain(&*error),
@@ -142,7 +139,8 @@ impl Task {
         match undone {
             Ok(()) => self.forget(&Arc::new(PodError::CutOff)),
             Err(left) => {
-                answer(&mut self.joining, &Err(Arc::new(PodError::CutOff)));
+                self.answers
+                    .all(&mut self.joining, &Err(Arc::new(PodError::CutOff)));
                 let left = crate::network::chain(&left);
                 self.stay(format!("its start was cut off; not given back yet: {left}"));
             }
@@ -156,7 +154,6 @@ impl Task {
         self.record.phase = Phase::Stopping;
         self.record.trouble = Some(trouble);
         self.keep_pod();
-        self.publish();
         self.retry_later();
         self.replay();
     }
@@ -164,7 +161,7 @@ impl Task {
     /// Nothing is left to stop, remove or use.
     fn forget(&mut self, error: &Arc<PodError>) {
         self.engine.index.forget(&self.record.id);
-        answer(&mut self.joining, &Err(Arc::clone(error)));
+        self.answers.all(&mut self.joining, &Err(Arc::clone(error)));
         self.finished = true;
         self.record.phase = Phase::Stopped;
         self.replay();
@@ -201,10 +198,9 @@ impl Task {
             // A container that a restart would undo must not be answered.
             return self.undo_creation(id, error);
         }
-        self.publish();
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
-            answer(&mut slot.creating, &Ok(id.clone()));
+            self.answers.all(&mut slot.creating, &Ok(id.clone()));
             if !slot.removing.is_empty() {
                 self.remove_when_ended(id);
             }
@@ -219,8 +215,8 @@ impl Task {
         let Err(left) = failed.undone else {
             if let Some(mut slot) = self.slots.remove(id) {
                 self.keys.remove(&slot.record.config.key);
-                answer(&mut slot.creating, &Err(error));
-                answer(&mut slot.removing, &Ok(()));
+                self.answers.all(&mut slot.creating, &Err(error));
+                self.answers.all(&mut slot.removing, &Ok(()));
             }
             self.fail_without_init();
             return self.tear_down_when_ended();
@@ -235,7 +231,7 @@ impl Task {
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
             slot.unmade = Some(super::Retry::default());
-            answer(&mut slot.creating, &Err(error));
+            self.answers.all(&mut slot.creating, &Err(error));
         }
         let at = now();
         if let Err(error) = self.step(id, Input::CreateFailed { at, message }) {
@@ -260,9 +256,8 @@ impl Task {
             tracing::debug!(container = %id, %error, "start of a removed container");
         }
         crate::failpoint::hit("start-done");
-        self.publish();
         if let Some(slot) = self.slots.get_mut(id) {
-            answer(&mut slot.starting, &reply);
+            self.answers.all(&mut slot.starting, &reply);
         }
     }
 
@@ -287,9 +282,8 @@ impl Task {
         self.job(work, |_: Result<(), PodError>| Done::Quiet);
         self.fail_without_init();
         // Whoever asks next must see what they are told now.
-        self.publish();
         if let Some(slot) = self.slots.get_mut(id) {
-            answer(&mut slot.stopping, &Ok(()));
+            self.answers.all(&mut slot.stopping, &Ok(()));
             if !slot.removing.is_empty() {
                 self.remove_when_ended(id);
             }

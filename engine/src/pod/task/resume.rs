@@ -52,7 +52,7 @@ pub(crate) fn resume(
         for id in task.ids() {
             task.refresh(&id);
         }
-        task.publish();
+        task.commit();
         if monitored {
             task.reaching = Some(reaching);
             task.reach();
@@ -122,7 +122,6 @@ impl Task {
                 self.carry_on();
             }
         }
-        self.publish();
         self.reaching = None;
     }
 
