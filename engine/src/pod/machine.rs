@@ -16,6 +16,8 @@
 //!
 //! A container never leaves Exited, whatever is asked or reported later.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// How a container ended. Times are nanoseconds since the epoch, 0 = never.
@@ -70,7 +72,7 @@ pub(crate) enum Input {
     },
     /// A grace of zero kills at once.
     StopAsked {
-        grace: bool,
+        grace: Duration,
     },
     GraceOver,
     Exited(Exit),
@@ -84,8 +86,8 @@ pub(crate) enum Work {
     Signal,
     /// Send SIGKILL to everything in the container.
     Kill,
-    /// Wake the grace timer later.
-    Grace,
+    /// Say so when this time is over.
+    Grace(Duration),
     /// The container has ended: answer those who wait, give its cgroup back.
     Ended,
 }
@@ -155,13 +157,15 @@ impl State {
             (state @ (Self::Starting | Self::Running { .. }), Input::StopAsked { grace }) => {
                 Ok(state.stop(grace))
             }
-            (
-                Self::Stopping { started_at },
-                Input::GraceOver | Input::StopAsked { grace: false },
-            ) => Ok((Self::Killing { started_at }, vec![Work::Kill])),
+            (Self::Stopping { started_at }, Input::GraceOver) => {
+                Ok((Self::Killing { started_at }, vec![Work::Kill]))
+            }
+            (Self::Stopping { started_at }, Input::StopAsked { grace }) if grace.is_zero() => {
+                Ok((Self::Killing { started_at }, vec![Work::Kill]))
+            }
             // A second stop may bring a shorter grace: its own timer runs beside the first.
-            (state @ Self::Stopping { .. }, Input::StopAsked { grace: true }) => {
-                Ok((state, vec![Work::Grace]))
+            (state @ Self::Stopping { .. }, Input::StopAsked { grace }) => {
+                Ok((state, vec![Work::Grace(grace)]))
             }
             // Someone asks again: the kill may have met a process that was just born.
             (state @ Self::Killing { .. }, Input::StopAsked { .. }) => {
@@ -191,16 +195,13 @@ impl State {
         }
     }
 
-    fn stop(self, grace: bool) -> (Self, Vec<Work>) {
+    fn stop(self, grace: Duration) -> (Self, Vec<Work>) {
         let started_at = self.started_at();
-        if grace {
-            (
-                Self::Stopping { started_at },
-                vec![Work::Signal, Work::Grace],
-            )
-        } else {
-            (Self::Killing { started_at }, vec![Work::Kill])
+        if grace.is_zero() {
+            return (Self::Killing { started_at }, vec![Work::Kill]);
         }
+        let work = vec![Work::Signal, Work::Grace(grace)];
+        (Self::Stopping { started_at }, work)
     }
 }
 
@@ -270,14 +271,15 @@ mod tests {
 
     #[test]
     fn stop_twice_is_quiet_and_a_shorter_grace_gets_its_timer() {
-        let (state, work) = step(
-            State::Running { started_at: 1 },
-            Input::StopAsked { grace: true },
-        );
-        assert_eq!(work, [Work::Signal, Work::Grace]);
-        let (state, work) = step(state, Input::StopAsked { grace: true });
-        assert_eq!(work, [Work::Grace]);
-        let (state, work) = step(state, Input::StopAsked { grace: false });
+        let stop = |seconds| Input::StopAsked {
+            grace: Duration::from_secs(seconds),
+        };
+        let (state, work) = step(State::Running { started_at: 1 }, stop(30));
+        let grace = Work::Grace(Duration::from_secs(30));
+        assert_eq!(work, [Work::Signal, grace]);
+        let (state, work) = step(state, stop(5));
+        assert_eq!(work, [Work::Grace(Duration::from_secs(5))]);
+        let (state, work) = step(state, stop(0));
         assert_eq!(
             (state, work),
             (State::Killing { started_at: 1 }, vec![Work::Kill])
@@ -341,7 +343,9 @@ mod tests {
                 at,
                 message: "m".into()
             }),
-            any::<bool>().prop_map(|grace| Input::StopAsked { grace }),
+            (0..2_u64).prop_map(|seconds| Input::StopAsked {
+                grace: Duration::from_secs(seconds),
+            }),
             Just(Input::GraceOver),
             Just(Input::Exited(exit())),
         ]

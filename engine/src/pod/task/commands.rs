@@ -275,8 +275,7 @@ impl Task {
             Work::Start => self.order_start(id),
             Work::Signal => self.order_signal(id),
             Work::Kill => self.order_kill(id),
-            // The timer is armed by who knows the grace period.
-            Work::Grace => {}
+            Work::Grace(grace) => self.order_grace(id, grace),
             Work::Ended => self.ended(id),
         }
     }
@@ -295,6 +294,14 @@ impl Task {
         let id = id.clone();
         self.job(work, move |started| Done::Started(id, started));
         crate::failpoint::hit("start-ordered");
+    }
+
+    fn order_grace(&mut self, id: &ContainerId, grace: Duration) {
+        let timer = self.timer(grace, Done::GraceOver(id.clone()));
+        match self.slots.get_mut(id) {
+            Some(slot) => slot.graces.push(timer),
+            None => timer.abort(),
+        }
     }
 
     fn order_signal(&mut self, id: &ContainerId) {
@@ -333,16 +340,8 @@ impl Task {
             }
             _ => slot.stopping.push(reply),
         }
-        let has_grace = !grace.is_zero();
-        if let Err(error) = self.step(id, Input::StopAsked { grace: has_grace }) {
+        if let Err(error) = self.step(id, Input::StopAsked { grace }) {
             tracing::debug!(container = %id, %error, "stop");
-        }
-        if has_grace {
-            let timer = self.timer(grace, Done::GraceOver(id.clone()));
-            match self.slots.get_mut(id) {
-                Some(slot) if !slot.has_ended() => slot.graces.push(timer),
-                _ => timer.abort(),
-            }
         }
     }
 
@@ -356,7 +355,12 @@ impl Task {
             State::Creating => {}
             State::Created | State::Exited(_) => self.remove_when_ended(id),
             _ => {
-                if let Err(error) = self.step(id, Input::StopAsked { grace: false }) {
+                if let Err(error) = self.step(
+                    id,
+                    Input::StopAsked {
+                        grace: Duration::ZERO,
+                    },
+                ) {
                     tracing::debug!(container = %id, %error, "kill before removal");
                 }
             }

@@ -1,6 +1,7 @@
 //! How containers are removed and how a sandbox is stopped and removed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, State};
@@ -109,7 +110,9 @@ impl Task {
             let input = if created {
                 Input::Exited(never_started())
             } else {
-                Input::StopAsked { grace: false }
+                Input::StopAsked {
+                    grace: Duration::ZERO,
+                }
             };
             if let Err(error) = self.step(&id, input) {
                 tracing::debug!(container = %id, %error, "end with the sandbox");
