@@ -9,7 +9,7 @@
 //!    ▼                 ▼                ▼             Stopping ── GraceOver ─▶ Killing
 //!  Exited            Exited ◀───────── Exited ◀──────────┴──── Exited ───────────┘
 //!
-//! Starting ──▶ Ready ──▶ Failed        (sandbox; the monitor died)
+//! Starting ──▶ Ready ──▶ Failed        (sandbox; its monitor or PID 1 died)
 //!     │          └──────────┴──▶ Stopping ──▶ Stopped
 //!     └─ failed: the sandbox is undone and forgotten
 //! ```
@@ -231,7 +231,48 @@ pub(crate) enum Phase {
     Stopped,
 }
 
+/// What happens to a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PhaseInput {
+    Launched,
+    /// It could not be launched, nor could all that was made of it be given back.
+    NotLaunched,
+    /// What it cannot be without has ended.
+    Lost {
+        reason: String,
+    },
+    StopAsked,
+    /// All of it was given back but its records.
+    GivenBack,
+}
+
 impl Phase {
+    /// One step; it never goes back.
+    #[must_use]
+    pub(crate) fn step(self, input: PhaseInput) -> Self {
+        match (self, input) {
+            (Self::Starting, PhaseInput::Launched) => Self::Ready,
+            (Self::Stopping | Self::Stopped, PhaseInput::GivenBack) => Self::Stopped,
+            // A start that failed, or was cut off, is undone without a stop.
+            (Self::Starting, PhaseInput::GivenBack) => Self::Stopped,
+            (Self::Starting | Self::Ready | Self::Failed { .. }, PhaseInput::Lost { reason }) => {
+                Self::Failed { reason }
+            }
+            (
+                Self::Starting | Self::Ready | Self::Failed { .. } | Self::Stopping,
+                PhaseInput::StopAsked | PhaseInput::NotLaunched,
+            ) => Self::Stopping,
+            (
+                phase,
+                PhaseInput::Launched
+                | PhaseInput::NotLaunched
+                | PhaseInput::Lost { .. }
+                | PhaseInput::StopAsked
+                | PhaseInput::GivenBack,
+            ) => phase,
+        }
+    }
+
     /// Whether the API says READY.
     pub(crate) const fn is_ready(&self) -> bool {
         matches!(self, Self::Ready)
@@ -351,6 +392,40 @@ mod tests {
         ]
     }
 
+    fn phase_inputs() -> impl Strategy<Value = PhaseInput> {
+        prop_oneof![
+            Just(PhaseInput::Launched),
+            Just(PhaseInput::NotLaunched),
+            Just(PhaseInput::Lost { reason: "r".into() }),
+            Just(PhaseInput::StopAsked),
+            Just(PhaseInput::GivenBack),
+        ]
+    }
+
+    fn rank_of_phase(phase: &Phase) -> u8 {
+        match phase {
+            Phase::Starting => 0,
+            Phase::Ready => 1,
+            Phase::Failed { .. } => 2,
+            Phase::Stopping => 3,
+            Phase::Stopped => 4,
+        }
+    }
+
+    #[test]
+    fn a_sandbox_that_runs_is_stopped_before_it_is_given_back() {
+        for phase in [
+            Phase::Ready,
+            Phase::Failed {
+                reason: String::new(),
+            },
+        ] {
+            assert_eq!(phase.clone().step(PhaseInput::GivenBack), phase);
+            let stopping = phase.step(PhaseInput::StopAsked);
+            assert_eq!(stopping.step(PhaseInput::GivenBack), Phase::Stopped);
+        }
+    }
+
     fn rank(state: &State) -> u8 {
         match state {
             State::Creating => 0,
@@ -364,6 +439,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_sandbox_never_goes_back(inputs in prop::collection::vec(phase_inputs(), 0..20)) {
+            let mut phase = Phase::Starting;
+            for input in inputs {
+                let before = rank_of_phase(&phase);
+                phase = phase.step(input);
+                prop_assert!(rank_of_phase(&phase) >= before);
+            }
+        }
+
         #[test]
         fn a_container_never_goes_back(inputs in prop::collection::vec(inputs(), 0..40)) {
             let mut state = State::Creating;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::error::PodError;
-use super::super::machine::{Exit, Input, Phase, State};
+use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Reply, Task};
 use crate::engine::now;
@@ -70,7 +70,7 @@ impl Task {
             Phase::Stopping => self.stopping.push(reply),
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
                 self.stopping.push(reply);
-                self.record.phase = Phase::Stopping;
+                self.step_phase(PhaseInput::StopAsked);
                 self.keep_pod();
                 crate::failpoint::hit("stop-intent");
             }
@@ -145,7 +145,7 @@ impl Task {
                 self.monitor = None;
                 self.events = None;
                 self.record.init_pid = None;
-                self.record.phase = Phase::Stopped;
+                self.step_phase(PhaseInput::GivenBack);
                 self.record.attachment = None;
                 self.record.ips.clear();
                 self.record.trouble = None;
@@ -187,7 +187,7 @@ impl Task {
             Phase::Stopped => self.remove_when_stopped(),
             Phase::Stopping => self.end_all(),
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
-                self.record.phase = Phase::Stopping;
+                self.step_phase(PhaseInput::StopAsked);
                 self.keep_pod();
                 self.end_all();
             }

@@ -34,7 +34,7 @@ use super::container::{Made, NotMade};
 use super::error::PodError;
 use super::index::Inbox;
 use super::launch::{Launched, NotLaunched};
-use super::machine::{Phase, State};
+use super::machine::{Phase, PhaseInput, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
 use super::restore;
 use super::view::{ContainerView, PodView};
@@ -338,6 +338,17 @@ impl Task {
     /// Begins a step of the RPC whose command or job is being handled.
     fn mark(&self, name: &'static str) -> Option<Mark> {
         self.steps.as_ref().map(|steps| steps.mark(name))
+    }
+
+    /// Steps the sandbox's phase; writing it down is the caller's.
+    fn step_phase(&mut self, input: PhaseInput) {
+        let before = std::mem::replace(&mut self.record.phase, Phase::Stopped);
+        let from = before.word();
+        self.record.phase = before.step(input);
+        let to = self.record.phase.word();
+        if from != to {
+            tracing::debug!(pod = %self.record.id, from, to, "transition");
+        }
     }
 
     /// Writes the sandbox's record with the number of this transition.

@@ -10,7 +10,7 @@ use runtime::procfs::{Stat, is_gone};
 
 use super::super::container::is_in_cgroup;
 use super::super::error::PodError;
-use super::super::machine::{Exit, Input, Phase, State};
+use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Task, exit_of};
 use crate::engine::{now, on_disk};
@@ -42,7 +42,7 @@ impl Task {
             Phase::Stopping => {}
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
                 let reason = "the monitor of the pod died".to_owned();
-                self.record.phase = Phase::Failed { reason };
+                self.step_phase(PhaseInput::Lost { reason });
                 self.keep_pod();
             }
         }
@@ -155,7 +155,7 @@ impl Task {
         }
         tracing::error!(pod = %self.record.id, "PID 1 of the pod's PID namespace has ended");
         let reason = "PID 1 of the pod's shared PID namespace has ended".to_owned();
-        self.record.phase = Phase::Failed { reason };
+        self.step_phase(PhaseInput::Lost { reason });
         self.keep_pod();
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use runtime::client::{Event, ExitRecord};
 
 use super::super::error::PodError;
-use super::super::machine::{Exit, Input, Phase, State};
+use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Task};
 use crate::engine::now;
@@ -101,12 +101,12 @@ impl Task {
         self.events = Some(launched.events);
         self.record.init_pid = launched.init_pid;
         self.record.ips = launched.ips;
-        self.record.phase = Phase::Ready;
+        self.step_phase(PhaseInput::Launched);
         if let Err(error) = self.write_pod() {
             // A sandbox that a restart would not know must not be answered.
             tracing::error!(pod = %self.record.id, %error, "sandbox without a record");
             self.answers.all(&mut self.joining, &Err(Arc::new(error)));
-            self.record.phase = Phase::Stopping;
+            self.step_phase(PhaseInput::StopAsked);
             self.tear_down_when_ended();
             return self.replay();
         }
@@ -151,7 +151,7 @@ impl Task {
     /// so it can be asked for, stopped and removed like any other.
     fn stay(&mut self, trouble: String) {
         tracing::warn!(pod = %self.record.id, trouble, "the sandbox stays until it is given back");
-        self.record.phase = Phase::Stopping;
+        self.step_phase(PhaseInput::NotLaunched);
         self.record.trouble = Some(trouble);
         self.keep_pod();
         self.retry_later();
@@ -163,7 +163,7 @@ impl Task {
         self.engine.index.forget(&self.record.id);
         self.answers.all(&mut self.joining, &Err(Arc::clone(error)));
         self.finished = true;
-        self.record.phase = Phase::Stopped;
+        self.step_phase(PhaseInput::GivenBack);
         self.replay();
         while let Ok(command) = self.inbox.try_recv() {
             match command {
