@@ -193,6 +193,29 @@ pub(crate) struct Security {
     pub(crate) apparmor: AppArmor,
 }
 
+impl Security {
+    /// Where nothing was asked for.
+    pub(crate) fn of_nothing() -> Self {
+        Self {
+            add_capabilities: Vec::new(),
+            drop_capabilities: Vec::new(),
+            ambient_capabilities: Vec::new(),
+            privileged: false,
+            pid: PidMode::Container,
+            run_as: RunAs::Image,
+            run_as_group: None,
+            read_only_rootfs: false,
+            supplemental_groups: Vec::new(),
+            strict_groups: false,
+            no_new_privs: false,
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            seccomp: Seccomp::Unconfined,
+            apparmor: AppArmor::Unset,
+        }
+    }
+}
+
 /// The image as the caller named it; answered as it came.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageName {

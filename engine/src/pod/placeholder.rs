@@ -7,8 +7,8 @@ use super::machine::State;
 use super::record::{self, ContainerRecord, User};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{
-    AppArmor, ContainerConfig, ContainerKey, ImageName, IpcMode, NetworkMode, Pairs, PidMode,
-    Resources, RunAs, SandboxConfig, SandboxKey, Seccomp, Security,
+    ContainerConfig, ContainerKey, ImageName, IpcMode, NetworkMode, Pairs, PidMode, Resources,
+    SandboxConfig, SandboxKey, Security,
 };
 
 /// A sandbox of which only the id is known.
@@ -91,23 +91,7 @@ fn nothing() -> ContainerConfig {
         stdin_once: false,
         tty: false,
         resources: Resources::default(),
-        security: Security {
-            add_capabilities: Vec::new(),
-            drop_capabilities: Vec::new(),
-            ambient_capabilities: Vec::new(),
-            privileged: false,
-            pid: PidMode::Container,
-            run_as: RunAs::Image,
-            run_as_group: None,
-            read_only_rootfs: false,
-            supplemental_groups: Vec::new(),
-            strict_groups: false,
-            no_new_privs: false,
-            masked_paths: Vec::new(),
-            readonly_paths: Vec::new(),
-            seccomp: Seccomp::RuntimeDefault,
-            apparmor: AppArmor::Unset,
-        },
+        security: Security::of_nothing(),
         stop_signal: None,
     }
 }

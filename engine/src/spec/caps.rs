@@ -187,26 +187,13 @@ pub(super) fn sets(security: &Security) -> Result<LinuxCapabilities, SpecError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{AppArmor, PidMode, RunAs, Seccomp};
 
     fn security(add: &[&str], drop: &[&str]) -> Security {
         let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         Security {
             add_capabilities: owned(add),
             drop_capabilities: owned(drop),
-            ambient_capabilities: Vec::new(),
-            privileged: false,
-            pid: PidMode::Container,
-            run_as: RunAs::Image,
-            run_as_group: None,
-            read_only_rootfs: false,
-            supplemental_groups: Vec::new(),
-            strict_groups: false,
-            no_new_privs: false,
-            masked_paths: Vec::new(),
-            readonly_paths: Vec::new(),
-            seccomp: Seccomp::Unconfined,
-            apparmor: AppArmor::Unset,
+            ..Security::of_nothing()
         }
     }
 

@@ -1,12 +1,12 @@
 //! What containers read and write.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use runtime::client::MonitorError;
 use runtime::mount::{TmpfsFlags, tmpfs};
 
-use crate::support::{Kind, Pod, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestContainer, TestSpec, wait_until};
 
 /// Long lines are split, order is kept, nothing is lost.
 pub(crate) async fn long_output_is_complete(launcher: Kind) {
@@ -220,13 +220,12 @@ fn cpu_ticks(pid: i32) -> u64 {
     ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
-/// What a process of the container holds open keeps no exit waiting, and what
-/// it writes later is logged.
-pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
+/// A container that was killed while another process holds its stdout.
+async fn killed_while_held(launcher: Kind) -> (Pod, TestContainer, OwnedFd) {
     let mut pod = Pod::new(launcher).await;
-    // In the pod's pid namespace the grandchild would be killed with the first
-    // process; one that was run from outside is not in that tree. A pipe that
-    // leaves the container does the same.
+    // In the pod's pid namespace a grandchild would be killed with the first process;
+    // one that was run from outside is not in that tree. A pipe that leaves the
+    // container does the same.
     let container = pod
         .run(&TestSpec::shell("echo first; read wait <&0; sleep 1000"))
         .await;
@@ -237,6 +236,13 @@ pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
         rustix::process::pidfd_getfd(&pidfd, 1, rustix::process::PidfdGetfdFlags::empty()).unwrap();
     pod.monitor.signal(&container.id, 9).await.unwrap();
     assert_eq!(pod.exit(&container).await.exit_code, 137);
+    (pod, container, held)
+}
+
+/// What a process of the container holds open keeps no exit waiting, and what
+/// it writes later is logged.
+pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
+    let (pod, container, held) = killed_while_held(launcher).await;
     rustix::io::write(&held, b"late\n").unwrap();
     container.logged("stdout F late");
     rustix::io::write(&held, b"rest").unwrap();
@@ -248,17 +254,7 @@ pub(crate) async fn grandchild_keeps_no_exit_waiting(launcher: Kind) {
 /// Nobody rotates the log of a container that has ended: who holds its stream cannot let
 /// it grow without end.
 pub(crate) async fn what_comes_after_an_exit_is_bounded(launcher: Kind) {
-    let mut pod = Pod::new(launcher).await;
-    let container = pod
-        .run(&TestSpec::shell("echo first; read wait <&0; sleep 1000"))
-        .await;
-    container.logged("first");
-    let pid = rustix::process::Pid::from_raw(container.created.pid).unwrap();
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    let held =
-        rustix::process::pidfd_getfd(&pidfd, 1, rustix::process::PidfdGetfdFlags::empty()).unwrap();
-    pod.monitor.signal(&container.id, 9).await.unwrap();
-    assert_eq!(pod.exit(&container).await.exit_code, 137);
+    let (pod, _container, held) = killed_while_held(launcher).await;
     let line = [&[b'x'; 8191][..], b"\n"].concat();
     let ended = tokio::task::spawn_blocking(move || {
         let lines = std::iter::repeat_n((), 100_000);
