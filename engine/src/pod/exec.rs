@@ -62,7 +62,11 @@ pub(crate) async fn exec_sync(
     if !container.state.is_running() {
         return Err(state());
     }
-    let (Some(monitor), Some(template)) = (&pod.monitor, &container.process) else {
+    // Its monitor is being looked for, or its sandbox's record cannot be read.
+    let Some(monitor) = &pod.monitor else {
+        return Err(PodError::MonitorSilent);
+    };
+    let Some(template) = &container.process else {
         return Err(state());
     };
     let mut process = (**template).clone();
