@@ -227,11 +227,8 @@ impl Depot {
         let mut layers = Vec::new();
         let mut any = false;
         for id in &stack {
-            let implied = match std::fs::read(self.layout.implied(id)) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                other => other.map_err(|e| PullError::io("read the directories of", &at(id), e))?,
-            };
-            any |= !implied.is_empty();
+            let implied = self.layout.implied(id);
+            any |= std::fs::metadata(&implied).is_ok_and(|found| found.len() > 0);
             let dir = std::fs::File::open(at(id))
                 .map_err(|e| PullError::io("open layer", &at(id), e))?
                 .into();

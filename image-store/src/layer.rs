@@ -178,13 +178,31 @@ fn undecoded(error: io::Error) -> LayerError {
 /// reading it, or nothing when it was not read to its end.
 type Halves = (Result<Unpacked, UnpackError>, Option<io::Result<Digest>>);
 
+/// Bytes that may follow the end of the archive: writers fill a last block. What is more
+/// keeps a processor and a place busy with nothing.
+const AFTER_END: u64 = 16 << 20;
+
+fn too_much_follows() -> io::Error {
+    let text = format!("more than {AFTER_END} bytes follow the end of the archive");
+    io::Error::other(text)
+}
+
+/// The digest of the plain archive, with what follows its end.
+fn drained<R: Read>(mut plain: HashingReader<R>) -> io::Result<Digest> {
+    let mut rest = plain.by_ref().take(AFTER_END + 1);
+    if io::copy(&mut rest, &mut io::sink())? > AFTER_END {
+        return Err(too_much_follows());
+    }
+    plain.drain().map(|(digest, _)| digest)
+}
+
 fn one_after_the_other<R: Read>(
     mut plain: HashingReader<R>,
     dir: OwnedFd,
     limits: &Limits,
 ) -> Halves {
     match unpack(&mut plain, dir, limits) {
-        Ok(unpacked) => (Ok(unpacked), Some(plain.drain().map(|(digest, _)| digest))),
+        Ok(unpacked) => (Ok(unpacked), Some(drained(plain))),
         Err(UnpackError::Tar(TarError::Read(error))) => {
             let ended = TarError::Truncated {
                 name: b"the archive".to_vec(),
@@ -207,12 +225,18 @@ fn side_by_side<R: Read + Send>(plain: HashingReader<R>, dir: OwnedFd, limits: &
             at: 0,
         };
         let unpacked = unpack(&mut pieces, dir, limits);
+        let mut rest = 0;
         if unpacked.is_ok() {
             // What follows the end mark counts for the digest.
-            while pieces.receiver.recv().is_ok() {}
+            while rest <= AFTER_END
+                && let Ok(piece) = pieces.receiver.recv()
+            {
+                rest += piece.len() as u64;
+            }
         }
         drop(pieces);
         match decoding.join() {
+            Ok(_) if rest > AFTER_END => (unpacked, Some(Err(too_much_follows()))),
             Ok(hashed) => (unpacked, hashed),
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -568,6 +592,27 @@ mod tests {
         let cause = std::error::Error::source(cause).unwrap().to_string();
         assert!(error.to_string().contains(&wanted.diff_id.to_string()));
         assert!(cause.contains("67108864"), "{cause}");
+    }
+
+    #[test]
+    fn what_follows_the_end_of_the_archive_is_bounded() {
+        for (rest, fits) in [(1 << 20, true), (AFTER_END as usize + (1 << 20), false)] {
+            let mut plain = archive();
+            plain.resize(plain.len() + rest, 0);
+            for at_once in [false, true] {
+                let dir = tempfile::tempdir().unwrap();
+                let fd = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+                let reader = HashingReader::new(&plain[..]);
+                let (unpacked, hashed) = match at_once {
+                    true => side_by_side(reader, fd, &Limits::default()),
+                    false => one_after_the_other(reader, fd, &Limits::default()),
+                };
+                assert!(unpacked.is_ok());
+                let hashed = hashed.unwrap();
+                assert_eq!(hashed.is_ok(), fits, "{hashed:?}");
+                assert!(hashed.is_err() || hashed.unwrap() == Digest::of(&plain));
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::text::shown;
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
 /// Configurations above this are refused.
 pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// Bytes of the user that a configuration names: all images' are in one list.
+const MAX_USER: usize = 512;
 /// Overlayfs stacks 500 directories: a patch and, for a read-only view, what was
 /// written take two of them.
 pub(crate) const MAX_LAYERS: usize = 498;
@@ -332,7 +334,15 @@ impl Config {
         let form = |e: serde_json::Error| bad("configuration", e);
         let value = lenient(bytes).map_err(fail)?;
         let ConfigProbe { platform, rootfs } = ConfigProbe::deserialize(&value).map_err(form)?;
-        let parsed = serde_json::from_value(value).map_err(form)?;
+        let parsed: ImageConfiguration = serde_json::from_value(value).map_err(form)?;
+        let user = parsed
+            .config()
+            .as_ref()
+            .and_then(|config| config.user().as_ref());
+        if user.is_some_and(|user| user.len() > MAX_USER) {
+            let reason = serde::de::Error::custom(format!("User has more than {MAX_USER} bytes"));
+            return Err(form(reason));
+        }
         let text = std::str::from_utf8(bytes)
             .map_err(|e| bad("configuration", e))?
             .to_owned();

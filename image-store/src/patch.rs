@@ -16,6 +16,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
@@ -51,8 +52,10 @@ fn failed(step: &'static str) -> impl Fn(Errno) -> PatchError {
 pub(crate) struct Layer {
     /// Its directory, open.
     pub(crate) dir: OwnedFd,
-    /// The paths that it may have implied, each with a zero byte at its end.
-    pub(crate) implied: Vec<u8>,
+    /// A file with the paths that it may have implied, each with a zero byte at its end,
+    /// if it has one: read when it is the layer's turn, since all of an image's may be
+    /// gigabytes.
+    pub(crate) implied: PathBuf,
 }
 
 /// Makes the directories of the patch for a stack, the topmost layer first, in
@@ -104,7 +107,13 @@ impl Patch<'_> {
     fn layer(&mut self, place: usize, layer: &Layer) -> Result<(), PatchError> {
         // Below a directory that is in no other layer there is nothing to find.
         let mut alone: Option<&[u8]> = None;
-        for path in layer.implied.split(|&b| b == 0).filter(|p| !p.is_empty()) {
+        let implied = match std::fs::read(&layer.implied) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            read => read.map_err(|error| {
+                PatchError::Io("read the directories that a layer does not list", error)
+            })?,
+        };
+        for path in implied.split(|&b| b == 0).filter(|p| !p.is_empty()) {
             if alone.is_some_and(|alone| is_below(path, alone)) {
                 continue;
             }

@@ -403,6 +403,8 @@ impl<R: Read> Unpacker<'_, R> {
             .map_err(|problem| problem.at(b"."))?;
         self.occupied.inodes += self.tree.made();
         self.occupied.bytes += self.tree.made() * BLOCK;
+        // Kept beside the layer.
+        self.occupied.bytes += implied.len() as u64;
         Ok(Unpacked {
             occupied: self.occupied,
             implied,

@@ -27,6 +27,9 @@ use super::{Problem, node};
 
 const MAX_LINKS: usize = 40;
 const KEPT: usize = 64;
+/// Directories on one way, those that links lead through too: each takes a descriptor
+/// until the way's end is reached.
+const MAX_STEPS: usize = 1024;
 /// Bytes of the names of implied directories.
 const MAX_IMPLIED: usize = 16 << 20;
 /// Set on directories that no entry of the archive lists. Overlayfs shows no
@@ -204,8 +207,13 @@ impl Tree {
             dirs: vec![self.root()],
             names: Vec::new(),
         };
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         while let Some(part) = todo.pop_front() {
+            steps += 1;
+            if steps > MAX_STEPS {
+                let reason = format!("a way of more than {MAX_STEPS} directories");
+                return Err(Problem::Hostile(reason));
+            }
             if part == b".." {
                 if way.names.pop().is_none() {
                     return Err(Problem::hostile("a symbolic link that leaves the layer"));
@@ -243,7 +251,17 @@ impl Tree {
                 Err(e) => return Err(Problem::io("open the parent directory", e)),
             }
         }
-        Ok(way.dirs.pop().unwrap_or_else(|| self.root()))
+        let end = way.dirs.pop().unwrap_or_else(|| self.root());
+        drop(way);
+        if self.open.len() > KEPT {
+            // Whatever is read from the network next may take its time.
+            self.settle()?;
+            let (identity, _) = identity_of(&end.fd)?;
+            if identity != self.root_identity {
+                self.open.insert(identity, Rc::clone(&end));
+            }
+        }
+        Ok(end)
     }
 
     /// Makes a directory that the archive does not list (or not yet).
