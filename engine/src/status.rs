@@ -13,6 +13,9 @@ use crate::spec::SpecError;
 /// What the kubelet looks for at the beginning of a message, under code Unknown.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
 
+/// Bytes of a message.
+const MAX_MESSAGE: usize = 4096;
+
 /// An RPC that is not there yet.
 pub(crate) fn unimplemented(rpc: &str, what: &str) -> Status {
     Status::unimplemented(format!("{rpc} is not implemented yet: {what}"))
@@ -50,7 +53,17 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::Lease(_) => Code::NotFound,
         PodError::Defect(_) => Code::Internal,
     };
-    Status::new(code, chain(error))
+    Status::new(code, cut(chain(error)))
+}
+
+/// What an image or a container says may be in a message, which goes into a header that
+/// clients take some kilobytes of.
+fn cut(mut message: String) -> String {
+    if message.len() > MAX_MESSAGE {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+        message.push_str(" [cut]");
+    }
+    message
 }
 
 fn spec_code(error: &SpecError) -> Code {
