@@ -25,7 +25,7 @@ const STOP: i32 = 19;
 /// How often descendants are looked for: each round stops what was born meanwhile.
 const ROUNDS: usize = 64;
 /// How long they are looked for: the monitor does nothing else meanwhile.
-const TIME: Duration = Duration::from_secs(2);
+const TIME: Duration = Duration::from_millis(300);
 
 /// Kills what descends from a child of this process that is not reaped, but not the
 /// child itself. Children of this process that it does not know were made by one of the

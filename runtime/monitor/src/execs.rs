@@ -469,6 +469,8 @@ impl Monitor {
             } else {
                 exec.timed_out = true;
                 exec.end(&children);
+                // The others have their turn when the rest of the pod has had one.
+                break;
             }
         }
         for reply in late {
