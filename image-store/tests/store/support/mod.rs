@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use image_store::{ImageStore, StoreOptions, Tuning};
 
-/// Waits until a condition holds, for ten seconds at most.
+/// Waits until a condition holds, for half a minute at most.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition() {
-        assert!(Instant::now() < deadline, "not within 10 s: {what}");
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
 }
