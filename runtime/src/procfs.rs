@@ -70,6 +70,23 @@ pub fn cgroups(pid: i32) -> io::Result<Vec<u8>> {
     std::fs::read(format!("/proc/{pid}/cgroup"))
 }
 
+/// Whether a process is in a cgroup whose name begins with this, or below one: systemd in
+/// a container moves itself. Whoever is deeper than any path is in cgroups that a
+/// container has made.
+///
+/// # Errors
+/// No process has the number ([`is_gone`]), or that cannot be told.
+pub fn is_in_cgroup(pid: i32, name: &str) -> io::Result<bool> {
+    match cgroups(pid) {
+        Ok(cgroups) => {
+            let mut parts = cgroups.split(|byte| matches!(byte, b'\n' | b'/'));
+            Ok(parts.any(|part| part.starts_with(name.as_bytes())))
+        }
+        Err(error) if error.raw_os_error() == Some(libc::ENAMETOOLONG) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// The mount table in a file like `/proc/self/mountinfo`. Bytes that are no text are
 /// written as the kernel writes a blank: as three octal digits, which [`unescape`] reads.
 ///

@@ -37,6 +37,9 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// Heaps for all threads: RSS with 100 pods is 3 MB less than with as many as the C
 /// library would make, and nothing becomes slower.
 const ARENAS: u8 = 2;
+/// Bytes that are worth a system call to be given back: the output of a command, an image's
+/// manifest.
+const LARGE: u32 = 1 << 20;
 /// How often the folder of network configurations is looked at for Status, and
 /// the cgroups of pods that are gone.
 const CHORES_PERIOD: Duration = Duration::from_secs(2);
@@ -51,6 +54,7 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<()> {
     log::start(log_format, &log_level)?;
     let config = config::load(&places.places())?;
     heap::share_arenas(ARENAS);
+    heap::give_back_from(LARGE);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // A thread that has to be made first costs the next pod some of its time.

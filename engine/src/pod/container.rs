@@ -11,7 +11,6 @@ use image_store::{Filling, Image, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime, Pids};
-use runtime::procfs::{cgroups, is_gone};
 
 use tokio::sync::oneshot;
 
@@ -444,20 +443,6 @@ fn inputs<'a>(
             at: &parts.at,
         },
     }
-}
-
-/// Whether a process is still the one that was meant: a number may have been given
-/// to another since, but not the cgroup of this id.
-pub(super) fn is_in_cgroup(pid: i32, id: &str) -> bool {
-    let cgroups = match cgroups(pid) {
-        Ok(cgroups) => cgroups,
-        // Whoever is deeper than any path is in cgroups that a container has made, and
-        // nothing is known of one that cannot be looked at.
-        Err(error) => return !is_gone(&error),
-    };
-    // Or one below it: systemd in a container moves itself.
-    let mut parts = cgroups.split(|byte| matches!(byte, b'\n' | b'/'));
-    parts.any(|part| part.starts_with(id.as_bytes()))
 }
 
 /// A launcher's error as a caller should read it.

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use runtime::pidfd::{self, has_ended};
-use runtime::procfs::{Stat, cgroups};
+use runtime::procfs::{Stat, is_in_cgroup};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
@@ -75,18 +75,7 @@ struct Strangers<'a> {
 impl Strangers<'_> {
     fn has(&self, pid: Pid, stat: Stat) -> bool {
         let may_be = stat.made >= self.made && !self.known.contains(&raw(pid));
-        may_be && self.is_in_container(pid)
-    }
-
-    fn is_in_container(&self, pid: Pid) -> bool {
-        match cgroups(raw(pid)) {
-            Ok(cgroups) => {
-                let mut parts = cgroups.split(|byte| matches!(byte, b'\n' | b'/'));
-                parts.any(|part| part.starts_with(self.container.as_bytes()))
-            }
-            // Deeper than any path: in cgroups that a container has made.
-            Err(error) => error.raw_os_error() == Some(Errno::NAMETOOLONG.raw_os_error()),
-        }
+        may_be && is_in_cgroup(raw(pid), self.container).unwrap_or(false)
     }
 }
 

@@ -13,6 +13,22 @@ pub fn share_arenas(count: u8) {
     let _only_there = count;
 }
 
+/// Has allocations from this size on given back to the kernel as soon as they are freed;
+/// for the beginning of the process. By default the allocator keeps what is as large as
+/// the largest that was ever freed, up to 32 MiB each, for a next time.
+pub fn give_back_from(bytes: u32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: no pointer goes in, and no other thread allocates yet.
+    let _accepted = unsafe {
+        libc::mallopt(
+            libc::M_MMAP_THRESHOLD,
+            i32::try_from(bytes).unwrap_or(i32::MAX),
+        )
+    };
+    #[cfg(not(target_env = "gnu"))]
+    let _only_there = bytes;
+}
+
 /// Gives whole free pages back to the kernel. The allocator does so by itself only at
 /// the end of its heap and from 128 KiB on; with many processes, or after a burst,
 /// what it keeps for a next time is most of what there is.

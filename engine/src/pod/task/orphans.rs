@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::client::ExitRecord;
-use runtime::procfs::{Stat, is_gone};
+use runtime::procfs::{Stat, is_gone, is_in_cgroup};
 
-use super::super::container::is_in_cgroup;
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
@@ -149,7 +148,12 @@ impl Task {
         let Some(init) = self.record.init_pid else {
             return;
         };
-        let lives = || is_in_cgroup(init, self.record.id.as_str()) && !is_dead(init);
+        // The number may be another's by now, the cgroup of this id is not.
+        let is_its_own = || match is_in_cgroup(init, self.record.id.as_str()) {
+            Ok(is_in) => is_in,
+            Err(error) => !is_gone(&error),
+        };
+        let lives = || is_its_own() && !is_dead(init);
         if self.record.phase != Phase::Ready || on_disk(lives) {
             return;
         }
