@@ -535,6 +535,14 @@ mod tests {
         }
     }
 
+    async fn all_taken<const N: usize>(places: &Arc<Places>, registries: [&str; N]) -> Vec<Place> {
+        let mut all = Vec::new();
+        for registry in registries {
+            all.push(taken(places, registry).await);
+        }
+        all
+    }
+
     async fn taken(places: &Arc<Places>, registry: &str) -> Place {
         ready(&mut taking(places, registry, 0)).await.unwrap()
     }
@@ -575,10 +583,7 @@ mod tests {
     #[tokio::test]
     async fn a_place_whose_taker_is_gone_comes_back() {
         let places = places();
-        let mut all = Vec::new();
-        for registry in ["a", "a", "b", "b"] {
-            all.push(taken(&places, registry).await);
-        }
+        let mut all = all_taken(&places, ["a", "a", "b", "b"]).await;
         let mut gone = taking(&places, "c", 0);
         let mut late = taking(&places, "d", 0);
         assert!(ready(&mut gone).await.is_none() && ready(&mut late).await.is_none());
@@ -603,10 +608,7 @@ mod tests {
     #[tokio::test]
     async fn a_drip_makes_room_without_a_loss_and_a_fast_one_stays() {
         let (places, start) = (places(), Instant::now());
-        let mut all = Vec::new();
-        for registry in ["a", "a", "b", "b"] {
-            all.push(taken(&places, registry).await);
-        }
+        let all = all_taken(&places, ["a", "a", "b", "b"]).await;
         let mut waits = taking(&places, "c", 0);
         assert!(ready(&mut waits).await.is_none());
         for second in 0..3 {
@@ -627,10 +629,7 @@ mod tests {
     #[tokio::test]
     async fn when_slow_places_are_taken_the_slowest_leaves_and_the_busy_never_does() {
         let (places, start) = (places(), Instant::now());
-        let mut all = Vec::new();
-        for registry in ["a", "b", "c", "d"] {
-            all.push(taken(&places, registry).await);
-        }
+        let mut all = all_taken(&places, ["a", "b", "c", "d"]).await;
         let mut waiters: Vec<_> = ["e", "f", "g"]
             .map(|registry| taking(&places, registry, 0))
             .into();
@@ -663,10 +662,7 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_memory_leaves_behind_all_that_drip() {
         let (places, start) = (places(), Instant::now());
-        let mut all = Vec::new();
-        for registry in ["a", "b", "b", "d"] {
-            all.push(taken(&places, registry).await);
-        }
+        let all = all_taken(&places, ["a", "b", "b", "d"]).await;
         for place in &all[..3] {
             place.transfer().parked(true);
             place.transfer().busy(true);
@@ -687,10 +683,7 @@ mod tests {
     #[tokio::test]
     async fn those_who_left_have_their_turn_in_the_end() {
         let (places, start) = (places(), Instant::now());
-        let mut others = Vec::new();
-        for registry in ["d", "d", "e", "e"] {
-            others.push(taken(&places, registry).await);
-        }
+        let _others = all_taken(&places, ["d", "d", "e", "e"]).await;
         // One has a long turn, after many tries.
         let first = ready(&mut taking(&places, "a", 10)).await.unwrap();
         let second = ready(&mut taking(&places, "b", 1)).await.unwrap();
