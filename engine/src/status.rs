@@ -1,7 +1,7 @@
 //! The one place that picks gRPC codes. No arm catches all: a new failure does
 //! not compile until somebody decided what a client should think of it.
 
-use image_store::{PullError, RemoveError};
+use image_store::{ConfigurationError, PullError, RemoveError};
 use runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
 
@@ -51,6 +51,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::Start(_) => Code::Unknown,
         PodError::Files(_) => disk_code(error),
         PodError::Lease(_) => Code::NotFound,
+        PodError::Configuration(error) => configuration_code(error),
         PodError::Defect(_) => Code::Internal,
     };
     Status::new(code, cut(chain(error)))
@@ -132,6 +133,18 @@ fn disk_code(error: &(dyn std::error::Error + 'static)) -> Code {
         cause = error.source();
     }
     Code::Internal
+}
+
+fn configuration_code(error: &ConfigurationError) -> Code {
+    match error {
+        ConfigurationError::NotFound { .. } => Code::NotFound,
+        ConfigurationError::Database { .. } => disk_code(error),
+    }
+}
+
+/// A configuration that cannot be read.
+pub(crate) fn configuration(error: &ConfigurationError) -> Status {
+    Status::new(configuration_code(error), cut(chain(error)))
 }
 
 /// A failed pull.

@@ -3,11 +3,16 @@
 //! Owns `images.redb` and its format. Every change is one transaction, on disk
 //! when the call returns; whoever calls has the layers' data on disk before. A
 //! crash leaves the last whole transaction.
+//!
+//! Configurations are here and nowhere else: they may have mebibytes, and a node
+//! may have hundreds of images. Who needs one reads it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use redb::{
+    Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{DiffId, ImageId};
@@ -15,12 +20,15 @@ use crate::error::{Cause, OpenError, is_disk_full};
 use crate::unpack::Occupied;
 
 const FORMAT: u64 = 1;
+/// Bytes of pages that the database keeps in memory. The trees of hundreds of images
+/// fit; a configuration that is larger is read from the kernel's cache of the file.
+const CACHE: usize = 4 << 20;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
 const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
 
-/// What is kept of one image.
+/// One image as the database has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
     /// The configuration's exact bytes: the id is their digest.
@@ -37,11 +45,11 @@ pub(crate) struct ImageRecord {
     pub patched: bool,
 }
 
-/// All that the database holds.
-#[derive(Debug, Default)]
-pub(crate) struct Contents {
+/// All that the database holds, with what is kept in memory of each image.
+#[derive(Debug)]
+pub(crate) struct Contents<T> {
     /// Images.
-    pub images: Vec<(ImageId, ImageRecord)>,
+    pub images: Vec<(ImageId, T)>,
     /// Tags and digest references and the images they name.
     pub names: Vec<(String, ImageId)>,
     /// Layers and what they occupy.
@@ -53,6 +61,8 @@ pub(crate) struct Contents {
 pub(crate) struct Change {
     /// Images to write.
     pub put_images: Vec<(ImageId, ImageRecord)>,
+    /// Images that are only kept for their snapshots from now on.
+    pub hide_images: Vec<ImageId>,
     /// Images to delete.
     pub drop_images: Vec<ImageId>,
     /// Names to write.
@@ -69,30 +79,31 @@ pub(crate) struct Change {
 /// nothing more until it is opened again.
 pub(crate) struct Db {
     path: PathBuf,
-    inner: Mutex<Option<Database>>,
+    /// Readers do not wait for a writer: only who opens or closes it is alone.
+    inner: RwLock<Option<Database>>,
 }
 
-/// Why a change is not in the database.
+/// Why a change is not in the database, or a record cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DbError {
     /// The database refused it.
-    #[error("write the database")]
-    Write(#[source] redb::Error),
-    /// A record cannot be written as JSON.
-    #[error("encode a record")]
-    Encode(#[source] serde_json::Error),
+    #[error("{0} the database")]
+    Refused(&'static str, #[source] redb::Error),
+    /// A record cannot be written as JSON, or is none.
+    #[error("{0} a record")]
+    Record(&'static str, #[source] serde_json::Error),
 }
 
 impl DbError {
     /// Whether the disk is full.
     pub(crate) fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Write(redb::Error::Io(error)) if is_disk_full(error))
+        matches!(self, Self::Refused(_, redb::Error::Io(error)) if is_disk_full(error))
     }
 
     fn closes_the_database(&self) -> bool {
         matches!(
             self,
-            Self::Write(redb::Error::Io(_) | redb::Error::PreviousIo)
+            Self::Refused(_, redb::Error::Io(_) | redb::Error::PreviousIo)
         )
     }
 }
@@ -100,7 +111,7 @@ impl DbError {
 impl Db {
     /// Opens or makes the database; one process at a time.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let inner = Database::create(path).map_err(|error| match error {
+        let inner = builder().create(path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
                 path: path.to_owned(),
             },
@@ -120,22 +131,36 @@ impl Db {
         }
         Ok(Self {
             path: path.to_owned(),
-            inner: Mutex::new(Some(inner)),
+            inner: RwLock::new(Some(inner)),
         })
     }
 
-    /// Reads everything. A record that cannot be read is an error: dropping
-    /// it would drop an image without a word.
-    pub(crate) fn load(&self) -> Result<Contents, OpenError> {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(db) = inner.as_ref() else {
-            return Ok(Contents::default());
-        };
-        read(db).map_err(|source| OpenError::Database {
+    /// Reads everything, and of each image what `keep` makes of it. A record that
+    /// cannot be read is an error: dropping it would drop an image without a word.
+    pub(crate) fn load<T>(
+        &self,
+        keep: impl Fn(ImageRecord) -> T,
+    ) -> Result<Contents<T>, OpenError> {
+        let loaded = self.with("read", |db| Ok(read(db, &keep)));
+        let loaded = loaded.map_err(cause).and_then(|loaded| loaded);
+        loaded.map_err(|source| OpenError::Database {
             step: "read",
             path: self.path.clone(),
             source,
         })
+    }
+
+    /// The configuration of an image, as its registry served it.
+    pub(crate) fn config(&self, id: &ImageId) -> Result<Option<String>, DbError> {
+        let record = self.with("read", |db| {
+            let images = db.begin_read()?.open_table(IMAGES)?;
+            let record = images.get(&*id.to_string())?;
+            Ok(record.map(|record| serde_json::from_slice(record.value())))
+        })?;
+        let record: Option<ImageRecord> = record
+            .transpose()
+            .map_err(|error| DbError::Record("read", error))?;
+        Ok(record.map(|record| record.config))
     }
 
     /// Makes one change durable, wholly or not at all.
@@ -144,17 +169,44 @@ impl Db {
             images: encode(&change.put_images)?,
             layers: encode(&change.put_layers)?,
         };
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let db = match inner.take() {
-            Some(db) => db,
-            None => Database::open(&self.path).map_err(|e| DbError::Write(e.into()))?,
-        };
-        let written = write(&db, change, &records).map_err(DbError::Write);
-        if !written.as_ref().is_err_and(DbError::closes_the_database) {
-            *inner = Some(db);
-        }
-        written
+        self.with("write", |db| write(db, change, &records))
     }
+
+    /// Works with the database, opened anew if it had to be closed.
+    fn with<T>(
+        &self,
+        step: &'static str,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, DbError> {
+        let refused = |error| DbError::Refused(step, error);
+        let open = loop {
+            let open = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+            if open.is_some() {
+                break open;
+            }
+            drop(open);
+            let mut closed = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+            if closed.is_none() {
+                let opened = builder().open(&self.path);
+                *closed = Some(opened.map_err(|error| refused(error.into()))?);
+            }
+        };
+        let Some(db) = open.as_ref() else {
+            unreachable!("the database was open under the lock")
+        };
+        let done = work(db).map_err(refused);
+        drop(open);
+        if done.as_ref().is_err_and(DbError::closes_the_database) {
+            *self.inner.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        done
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    builder
 }
 
 fn format_of(db: &Database) -> Result<Option<u64>, redb::Error> {
@@ -176,15 +228,19 @@ fn prepare(db: &Database) -> Result<(), redb::Error> {
     Ok(txn.commit()?)
 }
 
-fn read(db: &Database) -> Result<Contents, Cause> {
+fn read<T>(db: &Database, keep: impl Fn(ImageRecord) -> T) -> Result<Contents<T>, Cause> {
     let txn = db.begin_read().map_err(cause)?;
-    let mut out = Contents::default();
+    let mut out = Contents {
+        images: Vec::new(),
+        names: Vec::new(),
+        layers: Vec::new(),
+    };
     let images = txn.open_table(IMAGES).map_err(cause)?;
     for item in images.iter().map_err(cause)? {
         let (id, record) = item.map_err(cause)?;
         let record = serde_json::from_slice(record.value()).map_err(cause)?;
         out.images
-            .push((id.value().parse().map_err(cause)?, record));
+            .push((id.value().parse().map_err(cause)?, keep(record)));
     }
     let names = txn.open_table(NAMES).map_err(cause)?;
     for item in names.iter().map_err(cause)? {
@@ -216,7 +272,7 @@ fn encode<K: ToString, V: Serialize>(
         .iter()
         .map(encode)
         .collect::<Result<_, _>>()
-        .map_err(DbError::Encode)
+        .map_err(|error| DbError::Record("encode", error))
 }
 
 fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::Error> {
@@ -228,6 +284,16 @@ fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::
         }
         for (id, bytes) in &records.images {
             images.insert(id.as_str(), &bytes[..])?;
+        }
+        for id in &change.hide_images {
+            let id = id.to_string();
+            let hidden = images
+                .get(&*id)?
+                .map(|record| hidden(record.value()))
+                .transpose()?;
+            if let Some(bytes) = hidden {
+                images.insert(&*id, &bytes[..])?;
+            }
         }
         let mut names = txn.open_table(NAMES)?;
         for name in &change.drop_names {
@@ -245,6 +311,14 @@ fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::
         }
     }
     Ok(txn.commit()?)
+}
+
+/// The record of an image with the note that it is hidden.
+fn hidden(record: &[u8]) -> Result<Vec<u8>, redb::Error> {
+    let broken = |error: serde_json::Error| redb::Error::Corrupted(error.to_string());
+    let mut record: ImageRecord = serde_json::from_slice(record).map_err(broken)?;
+    record.hidden = true;
+    serde_json::to_vec(&record).map_err(broken)
 }
 
 fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Cause {
@@ -300,9 +374,22 @@ mod tests {
             ..Change::default()
         })
         .unwrap();
+        db.apply(&Change {
+            hide_images: vec![id, ImageId(Digest::of(b"unknown"))],
+            ..Change::default()
+        })
+        .unwrap();
         drop(db);
-        let got = Db::open(&path).unwrap().load().unwrap();
-        assert_eq!(got.images, vec![(id, record)]);
+        let db = Db::open(&path).unwrap();
+        let got = db.load(|record| record).unwrap();
+        let hidden = ImageRecord {
+            hidden: true,
+            ..record
+        };
+        assert_eq!(got.images, vec![(id, hidden)]);
+        assert_eq!(db.config(&id).unwrap().as_deref(), Some("{}"));
+        let unknown = ImageId(Digest::of(b"unknown"));
+        assert_eq!(db.config(&unknown).unwrap(), None);
         assert_eq!(got.names, vec![("b".into(), id)]);
         assert_eq!(got.layers, vec![(layer, occupied)]);
     }
@@ -320,7 +407,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let db = Db::open(&path).unwrap();
-        let raw = db.inner.lock().unwrap().take().unwrap();
+        let raw = db.inner.write().unwrap().take().unwrap();
         let txn = raw.begin_write().unwrap();
         txn.open_table(META).unwrap().insert("format", 99).unwrap();
         txn.commit().unwrap();

@@ -12,17 +12,19 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use oci_spec::image::ImageConfiguration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::db::{Change, Db, DbError};
 use crate::digest::{DiffId, Digest, ImageId};
-use crate::error::{OpenError, PullError, RemoveError};
+use crate::error::{ConfigurationError, OpenError, PullError, RemoveError};
 use crate::image::Catalog;
 use crate::layout::{Layout, Staging};
+use crate::manifest;
 use crate::patch::{self, PatchError};
 use crate::snapshot::{Lowers, Snapshot, SnapshotError, check_owner};
-use crate::state::{NewImage, Present, State};
+use crate::state::{Kept, NewImage, Present, State};
 use crate::unpack::Unpacked;
 
 /// See the module.
@@ -34,6 +36,8 @@ pub(crate) struct Depot {
     /// One change of the database at a time, from its reading of the
     /// bookkeeping to its writing of it.
     changing: Mutex<()>,
+    /// One configuration in the works at a time.
+    reading: Mutex<()>,
     /// Wakes those who wait for a layer, at each that is installed.
     arrivals: Notify,
 }
@@ -57,7 +61,7 @@ impl Depot {
             layers: on_disk.iter().filter_map(|p| layer_of(p)).collect(),
             patches: patches.iter().filter_map(|p| image_of(p)).collect(),
         };
-        let (mut state, broken) = State::load(db.load()?, &present);
+        let (mut state, broken) = State::load(db.load(Kept::of)?, &present);
         let mut change = Change {
             drop_layers: state.take_unused(),
             ..Change::default()
@@ -98,13 +102,13 @@ impl Depot {
         }
         layout.empty_trash();
         let catalog = ArcSwap::from_pointee(state.catalog());
-        let (state, changing) = (Mutex::new(state), Mutex::new(()));
         let depot = Self {
             layout,
             db,
-            state,
+            state: Mutex::new(state),
             catalog,
-            changing,
+            changing: Mutex::new(()),
+            reading: Mutex::new(()),
             arrivals: Notify::new(),
         };
         depot.collect();
@@ -251,6 +255,18 @@ impl Depot {
                 source: Arc::new(error),
             }),
         }
+    }
+
+    /// The configuration of an image.
+    pub(crate) fn configuration(
+        &self,
+        image: ImageId,
+    ) -> Result<ImageConfiguration, ConfigurationError> {
+        let failed = |source| ConfigurationError::Database { image, source };
+        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.db.config(&image).map_err(|e| failed(Arc::new(e)))?;
+        let text = text.ok_or(ConfigurationError::NotFound { image })?;
+        manifest::parse_config(text.as_bytes()).map_err(|e| failed(Arc::new(e)))
     }
 
     /// Removes an image with all its names; unknown: fine.

@@ -345,6 +345,25 @@ pub enum LeaseError {
     },
 }
 
+/// Why the configuration of an image cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigurationError {
+    /// There is no such image.
+    #[error("image {image} is not in the store")]
+    NotFound {
+        /// The image.
+        image: ImageId,
+    },
+    /// The database does not give it.
+    #[error("read the configuration of image {image}")]
+    Database {
+        /// The image.
+        image: ImageId,
+        /// What happened there.
+        source: Cause,
+    },
+}
+
 /// Why an archive or layout cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {

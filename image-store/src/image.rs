@@ -6,8 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
-
 use crate::digest::{Digest, ImageId};
 use crate::reference::Reference;
 
@@ -27,8 +25,28 @@ pub struct Image {
     pub size: u64,
     /// Never to be collected by the kubelet.
     pub pinned: bool,
-    /// The configuration.
-    pub config: ImageConfiguration,
+    /// What its configuration says of every container's process.
+    pub summary: Summary,
+}
+
+/// What of a configuration is in memory for as long as the image is there: few bytes,
+/// whatever an image says. The rest is read when a container is made of it
+/// ([`ImageStore::configuration`](crate::ImageStore::configuration)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// `User`: `NAME-OR-ID[:GROUP]`; empty when it names none.
+    pub user: String,
+    /// `StopSignal`, by name or number.
+    pub stop_signal: Option<String>,
+}
+
+impl Summary {
+    pub(crate) fn of(config: &oci_spec::image::Config) -> Self {
+        Self {
+            user: config.user().clone().unwrap_or_default(),
+            stop_signal: config.stop_signal().clone(),
+        }
+    }
 }
 
 /// All images at one moment.
@@ -116,7 +134,7 @@ mod tests {
             digests: digests.iter().map(ToString::to_string).collect(),
             size: 1,
             pinned: false,
-            config: ImageConfiguration::default(),
+            summary: Summary::default(),
         })
     }
 

@@ -241,7 +241,7 @@ impl Reading<'_> {
                 hidden: false,
                 patched: false,
             },
-            config: image.config.parsed,
+            summary: image.config.summary,
             names,
         };
         depot.commit(new).map_err(|e| self.image(e))?;

@@ -46,9 +46,11 @@ mod windows;
 pub use auth::Auth;
 pub use digest::{DiffId, Digest, DigestError, ImageId, LayerDigest};
 pub use duration::parse_duration;
-pub use error::{Cause, ImportError, LeaseError, OpenError, PullError, RemoveError};
+pub use error::{
+    Cause, ConfigurationError, ImportError, LeaseError, OpenError, PullError, RemoveError,
+};
 pub use hosts::HostsError;
-pub use image::Image;
+pub use image::{Image, Summary};
 pub use overlay::{OverlayError, stacked_layers};
 pub use reference::{Reference, ReferenceError};
 pub use snapshot::{Snapshot, SnapshotError};

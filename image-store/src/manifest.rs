@@ -11,16 +11,22 @@ use serde_json::Value;
 
 use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
 use crate::error::PullError;
+use crate::image::Summary;
 use crate::json::{self, JsonError, or_default};
 use crate::platform::{Machine, Platform};
 use crate::text::shown;
 
 /// Manifests above this are refused.
 pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
-/// Configurations above this are refused.
-pub(crate) const MAX_CONFIG: u64 = 8 << 20;
+/// Configurations above this are refused, as other engines refuse them.
+pub(crate) const MAX_CONFIG: u64 = 4 << 20;
 /// Bytes of the user that a configuration names: all images' are in one list.
 const MAX_USER: usize = 512;
+/// Bytes of the signal that a configuration names: the longest is `SIGRTMAX-14`.
+const MAX_SIGNAL: usize = 32;
+/// Bytes of a configuration's environment, commands, volumes and working directory.
+/// Linux takes no argument or variable of more than 128 KiB, and usually 2 MiB of all.
+const MAX_RUN: usize = 256 << 10;
 /// Overlayfs stacks 500 directories: a patch and, for a read-only view, what was
 /// written take two of them.
 pub(crate) const MAX_LAYERS: usize = 498;
@@ -119,8 +125,8 @@ pub(crate) struct Config {
     pub id: ImageId,
     /// Its exact text.
     pub text: String,
-    /// Parsed.
-    pub parsed: ImageConfiguration,
+    /// What of it lists show.
+    pub summary: Summary,
     /// The machine that it is for.
     pub platform: Platform,
     /// The plain layers, from the lowest to the topmost.
@@ -153,6 +159,13 @@ struct RootFs {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Nonsense(&'static str);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: more than {most} bytes")]
+struct TooLong {
+    what: &'static str,
+    most: usize,
+}
 
 fn bad(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> PullError {
     PullError::BadManifest {
@@ -335,25 +348,51 @@ impl Config {
         let value = lenient(bytes).map_err(fail)?;
         let ConfigProbe { platform, rootfs } = ConfigProbe::deserialize(&value).map_err(form)?;
         let parsed: ImageConfiguration = serde_json::from_value(value).map_err(form)?;
-        let user = parsed
-            .config()
-            .as_ref()
-            .and_then(|config| config.user().as_ref());
-        if user.is_some_and(|user| user.len() > MAX_USER) {
-            let reason = serde::de::Error::custom(format!("User has more than {MAX_USER} bytes"));
-            return Err(form(reason));
-        }
+        let inner = parsed.config().clone().unwrap_or_default();
+        check_sizes(&inner).map_err(|e| bad("configuration", e))?;
         let text = std::str::from_utf8(bytes)
             .map_err(|e| bad("configuration", e))?
             .to_owned();
         Ok(Self {
             id,
             text,
-            parsed,
+            summary: Summary::of(&inner),
             platform,
             diff_ids: rootfs.diff_ids,
         })
     }
+}
+
+/// What a process is started with is in memory at every start, and in the records of
+/// containers: a configuration that has too much of it is refused at once.
+fn check_sizes(config: &oci_spec::image::Config) -> Result<(), TooLong> {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    let lengths = |list: &Option<Vec<String>>| {
+        let texts = list.iter().flatten();
+        // Each is a pointer too, to the kernel as it is here.
+        texts
+            .map(|text| text.len() + size_of::<usize>())
+            .sum::<usize>()
+    };
+    let run: usize = [config.env(), config.entrypoint(), config.cmd()]
+        .into_iter()
+        .chain([config.volumes()])
+        .map(lengths)
+        .sum();
+    for (what, has, most) in [
+        ("User", length(config.user()), MAX_USER),
+        ("StopSignal", length(config.stop_signal()), MAX_SIGNAL),
+        (
+            "Env, Entrypoint, Cmd, Volumes and WorkingDir",
+            run + length(config.working_dir()),
+            MAX_RUN,
+        ),
+    ] {
+        if has > most {
+            return Err(TooLong { what, most });
+        }
+    }
+    Ok(())
 }
 
 /// Reads a configuration that was accepted before.
@@ -511,10 +550,38 @@ mod tests {
         );
         let config = Config::parse(ImageId(Digest::of(text.as_bytes())), text.as_bytes()).unwrap();
         assert_eq!(config.diff_ids.len(), 1);
-        let inner = config.parsed.config().as_ref().unwrap();
+        let inner = inner(&text);
         assert_eq!(inner.cmd().as_ref().unwrap(), &["a"]);
         assert!(Machine::current().runs(&config.platform));
         assert!(parse_config(b"{}").is_ok());
+    }
+
+    fn inner(text: &str) -> oci_spec::image::Config {
+        let parsed = parse_config(text.as_bytes()).unwrap();
+        parsed.config().clone().unwrap()
+    }
+
+    #[test]
+    fn what_processes_start_with_is_bounded() {
+        let config = |field: &str, value: &str| {
+            read_config(&format!(
+                r#"{{"config":{{"{field}":{value}}},"rootfs":{{"diff_ids":[]}}}}"#
+            ))
+        };
+        let text = |bytes: usize| format!(r#""{}""#, "x".repeat(bytes));
+        for (field, most) in [("User", MAX_USER), ("StopSignal", MAX_SIGNAL)] {
+            config(field, &text(most)).unwrap();
+            assert!(config(field, &text(most + 1)).is_err(), "{field}");
+        }
+        config("WorkingDir", &text(MAX_RUN)).unwrap();
+        for field in ["Env", "Cmd", "Entrypoint"] {
+            let list = |bytes| format!("[{}]", text(bytes));
+            config(field, &list(MAX_RUN - 8)).unwrap();
+            let error = config(field, &list(MAX_RUN)).unwrap_err();
+            let source = std::error::Error::source(&error).unwrap().to_string();
+            assert!(source.contains(field), "{source}");
+        }
+        config("Labels", &format!(r#"{{"a":{}}}"#, text(2 * MAX_RUN))).unwrap();
     }
 
     fn read_config(text: &str) -> Result<Config, PullError> {
@@ -529,7 +596,7 @@ mod tests {
             "rootfs":null,"history":[null,{"created":null,"empty_layer":null}]}"#;
         let config = read_config(text).unwrap();
         assert!(config.platform.is_unsaid() && config.diff_ids.is_empty());
-        let inner = config.parsed.config().as_ref().unwrap();
+        let inner = inner(text);
         let mut volumes = inner.volumes().clone().unwrap();
         volumes.sort();
         assert_eq!(volumes, ["/a", "/b"]);

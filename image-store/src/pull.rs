@@ -134,7 +134,7 @@ impl Work {
                 hidden: false,
                 patched: false,
             },
-            config: plan.config.parsed,
+            summary: plan.config.summary,
             names,
         };
         let depot = Arc::clone(&self.depot);

@@ -16,11 +16,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
-
 use crate::db::{Change, Contents, ImageRecord};
 use crate::digest::{DiffId, ImageId};
-use crate::image::{Catalog, Image};
+use crate::image::{Catalog, Image, Summary};
+use crate::manifest;
 use crate::unpack::Occupied;
 
 /// A layer whose directory exists.
@@ -35,10 +34,48 @@ struct Layer {
     images: usize,
 }
 
+/// What is in memory of an image: its record without the configuration's text.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept {
+    layers: Vec<DiffId>,
+    size: u64,
+    hidden: bool,
+    patched: bool,
+    summary: Summary,
+}
+
+impl Kept {
+    /// Reads a record; `None` where its configuration cannot be read.
+    pub(crate) fn of(record: ImageRecord) -> Option<Self> {
+        let config = manifest::parse_config(record.config.as_bytes()).ok()?;
+        let config = config.config().as_ref();
+        Some(Self::new(
+            record,
+            config.map(Summary::of).unwrap_or_default(),
+        ))
+    }
+
+    fn new(record: ImageRecord, summary: Summary) -> Self {
+        let ImageRecord {
+            config: _,
+            layers,
+            size,
+            hidden,
+            patched,
+        } = record;
+        Self {
+            layers,
+            size,
+            hidden,
+            patched,
+            summary,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
-    record: ImageRecord,
-    config: ImageConfiguration,
+    kept: Kept,
     /// Its removal is on the way to the database.
     leaving: bool,
 }
@@ -80,8 +117,8 @@ pub(crate) struct NewImage {
     pub id: ImageId,
     /// What goes into the database.
     pub record: ImageRecord,
-    /// The configuration, parsed.
-    pub config: ImageConfiguration,
+    /// What of its configuration stays in memory.
+    pub summary: Summary,
     /// Tags and digest references that shall name it.
     pub names: Vec<String>,
 }
@@ -100,7 +137,10 @@ pub(crate) struct Removal {
 impl State {
     /// Takes what the database holds. Images whose configuration cannot be
     /// read, or that miss a layer, are returned for removal.
-    pub(crate) fn load(contents: Contents, present: &Present) -> (Self, Vec<ImageId>) {
+    pub(crate) fn load(
+        contents: Contents<Option<Kept>>,
+        present: &Present,
+    ) -> (Self, Vec<ImageId>) {
         let mut state = Self::default();
         let mut broken = Vec::new();
         for (id, occupied) in contents.layers {
@@ -114,15 +154,14 @@ impl State {
                 state.layers.insert(id, layer);
             }
         }
-        for (id, record) in contents.images {
-            let config = crate::manifest::parse_config(record.config.as_bytes());
-            let whole = record
-                .layers
-                .iter()
-                .all(|layer| state.layers.contains_key(layer))
-                && (!record.patched || present.patches.contains(&id));
-            match config {
-                Ok(config) if whole => state.insert_image(id, record, config),
+        for (id, kept) in contents.images {
+            let whole = |kept: &Kept| {
+                let mut layers = kept.layers.iter();
+                layers.all(|layer| state.layers.contains_key(layer))
+                    && (!kept.patched || present.patches.contains(&id))
+            };
+            match kept {
+                Some(kept) if whole(&kept) => state.insert_image(id, kept),
                 _ => broken.push(id),
             }
         }
@@ -134,20 +173,14 @@ impl State {
         (state, broken)
     }
 
-    fn insert_image(&mut self, id: ImageId, record: ImageRecord, config: ImageConfiguration) {
-        for layer in distinct(&record.layers) {
+    fn insert_image(&mut self, id: ImageId, kept: Kept) {
+        for layer in distinct(&kept.layers) {
             if let Some(layer) = self.layers.get_mut(&layer) {
                 layer.images += 1;
             }
         }
-        self.images.insert(
-            id,
-            Entry {
-                record,
-                config,
-                leaving: false,
-            },
-        );
+        let leaving = false;
+        self.images.insert(id, Entry { kept, leaving });
     }
 
     /// The public view.
@@ -160,16 +193,16 @@ impl State {
         Catalog::new(
             self.images
                 .iter()
-                .filter(|(_, e)| !e.record.hidden && !e.leaving)
+                .filter(|(_, e)| !e.kept.hidden && !e.leaving)
                 .map(|(id, entry)| {
                     let (tags, digests) = names.remove(id).unwrap_or_default();
                     Arc::new(Image {
                         id: *id,
                         tags,
                         digests,
-                        size: entry.record.size,
+                        size: entry.kept.size,
                         pinned: false,
-                        config: entry.config.clone(),
+                        summary: entry.kept.summary.clone(),
                     })
                 }),
         )
@@ -263,10 +296,10 @@ impl State {
         }
         match self.images.get_mut(&new.id) {
             Some(entry) => {
-                entry.record.hidden = false;
+                entry.kept.hidden = false;
                 entry.leaving = false;
             }
-            None => self.insert_image(new.id, new.record, new.config),
+            None => self.insert_image(new.id, Kept::new(new.record, new.summary)),
         }
     }
 
@@ -279,7 +312,7 @@ impl State {
     pub(crate) fn begin_removal(&mut self, id: &ImageId) -> Option<Removal> {
         let hide = self.in_use(id);
         let entry = self.images.get_mut(id)?;
-        if entry.leaving || (entry.record.hidden && hide) {
+        if entry.leaving || (entry.kept.hidden && hide) {
             return None;
         }
         entry.leaving = true;
@@ -293,16 +326,10 @@ impl State {
             ..Change::default()
         };
         if hide {
-            change.put_images.push((
-                *id,
-                ImageRecord {
-                    hidden: true,
-                    ..entry.record.clone()
-                },
-            ));
+            change.hide_images.push(*id);
         } else {
             change.drop_images.push(*id);
-            change.drop_layers = distinct(&entry.record.layers)
+            change.drop_layers = distinct(&entry.kept.layers)
                 .into_iter()
                 .filter(|l| self.layers.get(l).is_some_and(|layer| layer.images == 1))
                 .collect();
@@ -321,7 +348,7 @@ impl State {
         if removal.hide {
             if let Some(entry) = self.images.get_mut(&removal.id) {
                 entry.leaving = false;
-                entry.record.hidden = true;
+                entry.kept.hidden = true;
             }
             return Vec::new();
         }
@@ -329,7 +356,7 @@ impl State {
             return Vec::new();
         };
         let mut unused = Vec::new();
-        for id in distinct(&entry.record.layers) {
+        for id in distinct(&entry.kept.layers) {
             let Some(layer) = self.layers.get_mut(&id) else {
                 continue;
             };
@@ -359,7 +386,7 @@ impl State {
     pub(crate) fn abandoned(&self) -> Vec<ImageId> {
         self.images
             .iter()
-            .filter(|(id, entry)| entry.record.hidden && !entry.leaving && !self.in_use(id))
+            .filter(|(id, entry)| entry.kept.hidden && !entry.leaving && !self.in_use(id))
             .map(|(id, _)| *id)
             .collect()
     }
@@ -410,19 +437,19 @@ impl State {
     /// The layers of an image that a container sees, the topmost first: none
     /// below one that hides everything.
     pub(crate) fn view(&self, image: &ImageId) -> Option<View> {
-        let record = &self.images.get(image)?.record;
-        let layers = self.stack(&record.layers);
+        let kept = &self.images.get(image)?.kept;
+        let layers = self.stack(&kept.layers);
         let lists_root = |id: &&DiffId| self.layers.get(id).is_some_and(|l| l.occupied.root);
         Some(View {
             root: layers.iter().find(lists_root).copied(),
-            patched: record.patched,
+            patched: kept.patched,
             layers,
         })
     }
 
     /// Whether an image has a patch; `None` when it is not there.
     pub(crate) fn is_patched(&self, image: &ImageId) -> Option<bool> {
-        Some(self.images.get(image)?.record.patched)
+        Some(self.images.get(image)?.kept.patched)
     }
 
     /// What is seen of these layers, the lowest first: the topmost first.
@@ -495,7 +522,7 @@ mod tests {
                 size: 1,
                 hidden: false,
             },
-            config: ImageConfiguration::default(),
+            summary: Summary::default(),
             names: names.iter().map(ToString::to_string).collect(),
         }
     }
@@ -662,7 +689,7 @@ mod tests {
     #[test]
     fn images_that_miss_a_layer_are_reported_after_loading() {
         let contents = Contents {
-            images: vec![(image(1, &[1], &[]).id, image(1, &[1], &[]).record)],
+            images: vec![(image(1, &[1], &[]).id, Kept::of(image(1, &[1], &[]).record))],
             names: vec![("r/a:1".into(), image(1, &[], &[]).id)],
             layers: vec![(layer(1), Occupied::default())],
         };

@@ -7,13 +7,16 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci_spec::image::ImageConfiguration;
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, spawn_blocking};
 
 use crate::auth::Auth;
 use crate::depot::Depot;
 use crate::digest::ImageId;
-use crate::error::{ImportError, LeaseError, OpenError, PullError, RemoveError};
+use crate::error::{
+    ConfigurationError, ImportError, LeaseError, OpenError, PullError, RemoveError,
+};
 use crate::image::Image;
 use crate::measure::Measurements;
 use crate::pull::Puller;
@@ -111,6 +114,16 @@ impl ImageStore {
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Arc<Image>> {
         self.inner.depot.catalog().find(name)
+    }
+
+    /// The configuration of an image, read from the database: one at a time, so that
+    /// what is made to cost memory costs it once.
+    pub async fn configuration(
+        &self,
+        image: &ImageId,
+    ) -> Result<ImageConfiguration, ConfigurationError> {
+        let (depot, image) = (Arc::clone(&self.inner.depot), *image);
+        blocking(move || depot.configuration(image)).await
     }
 
     /// Removes the image with all its names; unknown: fine. Under a lease or a

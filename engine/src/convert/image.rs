@@ -53,11 +53,8 @@ pub(crate) fn auth_from_proto(auth: Option<v1::AuthConfig>) -> Option<Auth> {
 
 /// An image with all its names.
 pub(crate) fn to_proto(image: &Image) -> v1::Image {
-    let config = image.config.config().as_ref();
-    let user = config
-        .and_then(|config| config.user().clone())
-        .unwrap_or_default();
-    let (uid, username) = user_to_proto(user.split(':').next().unwrap_or_default());
+    let user = image.summary.user.split(':').next().unwrap_or_default();
+    let (uid, username) = user_to_proto(user);
     v1::Image {
         id: image.id.to_string(),
         repo_tags: image.tags.clone(),

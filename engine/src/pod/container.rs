@@ -62,14 +62,10 @@ pub(crate) fn intend(
         .images
         .find(&config.image.image)
         .ok_or_else(|| PodError::NoImage(config.image.image.clone()))?;
-    let of_image = image
-        .config
-        .config()
-        .as_ref()
-        .and_then(|config| config.stop_signal().clone());
+    let of_image = image.summary.stop_signal.as_deref();
     let stop_signal = config
         .stop_signal
-        .or_else(|| of_image.as_deref().and_then(signal::parse))
+        .or_else(|| of_image.and_then(signal::parse))
         .unwrap_or(libc::SIGTERM);
     let named = image_names::of(&image, &config.image);
     Ok(ContainerRecord {
@@ -143,15 +139,19 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
-    let places = volumes::places(&image, &record.config)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
         engine.images.create_snapshot(id, &image.id).await
     };
-    let (snapshot, cgroup) = tokio::join!(snapshot, make_cgroup(engine, &record));
-    let (snapshot, cgroup) = (snapshot?, cgroup?);
+    let (of_image, snapshot, cgroup) = tokio::join!(
+        of_image(engine, &image),
+        snapshot,
+        make_cgroup(engine, &record)
+    );
+    let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
+    let places = volumes::places(&of_image, &record.config)?;
     // Copies may be large: they take the time they take, unless the container is stopped.
     let filled = match places.is_empty() {
         true => None,
@@ -169,12 +169,13 @@ async fn make(
                 None => (mount_root(&snapshot)?, Vec::new()),
             };
             let parts = Parts {
+                of_image,
                 rootfs,
                 volumes,
                 cgroup,
                 at,
             };
-            prepare(engine, &host, &record, &image, parts)
+            prepare(engine, &host, &record, parts)
         })
     };
     let prepared = tokio::select! {
@@ -241,6 +242,8 @@ async fn fill_volumes(
 
 /// What a container is prepared from, beside its records.
 struct Parts {
+    /// What the image says of its containers' process.
+    of_image: oci_spec::image::Config,
     /// A detached mount.
     rootfs: OwnedFd,
     /// Of the image.
@@ -248,6 +251,16 @@ struct Parts {
     cgroup: Cgroup,
     /// Tells whoever waits which path of the host is being looked at.
     at: Arc<Whereabouts>,
+}
+
+/// What the image says of its containers' process.
+async fn of_image(engine: &Engine, image: &Image) -> Result<oci_spec::image::Config, PodError> {
+    let _step = mark("image configuration");
+    let configuration = engine.images.configuration(&image.id).await?;
+    let mut config = configuration.config().clone().unwrap_or_default();
+    // Nothing of a container follows from them, and they may be large.
+    config.set_labels(None);
+    Ok(config)
 }
 
 /// Makes the container's cgroup.
@@ -272,12 +285,11 @@ fn prepare(
     engine: &Engine,
     host: &Host,
     record: &ContainerRecord,
-    image: &Image,
     parts: Parts,
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
     let step = mark("spec");
-    let inputs = inputs(engine, host, record, image, &parts);
+    let inputs = inputs(engine, host, record, &parts);
     let Built {
         spec,
         process,
@@ -414,7 +426,6 @@ fn inputs<'a>(
     engine: &'a Engine,
     host: &'a Host,
     record: &'a ContainerRecord,
-    image: &'a Image,
     parts: &'a Parts,
 ) -> spec::Inputs<'a> {
     let pod = &host.pod;
@@ -426,7 +437,7 @@ fn inputs<'a>(
     spec::Inputs {
         config: &record.config,
         sandbox: &pod.config,
-        image: &image.config,
+        image: &parts.of_image,
         rootfs: &parts.rootfs,
         image_volumes: &parts.volumes,
         cgroup: &record.cgroup,

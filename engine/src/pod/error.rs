@@ -101,6 +101,9 @@ pub(crate) enum PodError {
     /// The image could not be leased.
     #[error("lease image")]
     Lease(#[from] image_store::LeaseError),
+    /// What the image says could not be read.
+    #[error(transparent)]
+    Configuration(#[from] image_store::ConfigurationError),
     /// A command ran longer than its timeout.
     #[error("the command did not end within {0} s and was killed")]
     Timeout(i64),

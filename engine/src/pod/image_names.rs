@@ -79,7 +79,7 @@ mod tests {
                 .collect(),
             size: 1,
             pinned: false,
-            config: oci_spec::image::ImageConfiguration::default(),
+            summary: image_store::Summary::default(),
         }
     }
 

@@ -20,10 +20,11 @@ use crate::spec::SpecError;
 const MOST: usize = 256;
 
 /// Where the image wants volumes that the request does not bring itself.
-pub(super) fn places(image: &Image, config: &ContainerConfig) -> Result<Vec<PathBuf>, SpecError> {
-    let of_image = image.config.config().as_ref();
-    let texts = of_image.and_then(|config| config.volumes().clone());
-    let texts = texts.unwrap_or_default();
+pub(super) fn places(
+    image: &oci_spec::image::Config,
+    config: &ContainerConfig,
+) -> Result<Vec<PathBuf>, SpecError> {
+    let texts = image.volumes().clone().unwrap_or_default();
     if texts.len() > MOST {
         let reason = format!("it asks for {} volumes, the most are {MOST}", texts.len());
         return Err(refused(String::new(), reason));

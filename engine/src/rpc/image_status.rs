@@ -1,4 +1,5 @@
-//! ImageStatus, from the store's snapshot in memory.
+//! ImageStatus, from the store's snapshot in memory; the whole configuration, for who
+//! asks for it, from the store's database.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,9 @@ pub(crate) async fn handle(
     let found = engine.images.find(&name);
     let info = match &found {
         Some(image) if verbose => {
-            let text = json!({ "imageSpec": image.config });
+            let configuration = engine.images.configuration(&image.id).await;
+            let configuration = configuration.map_err(|error| status::configuration(&error))?;
+            let text = json!({ "imageSpec": configuration });
             HashMap::from([("info".to_owned(), text.to_string())])
         }
         _ => HashMap::new(),

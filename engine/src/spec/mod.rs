@@ -130,7 +130,8 @@ pub(crate) enum SpecError {
 pub(crate) struct Inputs<'a> {
     pub(crate) config: &'a ContainerConfig,
     pub(crate) sandbox: &'a SandboxConfig,
-    pub(crate) image: &'a oci_spec::image::ImageConfiguration,
+    /// What the image says of its containers' process.
+    pub(crate) image: &'a oci_spec::image::Config,
     /// The container's root, a detached mount.
     pub(crate) rootfs: &'a OwnedFd,
     pub(crate) cgroup: &'a str,

@@ -46,9 +46,8 @@ pub(super) fn build(
 /// The request's working directory, or the image's, or the root.
 fn working_dir(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
     let of_request = inputs.config.working_dir.as_str();
-    let image = inputs.image.config().as_ref();
-    let of_image = image.and_then(|image| image.working_dir().clone());
-    match (of_request, of_image.as_deref().unwrap_or_default()) {
+    let of_image = inputs.image.working_dir().as_deref();
+    match (of_request, of_image.unwrap_or_default()) {
         ("", "") => Ok(PathBuf::from("/")),
         ("", dir) if !dir.starts_with('/') => Err(SpecError::RelativeWorkingDir(dir.to_owned())),
         ("", dir) | (dir, _) => Ok(PathBuf::from(dir)),
@@ -59,13 +58,8 @@ fn working_dir(inputs: &Inputs<'_>) -> Result<PathBuf, SpecError> {
 /// image's, arguments alone only its Cmd.
 fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
     let config = inputs.config;
-    let image = inputs.image.config().as_ref();
-    let entrypoint = image
-        .and_then(|image| image.entrypoint().clone())
-        .unwrap_or_default();
-    let cmd = image
-        .and_then(|image| image.cmd().clone())
-        .unwrap_or_default();
+    let entrypoint = inputs.image.entrypoint().clone().unwrap_or_default();
+    let cmd = inputs.image.cmd().clone().unwrap_or_default();
     let mut words;
     if !config.command.is_empty() {
         words = config.command.clone();
@@ -87,10 +81,7 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 
 /// The image's environment, then the request's; the last word on a name wins.
 pub(super) fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>> {
-    let image = inputs.image.config().as_ref();
-    let of_image = image
-        .and_then(|image| image.env().clone())
-        .unwrap_or_default();
+    let of_image = inputs.image.env().clone().unwrap_or_default();
     let mut all = vec![PATH.as_bytes().to_vec()];
     if inputs.config.tty {
         all.push(b"TERM=xterm".to_vec());
@@ -111,9 +102,7 @@ pub(super) fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>
 
 /// Whether the image or the request says where the home of the process is.
 pub(super) fn says_home(inputs: &Inputs<'_>) -> bool {
-    let image = inputs.image.config().as_ref();
-    let of_image = image.and_then(|image| image.env().as_ref());
-    let mut of_image = of_image.into_iter().flatten();
+    let mut of_image = inputs.image.env().iter().flatten();
     let mut requested = inputs.config.envs.iter();
     requested.any(|(name, _)| name == "HOME") || of_image.any(|pair| pair.starts_with("HOME="))
 }

@@ -75,9 +75,7 @@ enum Named<'a> {
 /// The account a container runs as. Of the user databases those are read on which it
 /// depends.
 pub(super) fn resolve(inputs: &Inputs<'_>, seen: &Seen<'_>) -> Result<Account, SpecError> {
-    let image = inputs.image.config().as_ref();
-    let image_user = image.and_then(|config| config.user().clone());
-    let image_user = image_user.unwrap_or_default();
+    let image_user = inputs.image.user().clone().unwrap_or_default();
     let security = &inputs.config.security;
     let asked = Asked {
         user: &security.run_as,

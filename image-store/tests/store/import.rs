@@ -65,17 +65,9 @@ async fn every_form_of_archive_gives_the_same_image() {
         );
         let found = store.find("r.io/a/b:1").unwrap();
         assert_eq!(found.id, image.id());
-        assert_eq!(
-            found
-                .config
-                .config()
-                .as_ref()
-                .unwrap()
-                .cmd()
-                .as_ref()
-                .unwrap(),
-            &["/bin/true"]
-        );
+        let configuration = store.configuration(&found.id).await.unwrap();
+        let of_process = configuration.config().as_ref().unwrap();
+        assert_eq!(of_process.cmd().as_ref().unwrap(), &["/bin/true"]);
         assert!(found.size > 0);
         assert_eq!(store.fs_info().inodes_used, 12, "{form}");
         if form == "docker" {
