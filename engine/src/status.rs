@@ -71,6 +71,7 @@ fn spec_code(error: &SpecError) -> Code {
     match error {
         SpecError::NoSuchName { .. }
         | SpecError::NoId { .. }
+        | SpecError::TooManyGroups { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::RelativeWorkingDir(_)
         | SpecError::ImageVolume { .. }
@@ -138,7 +139,7 @@ fn disk_code(error: &(dyn std::error::Error + 'static)) -> Code {
 fn configuration_code(error: &ConfigurationError) -> Code {
     match error {
         ConfigurationError::NotFound { .. } => Code::NotFound,
-        ConfigurationError::Database { .. } => disk_code(error),
+        ConfigurationError::Io { .. } => disk_code(error),
     }
 }
 

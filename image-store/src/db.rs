@@ -4,39 +4,41 @@
 //! when the call returns; whoever calls has the layers' data on disk before. A
 //! crash leaves the last whole transaction.
 //!
-//! Configurations are here and nowhere else: they may have mebibytes, and a node
-//! may have hundreds of images. Who needs one reads it.
+//! All of it is read at the start and is in memory from then on, so it is little for
+//! each image: configurations, which may have mebibytes, are files (`configs`).
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::digest::{DiffId, ImageId};
+use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{Cause, OpenError, is_disk_full};
+use crate::image::Summary;
 use crate::unpack::Occupied;
 
-const FORMAT: u64 = 1;
-/// Bytes of pages that the database keeps in memory. The trees of hundreds of images
-/// fit; a configuration that is larger is read from the kernel's cache of the file.
+const FORMAT: u64 = 2;
+/// Bytes of pages that the database keeps in memory.
 const CACHE: usize = 4 << 20;
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images");
-const NAMES: TableDefinition<'_, &str, &str> = TableDefinition::new("names");
+const NAMES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("names");
 const LAYERS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("layers");
 
-/// One image as the database has it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What is kept of one image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRecord {
-    /// The configuration's exact bytes: the id is their digest.
-    pub config: String,
     /// Layers from the lowest to the topmost.
     pub layers: Vec<DiffId>,
     /// Bytes on disk of layers and configuration.
     pub size: u64,
+    /// Bytes on disk of the configuration alone.
+    pub config_bytes: u64,
+    /// What of the configuration lists show.
+    pub summary: Summary,
     /// Removed by its users, but still under a snapshot.
     #[serde(default)]
     pub hidden: bool,
@@ -45,13 +47,24 @@ pub(crate) struct ImageRecord {
     pub patched: bool,
 }
 
-/// All that the database holds, with what is kept in memory of each image.
-#[derive(Debug)]
-pub(crate) struct Contents<T> {
+/// What a tag or a digest reference names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Named {
+    /// The image.
+    pub image: ImageId,
+    /// The digest of the manifest or index that the name stood for when it was pulled.
+    pub manifest: Option<Digest>,
+    /// Counts up with each commit: the higher the later.
+    pub number: u64,
+}
+
+/// All that the database holds.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
     /// Images.
-    pub images: Vec<(ImageId, T)>,
-    /// Tags and digest references and the images they name.
-    pub names: Vec<(String, ImageId)>,
+    pub images: Vec<(ImageId, ImageRecord)>,
+    /// Tags and digest references.
+    pub names: Vec<(String, Named)>,
     /// Layers and what they occupy.
     pub layers: Vec<(DiffId, Occupied)>,
 }
@@ -61,12 +74,10 @@ pub(crate) struct Contents<T> {
 pub(crate) struct Change {
     /// Images to write.
     pub put_images: Vec<(ImageId, ImageRecord)>,
-    /// Images that are only kept for their snapshots from now on.
-    pub hide_images: Vec<ImageId>,
     /// Images to delete.
     pub drop_images: Vec<ImageId>,
     /// Names to write.
-    pub put_names: Vec<(String, ImageId)>,
+    pub put_names: Vec<(String, Named)>,
     /// Names to delete.
     pub drop_names: Vec<String>,
     /// Layers to write.
@@ -79,31 +90,30 @@ pub(crate) struct Change {
 /// nothing more until it is opened again.
 pub(crate) struct Db {
     path: PathBuf,
-    /// Readers do not wait for a writer: only who opens or closes it is alone.
-    inner: RwLock<Option<Database>>,
+    inner: Mutex<Option<Database>>,
 }
 
-/// Why a change is not in the database, or a record cannot be read.
+/// Why a change is not in the database.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DbError {
     /// The database refused it.
-    #[error("{0} the database")]
-    Refused(&'static str, #[source] redb::Error),
-    /// A record cannot be written as JSON, or is none.
-    #[error("{0} a record")]
-    Record(&'static str, #[source] serde_json::Error),
+    #[error("write the database")]
+    Write(#[source] redb::Error),
+    /// A record cannot be written as JSON.
+    #[error("encode a record")]
+    Encode(#[source] serde_json::Error),
 }
 
 impl DbError {
     /// Whether the disk is full.
     pub(crate) fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Refused(_, redb::Error::Io(error)) if is_disk_full(error))
+        matches!(self, Self::Write(redb::Error::Io(error)) if is_disk_full(error))
     }
 
     fn closes_the_database(&self) -> bool {
         matches!(
             self,
-            Self::Refused(_, redb::Error::Io(_) | redb::Error::PreviousIo)
+            Self::Write(redb::Error::Io(_) | redb::Error::PreviousIo)
         )
     }
 }
@@ -131,75 +141,43 @@ impl Db {
         }
         Ok(Self {
             path: path.to_owned(),
-            inner: RwLock::new(Some(inner)),
+            inner: Mutex::new(Some(inner)),
         })
     }
 
-    /// Reads everything, and of each image what `keep` makes of it. A record that
-    /// cannot be read is an error: dropping it would drop an image without a word.
-    pub(crate) fn load<T>(
-        &self,
-        keep: impl Fn(ImageRecord) -> T,
-    ) -> Result<Contents<T>, OpenError> {
-        let loaded = self.with("read", |db| Ok(read(db, &keep)));
-        let loaded = loaded.map_err(cause).and_then(|loaded| loaded);
-        loaded.map_err(|source| OpenError::Database {
+    /// Reads everything. A record that cannot be read is an error: dropping
+    /// it would drop an image without a word.
+    pub(crate) fn load(&self) -> Result<Contents, OpenError> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = inner.as_ref() else {
+            return Ok(Contents::default());
+        };
+        read(db).map_err(|source| OpenError::Database {
             step: "read",
             path: self.path.clone(),
             source,
         })
     }
 
-    /// The configuration of an image, as its registry served it.
-    pub(crate) fn config(&self, id: &ImageId) -> Result<Option<String>, DbError> {
-        let record = self.with("read", |db| {
-            let images = db.begin_read()?.open_table(IMAGES)?;
-            let record = images.get(&*id.to_string())?;
-            Ok(record.map(|record| serde_json::from_slice(record.value())))
-        })?;
-        let record: Option<ImageRecord> = record
-            .transpose()
-            .map_err(|error| DbError::Record("read", error))?;
-        Ok(record.map(|record| record.config))
-    }
-
     /// Makes one change durable, wholly or not at all.
     pub(crate) fn apply(&self, change: &Change) -> Result<(), DbError> {
         let records = Records {
             images: encode(&change.put_images)?,
+            names: encode(&change.put_names)?,
             layers: encode(&change.put_layers)?,
         };
-        self.with("write", |db| write(db, change, &records))
-    }
-
-    /// Works with the database, opened anew if it had to be closed.
-    fn with<T>(
-        &self,
-        step: &'static str,
-        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
-    ) -> Result<T, DbError> {
-        let refused = |error| DbError::Refused(step, error);
-        let open = loop {
-            let open = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-            if open.is_some() {
-                break open;
-            }
-            drop(open);
-            let mut closed = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-            if closed.is_none() {
-                let opened = builder().open(&self.path);
-                *closed = Some(opened.map_err(|error| refused(error.into()))?);
-            }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let db = match inner.take() {
+            Some(db) => db,
+            None => builder()
+                .open(&self.path)
+                .map_err(|e| DbError::Write(e.into()))?,
         };
-        let Some(db) = open.as_ref() else {
-            unreachable!("the database was open under the lock")
-        };
-        let done = work(db).map_err(refused);
-        drop(open);
-        if done.as_ref().is_err_and(DbError::closes_the_database) {
-            *self.inner.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let written = write(&db, change, &records).map_err(DbError::Write);
+        if !written.as_ref().is_err_and(DbError::closes_the_database) {
+            *inner = Some(db);
         }
-        done
+        written
     }
 }
 
@@ -228,25 +206,21 @@ fn prepare(db: &Database) -> Result<(), redb::Error> {
     Ok(txn.commit()?)
 }
 
-fn read<T>(db: &Database, keep: impl Fn(ImageRecord) -> T) -> Result<Contents<T>, Cause> {
+fn read(db: &Database) -> Result<Contents, Cause> {
     let txn = db.begin_read().map_err(cause)?;
-    let mut out = Contents {
-        images: Vec::new(),
-        names: Vec::new(),
-        layers: Vec::new(),
-    };
+    let mut out = Contents::default();
     let images = txn.open_table(IMAGES).map_err(cause)?;
     for item in images.iter().map_err(cause)? {
         let (id, record) = item.map_err(cause)?;
         let record = serde_json::from_slice(record.value()).map_err(cause)?;
         out.images
-            .push((id.value().parse().map_err(cause)?, keep(record)));
+            .push((id.value().parse().map_err(cause)?, record));
     }
     let names = txn.open_table(NAMES).map_err(cause)?;
     for item in names.iter().map_err(cause)? {
-        let (name, id) = item.map_err(cause)?;
-        out.names
-            .push((name.value().to_owned(), id.value().parse().map_err(cause)?));
+        let (name, named) = item.map_err(cause)?;
+        let named = serde_json::from_slice(named.value()).map_err(cause)?;
+        out.names.push((name.value().to_owned(), named));
     }
     let layers = txn.open_table(LAYERS).map_err(cause)?;
     for item in layers.iter().map_err(cause)? {
@@ -261,6 +235,7 @@ fn read<T>(db: &Database, keep: impl Fn(ImageRecord) -> T) -> Result<Contents<T>
 /// Records as they stand in the database.
 struct Records {
     images: Vec<(String, Vec<u8>)>,
+    names: Vec<(String, Vec<u8>)>,
     layers: Vec<(String, Vec<u8>)>,
 }
 
@@ -272,7 +247,7 @@ fn encode<K: ToString, V: Serialize>(
         .iter()
         .map(encode)
         .collect::<Result<_, _>>()
-        .map_err(|error| DbError::Record("encode", error))
+        .map_err(DbError::Encode)
 }
 
 fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::Error> {
@@ -285,22 +260,12 @@ fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::
         for (id, bytes) in &records.images {
             images.insert(id.as_str(), &bytes[..])?;
         }
-        for id in &change.hide_images {
-            let id = id.to_string();
-            let hidden = images
-                .get(&*id)?
-                .map(|record| hidden(record.value()))
-                .transpose()?;
-            if let Some(bytes) = hidden {
-                images.insert(&*id, &bytes[..])?;
-            }
-        }
         let mut names = txn.open_table(NAMES)?;
         for name in &change.drop_names {
             names.remove(name.as_str())?;
         }
-        for (name, id) in &change.put_names {
-            names.insert(name.as_str(), &*id.to_string())?;
+        for (name, bytes) in &records.names {
+            names.insert(name.as_str(), &bytes[..])?;
         }
         let mut layers = txn.open_table(LAYERS)?;
         for id in &change.drop_layers {
@@ -311,14 +276,6 @@ fn write(db: &Database, change: &Change, records: &Records) -> Result<(), redb::
         }
     }
     Ok(txn.commit()?)
-}
-
-/// The record of an image with the note that it is hidden.
-fn hidden(record: &[u8]) -> Result<Vec<u8>, redb::Error> {
-    let broken = |error: serde_json::Error| redb::Error::Corrupted(error.to_string());
-    let mut record: ImageRecord = serde_json::from_slice(record).map_err(broken)?;
-    record.hidden = true;
-    serde_json::to_vec(&record).map_err(broken)
 }
 
 fn cause(error: impl std::error::Error + Send + Sync + 'static) -> Cause {
@@ -340,7 +297,6 @@ fn failed(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::digest::Digest;
 
     #[test]
     fn changes_survive_reopening() {
@@ -349,11 +305,20 @@ mod tests {
         let id = ImageId(Digest::of(b"i"));
         let layer = DiffId(Digest::of(b"l"));
         let record = ImageRecord {
-            config: "{}".into(),
             layers: vec![layer],
             size: 3,
+            config_bytes: 2,
+            summary: Summary {
+                user: "u".into(),
+                stop_signal: None,
+            },
             hidden: false,
             patched: true,
+        };
+        let named = Named {
+            image: id,
+            manifest: Some(Digest::of(b"m")),
+            number: 7,
         };
         let occupied = Occupied {
             bytes: 1,
@@ -364,7 +329,7 @@ mod tests {
         let db = Db::open(&path).unwrap();
         db.apply(&Change {
             put_images: vec![(id, record.clone())],
-            put_names: vec![("a".into(), id), ("b".into(), id)],
+            put_names: vec![("a".into(), named), ("b".into(), named)],
             put_layers: vec![(layer, occupied)],
             ..Change::default()
         })
@@ -374,23 +339,10 @@ mod tests {
             ..Change::default()
         })
         .unwrap();
-        db.apply(&Change {
-            hide_images: vec![id, ImageId(Digest::of(b"unknown"))],
-            ..Change::default()
-        })
-        .unwrap();
         drop(db);
-        let db = Db::open(&path).unwrap();
-        let got = db.load(|record| record).unwrap();
-        let hidden = ImageRecord {
-            hidden: true,
-            ..record
-        };
-        assert_eq!(got.images, vec![(id, hidden)]);
-        assert_eq!(db.config(&id).unwrap().as_deref(), Some("{}"));
-        let unknown = ImageId(Digest::of(b"unknown"));
-        assert_eq!(db.config(&unknown).unwrap(), None);
-        assert_eq!(got.names, vec![("b".into(), id)]);
+        let got = Db::open(&path).unwrap().load().unwrap();
+        assert_eq!(got.images, vec![(id, record)]);
+        assert_eq!(got.names, vec![("b".into(), named)]);
         assert_eq!(got.layers, vec![(layer, occupied)]);
     }
 
@@ -407,7 +359,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");
         let db = Db::open(&path).unwrap();
-        let raw = db.inner.write().unwrap().take().unwrap();
+        let raw = db.inner.lock().unwrap().take().unwrap();
         let txn = raw.begin_write().unwrap();
         txn.open_table(META).unwrap().insert("format", 99).unwrap();
         txn.commit().unwrap();

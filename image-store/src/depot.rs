@@ -7,24 +7,29 @@
 //! after, and at most directories that nothing names, which [`Depot::open`]
 //! throws away. Everything here blocks; the facade calls it on threads made
 //! for that.
+//!
+//! Three locks, taken in this order: `changing`, held while the database is written;
+//! `moving`, held while a layer or a snapshot gets its name or loses it; `state`, held for
+//! moments only and never while the disk is waited for, since calls that answer from
+//! memory take it on threads that must not wait.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Config, ImageConfiguration};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
+use crate::configs;
 use crate::db::{Change, Db, DbError};
 use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{ConfigurationError, OpenError, PullError, RemoveError};
 use crate::image::Catalog;
 use crate::layout::{Layout, Staging};
-use crate::manifest;
 use crate::patch::{self, PatchError};
 use crate::snapshot::{Lowers, Snapshot, SnapshotError, check_owner};
-use crate::state::{Kept, NewImage, Present, State};
+use crate::state::{NewImage, Present, State};
 use crate::unpack::Unpacked;
 
 /// See the module.
@@ -36,7 +41,10 @@ pub(crate) struct Depot {
     /// One change of the database at a time, from its reading of the
     /// bookkeeping to its writing of it.
     changing: Mutex<()>,
-    /// One configuration in the works at a time.
+    /// One move of a layer or a snapshot at a time, with the bookkeeping that belongs to
+    /// it.
+    moving: Mutex<()>,
+    /// One whole configuration in the works at a time.
     reading: Mutex<()>,
     /// Wakes those who wait for a layer, at each that is installed.
     arrivals: Notify,
@@ -57,17 +65,19 @@ impl Depot {
         layout.clear_staging()?;
         let on_disk = layout.layers()?;
         let patches = layout.patches()?;
+        let configs = layout.configs()?;
         let present = Present {
             layers: on_disk.iter().filter_map(|p| layer_of(p)).collect(),
             patches: patches.iter().filter_map(|p| image_of(p)).collect(),
+            configs: configs.iter().filter_map(|p| image_of(p)).collect(),
         };
-        let (mut state, broken) = State::load(db.load(Kept::of)?, &present);
+        let (mut state, broken) = State::load(db.load()?, &present);
         let mut change = Change {
             drop_layers: state.take_unused(),
             ..Change::default()
         };
         for id in broken {
-            tracing::warn!(image = %id, "an image misses a layer and is dropped");
+            tracing::warn!(image = %id, "an image misses a part and is dropped");
             change.drop_images.push(id);
         }
         if !change.drop_images.is_empty() || !change.drop_layers.is_empty() {
@@ -93,6 +103,11 @@ impl Depot {
                 throw(&path, layout.throw_path(&path));
             }
         }
+        for path in configs {
+            if image_of(&path).is_none_or(|id| state.is_patched(&id).is_none()) {
+                throw(&path, layout.throw_path(&path));
+            }
+        }
         for dir in layout.snapshots()? {
             let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
             let known = Snapshot::image_of(&dir).is_some_and(|id| state.add_snapshot(owner, &id));
@@ -108,6 +123,7 @@ impl Depot {
             state: Mutex::new(state),
             catalog,
             changing: Mutex::new(()),
+            moving: Mutex::new(()),
             reading: Mutex::new(()),
             arrivals: Notify::new(),
         };
@@ -128,6 +144,10 @@ impl Depot {
 
     fn change(&self) -> MutexGuard<'_, ()> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn moves(&self) -> MutexGuard<'_, ()> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes under the lock, so that an older view never replaces a newer.
@@ -160,15 +180,15 @@ impl Depot {
         staging
             .note_implied(&unpacked.implied)
             .map_err(|e| PullError::io("note the directories of", &self.layout.layer(&id), e))?;
-        let mut state = self.state();
-        if state.hold(&id).is_none() {
+        let one = self.moves();
+        if self.state().hold(&id).is_none() {
             let path = self.layout.layer(&id);
             staging
                 .install(&id)
                 .map_err(|e| PullError::io("install layer", &path, e))?;
-            state.installed(id, unpacked.occupied);
+            self.state().installed(id, unpacked.occupied);
         }
-        drop(state);
+        drop(one);
         self.arrivals.notify_waiters();
         Ok(LayerHold {
             depot: Arc::clone(self),
@@ -179,22 +199,33 @@ impl Depot {
     /// Writes a new image for good. The caller holds its layers.
     pub(crate) fn commit(&self, mut new: NewImage) -> Result<(), PullError> {
         let patch = self.stage_patch(&new)?;
+        let config = self.stage_config(&mut new)?;
         let _one = self.change();
         let known = self.state().is_patched(&new.id);
-        let is_new = known.is_none() && patch.is_some();
-        new.record.patched = known.unwrap_or(is_new);
-        if let (true, Some(patch)) = (is_new, patch) {
-            let path = self.layout.patch(&new.id);
-            patch
-                .install_patch(&new.id)
-                .map_err(|e| PullError::io("install the patch", &path, e))?;
+        new.record.patched = known.unwrap_or(patch.is_some());
+        if known.is_none() {
+            let config = match config {
+                // It was there a moment ago, and is not any more.
+                None => self.stage_config(&mut new)?,
+                config => config,
+            };
+            for (staging, path) in [
+                (patch, self.layout.patch(&new.id)),
+                (config, self.layout.config(&new.id)),
+            ] {
+                if let Some(staging) = staging {
+                    staging
+                        .install_at(&path)
+                        .map_err(|e| PullError::io("install", &path, e))?;
+                }
+            }
         }
         let (change, durable) = {
             let state = self.state();
             new.record.size = state.size_of(&new);
             (
                 state.commit_change(&new),
-                !is_new && state.is_durable(&new.record.layers),
+                known.is_some() && state.is_durable(&new.record.layers),
             )
         };
         if !durable {
@@ -217,9 +248,35 @@ impl Depot {
             })?;
         self.layout.keep_reserve();
         let mut state = self.state();
-        state.committed(new);
+        state.committed(new, change);
         self.publish(&state);
         Ok(())
+    }
+
+    /// Writes the configuration of an image that is not there.
+    fn stage_config(&self, new: &mut NewImage) -> Result<Option<Staging>, PullError> {
+        if self.state().is_patched(&new.id).is_some() {
+            return Ok(None);
+        }
+        let images = self.layout.images();
+        let (staging, _dir) = self
+            .layout
+            .stage()
+            .map_err(|e| PullError::io("make staging below", images, e))?;
+        let path = staging.path();
+        new.record.config_bytes = new
+            .config
+            .write(&path)
+            .map_err(|e| PullError::io("write the configuration in", &path, e))?;
+        Ok(Some(staging))
+    }
+
+    /// Throws a layer away, unless somebody has brought it again.
+    fn throw_unknown(&self, id: &DiffId) {
+        let _one = self.moves();
+        if !self.state().has_layer(id) {
+            throw(&self.layout.layer(id), self.layout.throw_layer(id));
+        }
     }
 
     /// Makes the patch of an image, if it needs one. Takes its time, so it is done
@@ -262,11 +319,15 @@ impl Depot {
         &self,
         image: ImageId,
     ) -> Result<ImageConfiguration, ConfigurationError> {
-        let failed = |source| ConfigurationError::Database { image, source };
         let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = self.db.config(&image).map_err(|e| failed(Arc::new(e)))?;
-        let text = text.ok_or(ConfigurationError::NotFound { image })?;
-        manifest::parse_config(text.as_bytes()).map_err(|e| failed(Arc::new(e)))
+        configs::read(&self.layout.config(&image))
+            .map_err(|source| ConfigurationError::new(image, source))
+    }
+
+    /// What of it the processes of containers get.
+    pub(crate) fn process(&self, image: ImageId) -> Result<Config, ConfigurationError> {
+        configs::read_process(&self.layout.config(&image))
+            .map_err(|source| ConfigurationError::new(image, source))
     }
 
     /// Removes an image with all its names; unknown: fine.
@@ -289,17 +350,22 @@ impl Depot {
                 source: Arc::new(error),
             });
         }
-        let mut state = self.state();
-        if !removal.hide && state.is_patched(&id) == Some(true) {
-            let path = self.layout.patch(&id);
-            throw(&path, self.layout.throw_path(&path));
+        let moving = self.moves();
+        let (layers, abandoned) = {
+            let mut state = self.state();
+            let layers = state.removed(&removal);
+            self.publish(&state);
+            (layers, !state.abandoned().is_empty())
+        };
+        if !removal.hide {
+            for path in [self.layout.patch(&id), self.layout.config(&id)] {
+                throw(&path, self.layout.throw_path(&path));
+            }
         }
-        for layer in state.removed(&removal) {
+        for layer in layers {
             throw(&self.layout.layer(&layer), self.layout.throw_layer(&layer));
         }
-        self.publish(&state);
-        let abandoned = !state.abandoned().is_empty();
-        drop((state, one));
+        drop((moving, one));
         // The last user may have gone while the image was being hidden.
         if abandoned {
             self.collect();
@@ -334,6 +400,11 @@ impl Depot {
                     });
                 }
                 // From here on the image stays, whoever removes it.
+                Some(_) if state.is_leaving(owner) => {
+                    return Err(SnapshotError::Leaving {
+                        owner: owner.into(),
+                    });
+                }
                 _ if !state.add_snapshot(owner, &image) => {
                     return Err(SnapshotError::NoImage { image });
                 }
@@ -379,14 +450,15 @@ impl Depot {
     pub(crate) fn remove_snapshot(&self, owner: &str) -> Result<bool, SnapshotError> {
         check_owner(owner)?;
         let dir = self.layout.snapshot(owner);
-        // Under the lock, so that nobody makes it anew between the two steps.
-        let mut state = self.state();
-        if state.snapshot(owner).is_none() {
+        let _one = self.moves();
+        if !self.state().begin_to_drop(owner) {
             return Ok(false);
         }
-        self.layout
-            .throw_snapshot(&dir)
-            .map_err(|e| SnapshotError::io("throw away", &dir, e))?;
+        if let Err(error) = self.layout.throw_snapshot(&dir) {
+            self.state().drop_failed(owner);
+            return Err(SnapshotError::io("throw away", &dir, error));
+        }
+        let mut state = self.state();
         state.drop_snapshot(owner);
         Ok(!state.abandoned().is_empty())
     }
@@ -394,10 +466,16 @@ impl Depot {
 
 impl Drop for LayerHold {
     fn drop(&mut self) {
-        let mut state = self.depot.state();
-        if state.unhold(&self.id) {
-            let layout = &self.depot.layout;
-            throw(&layout.layer(&self.id), layout.throw_layer(&self.id));
+        if !self.depot.state().unhold(&self.id) {
+            return;
+        }
+        let (depot, id) = (Arc::clone(&self.depot), self.id);
+        let throw_away = move || depot.throw_unknown(&id);
+        // Whoever drops it may be on a thread that must not wait for the disk. One that
+        // stays behind is found at the next start.
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(throw_away)),
+            Err(_) => throw_away(),
         }
     }
 }

@@ -354,14 +354,23 @@ pub enum ConfigurationError {
         /// The image.
         image: ImageId,
     },
-    /// The database does not give it.
+    /// The disk does not give it.
     #[error("read the configuration of image {image}")]
-    Database {
+    Io {
         /// The image.
         image: ImageId,
-        /// What happened there.
-        source: Cause,
+        /// Its answer.
+        source: io::Error,
     },
+}
+
+impl ConfigurationError {
+    pub(crate) fn new(image: ImageId, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::NotFound { image },
+            _ => Self::Io { image, source },
+        }
+    }
 }
 
 /// Why an archive or layout cannot be imported.

@@ -6,6 +6,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::digest::{Digest, ImageId};
 use crate::reference::Reference;
 
@@ -19,8 +21,11 @@ pub struct Image {
     pub id: ImageId,
     /// Names with tags, sorted.
     pub tags: Vec<String>,
-    /// Names with the manifest's digest, sorted.
+    /// Names with a manifest's digest, the latest last: of each repository the last few.
     pub digests: Vec<String>,
+    /// For each tag the name with the digest that it stood for when it was pulled, where
+    /// that is one of `digests`.
+    pub resolved: BTreeMap<String, String>,
     /// Bytes on disk.
     pub size: u64,
     /// Never to be collected by the kubelet.
@@ -31,8 +36,8 @@ pub struct Image {
 
 /// What of a configuration is in memory for as long as the image is there: few bytes,
 /// whatever an image says. The rest is read when a container is made of it
-/// ([`ImageStore::configuration`](crate::ImageStore::configuration)).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// ([`ImageStore::process`](crate::ImageStore::process)).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Summary {
     /// `User`: `NAME-OR-ID[:GROUP]`; empty when it names none.
     pub user: String,
@@ -132,6 +137,7 @@ mod tests {
             id: id(hex),
             tags: tags.iter().map(ToString::to_string).collect(),
             digests: digests.iter().map(ToString::to_string).collect(),
+            resolved: BTreeMap::new(),
             size: 1,
             pinned: false,
             summary: Summary::default(),

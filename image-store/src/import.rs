@@ -227,6 +227,7 @@ impl Reading<'_> {
             names.extend(reference.tagged());
             names.extend(image.manifest.map(|digest| reference.at(digest)));
         }
+        let names = names.into_iter().map(|name| (name, image.manifest));
         let mut holds: Vec<LayerHold> = Vec::new();
         for part in &image.layers {
             holds.push(self.layer(depot, part, limits)?);
@@ -235,14 +236,12 @@ impl Reading<'_> {
         let new = NewImage {
             id,
             record: ImageRecord {
-                config: image.config.text,
                 layers: image.config.diff_ids,
-                size: 0,
-                hidden: false,
-                patched: false,
+                summary: image.config.summary,
+                ..ImageRecord::default()
             },
-            summary: image.config.summary,
-            names,
+            config: image.config.texts,
+            names: names.collect(),
         };
         depot.commit(new).map_err(|e| self.image(e))?;
         drop(holds);

@@ -5,6 +5,7 @@
 //! <root>/images/layers/<hex>/        unpacked layers, by DiffID
 //! <root>/images/implied/<hex>        directories that a layer does not list
 //! <root>/images/patches/<image>/     what those are like in an image
+//! <root>/images/configs/<image>/     the image's configuration (`configs`)
 //! <root>/images/staging/<n>/         layers being unpacked
 //! <root>/images/trash/<n>            layers being removed
 //! <root>/images/empty/               a layer with nothing in it
@@ -94,6 +95,7 @@ impl Layout {
         make_dir(&place, 0o700)?;
         make_dir(&images.join("implied"), 0o700)?;
         make_dir(&images.join("patches"), 0o700)?;
+        make_dir(&images.join("configs"), 0o700)?;
         spread(&make_dir(&snapshots, 0o700)?);
         for shard in 0..SHARDS {
             make_dir(&snapshots.join(shard_name(shard)), 0o700)?;
@@ -150,6 +152,11 @@ impl Layout {
         self.images.join("patches").join(id.hex())
     }
 
+    /// Where the configuration of an image is.
+    pub(crate) fn config(&self, id: &ImageId) -> PathBuf {
+        self.images.join("configs").join(id.hex())
+    }
+
     /// Where the snapshot of an owner is.
     pub(crate) fn snapshot(&self, owner: &str) -> PathBuf {
         // The same owner always has to give the same shard.
@@ -203,6 +210,11 @@ impl Layout {
     /// All patches on disk.
     pub(crate) fn patches(&self) -> Result<Vec<PathBuf>, OpenError> {
         entries(&self.images.join("patches"))
+    }
+
+    /// All configurations on disk.
+    pub(crate) fn configs(&self) -> Result<Vec<PathBuf>, OpenError> {
+        entries(&self.images.join("configs"))
     }
 
     /// Throws away what unfinished work of a former process left.
@@ -286,11 +298,10 @@ impl Staging {
         self.path().with_extension("implied")
     }
 
-    /// Makes the directory the patch of an image that has none in use.
-    pub(crate) fn install_patch(mut self, id: &ImageId) -> io::Result<()> {
-        let to = self.layout.patch(id);
+    /// Makes the directory an image's patch or configuration, of which none is in use.
+    pub(crate) fn install_at(mut self, to: &Path) -> io::Result<()> {
         // One that a crash left.
-        self.layout.throw_path(&to)?;
+        self.layout.throw_path(to)?;
         fs::rename(self.path(), to)?;
         self.kept = true;
         Ok(())

@@ -7,6 +7,7 @@
 
 mod auth;
 mod compression;
+mod configs;
 mod db;
 mod depot;
 mod digest;

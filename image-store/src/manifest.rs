@@ -9,6 +9,7 @@ use oci_spec::image::ImageConfiguration;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::configs::Texts;
 use crate::digest::{DiffId, Digest, ImageId, LayerDigest};
 use crate::error::PullError;
 use crate::image::Summary;
@@ -27,6 +28,8 @@ const MAX_SIGNAL: usize = 32;
 /// Bytes of a configuration's environment, commands, volumes and working directory.
 /// Linux takes no argument or variable of more than 128 KiB, and usually 2 MiB of all.
 const MAX_RUN: usize = 256 << 10;
+/// Texts of them: each costs some dozens of bytes wherever it is kept.
+const MAX_RUN_TEXTS: usize = 4096;
 /// Overlayfs stacks 500 directories: a patch and, for a read-only view, what was
 /// written take two of them.
 pub(crate) const MAX_LAYERS: usize = 498;
@@ -123,8 +126,8 @@ pub(crate) struct Layer {
 pub(crate) struct Config {
     /// Its digest.
     pub id: ImageId,
-    /// Its exact text.
-    pub text: String,
+    /// Its exact text, and what of it processes get.
+    pub texts: Texts,
     /// What of it lists show.
     pub summary: Summary,
     /// The machine that it is for.
@@ -161,10 +164,11 @@ struct RootFs {
 struct Nonsense(&'static str);
 
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: more than {most} bytes")]
+#[error("{what}: more than {most} {unit}")]
 struct TooLong {
     what: &'static str,
     most: usize,
+    unit: &'static str,
 }
 
 fn bad(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> PullError {
@@ -355,8 +359,11 @@ impl Config {
             .to_owned();
         Ok(Self {
             id,
-            text,
             summary: Summary::of(&inner),
+            texts: Texts {
+                config: text,
+                process: of_process(inner),
+            },
             platform,
             diff_ids: rootfs.diff_ids,
         })
@@ -367,35 +374,41 @@ impl Config {
 /// containers: a configuration that has too much of it is refused at once.
 fn check_sizes(config: &oci_spec::image::Config) -> Result<(), TooLong> {
     let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-    let lengths = |list: &Option<Vec<String>>| {
-        let texts = list.iter().flatten();
-        // Each is a pointer too, to the kernel as it is here.
-        texts
-            .map(|text| text.len() + size_of::<usize>())
-            .sum::<usize>()
-    };
-    let run: usize = [config.env(), config.entrypoint(), config.cmd()]
-        .into_iter()
-        .chain([config.volumes()])
-        .map(lengths)
-        .sum();
-    for (what, has, most) in [
-        ("User", length(config.user()), MAX_USER),
-        ("StopSignal", length(config.stop_signal()), MAX_SIGNAL),
+    let lists = [
+        config.env(),
+        config.entrypoint(),
+        config.cmd(),
+        config.volumes(),
+    ];
+    let texts = || lists.into_iter().flatten().flatten();
+    let run = texts().map(String::len).sum::<usize>() + length(config.working_dir());
+    let what = "Env, Entrypoint, Cmd, Volumes and WorkingDir";
+    for (what, has, most, unit) in [
+        ("User", length(config.user()), MAX_USER, "bytes"),
         (
-            "Env, Entrypoint, Cmd, Volumes and WorkingDir",
-            run + length(config.working_dir()),
-            MAX_RUN,
+            "StopSignal",
+            length(config.stop_signal()),
+            MAX_SIGNAL,
+            "bytes",
         ),
+        (what, run, MAX_RUN, "bytes"),
+        (what, texts().count(), MAX_RUN_TEXTS, "texts"),
     ] {
         if has > most {
-            return Err(TooLong { what, most });
+            return Err(TooLong { what, most, unit });
         }
     }
     Ok(())
 }
 
-/// Reads a configuration that was accepted before.
+/// What of a configuration the processes of containers get.
+fn of_process(config: oci_spec::image::Config) -> oci_spec::image::Config {
+    let mut process = config;
+    process.set_labels(None).set_exposed_ports(None);
+    process
+}
+
+/// Reads a whole configuration that was accepted before.
 pub(crate) fn parse_config(bytes: &[u8]) -> Result<ImageConfiguration, JsonError> {
     Ok(serde_json::from_value(lenient(bytes)?)?)
 }
@@ -576,8 +589,10 @@ mod tests {
         config("WorkingDir", &text(MAX_RUN)).unwrap();
         for field in ["Env", "Cmd", "Entrypoint"] {
             let list = |bytes| format!("[{}]", text(bytes));
-            config(field, &list(MAX_RUN - 8)).unwrap();
-            let error = config(field, &list(MAX_RUN)).unwrap_err();
+            config(field, &list(MAX_RUN)).unwrap();
+            let many = format!("[{}\"a=b\"]", "\"a=b\",".repeat(MAX_RUN_TEXTS));
+            assert!(config(field, &many).is_err(), "{field}");
+            let error = config(field, &list(MAX_RUN + 1)).unwrap_err();
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains(field), "{source}");
         }

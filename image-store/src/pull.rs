@@ -15,6 +15,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::StreamExt;
+use tokio::sync::Semaphore;
 
 use crate::auth::Auth;
 use crate::db::ImageRecord;
@@ -32,6 +33,12 @@ use crate::state::NewImage;
 use crate::store::blocking;
 use crate::tuning::Tuning;
 use crate::windows::Windows;
+
+/// Bytes of configurations that are read to find an entry for this machine in an index
+/// that does not say.
+const MAX_UNSAID_BYTES: u64 = 16 << 20;
+/// Bytes of a document that are read in less time than another thread takes to wake.
+const AT_ONCE: usize = 64 << 10;
 
 /// Indexes in indexes: nobody needs more.
 const MAX_NESTING: usize = 4;
@@ -55,6 +62,8 @@ pub(crate) struct Work {
     /// Memory for their decoders.
     pub(crate) windows: Windows,
     machine: Machine,
+    /// Large documents are read one at a time.
+    reading: Semaphore,
 }
 
 /// What makes two fetches of a layer one: nobody waits for what another
@@ -86,6 +95,7 @@ impl Puller {
             windows: Windows::new(Arc::clone(&places)),
             places,
             machine: Machine::current(),
+            reading: Semaphore::new(1),
         };
         Self {
             work: Arc::new(work),
@@ -125,16 +135,16 @@ impl Work {
         let id = plan.config.id;
         let mut names = vec![reference.at(plan.top)];
         names.extend(reference.tagged());
+        let manifest = Some(plan.top);
+        let names = names.into_iter().map(|name| (name, manifest)).collect();
         let new = NewImage {
             id,
             record: ImageRecord {
-                config: plan.config.text,
                 layers: plan.config.diff_ids,
-                size: 0,
-                hidden: false,
-                patched: false,
+                summary: plan.config.summary,
+                ..ImageRecord::default()
             },
-            summary: plan.config.summary,
+            config: plan.config.texts,
             names,
         };
         let depot = Arc::clone(&self.depot);
@@ -154,8 +164,7 @@ impl Work {
         let mut fetched = session.resolve().await?;
         let top = fetched.digest;
         for _ in 0..=MAX_NESTING {
-            let document = Document::parse(&fetched.bytes, fetched.media_type.as_deref())?;
-            match document {
+            match self.document(&fetched).await? {
                 Document::Manifest(manifest) => {
                     let config = self.config(session, &manifest).await?;
                     self.check_platform(reference, &config.platform)?;
@@ -196,19 +205,48 @@ impl Work {
         session: &Session,
         entries: Vec<Digest>,
     ) -> Outcome<Option<Fetched>> {
+        let mut rest = MAX_UNSAID_BYTES;
         for digest in entries {
             let fetched = session.manifest(digest).await?;
-            let document = Document::parse(&fetched.bytes, fetched.media_type.as_deref())?;
-            if let Document::Manifest(manifest) = document
-                && manifest.check().is_ok()
-                && self
-                    .machine
-                    .runs(&self.config(session, &manifest).await?.platform)
-            {
+            let Document::Manifest(manifest) = self.document(&fetched).await? else {
+                continue;
+            };
+            if manifest.check().is_err() {
+                continue;
+            }
+            let Some(left) = rest.checked_sub(manifest.config.size) else {
+                break;
+            };
+            rest = left;
+            let config = self.config(session, &manifest).await?;
+            if self.machine.runs(&config.platform) {
                 return Ok(Some(fetched));
             }
         }
         Ok(None)
+    }
+
+    /// Reads a document that was fetched.
+    async fn document(&self, fetched: &Fetched) -> Outcome<Document> {
+        let (bytes, media_type) = (fetched.bytes.clone(), fetched.media_type.clone());
+        let read = move || Document::parse(&bytes, media_type.as_deref());
+        self.parse(fetched.bytes.len(), read).await
+    }
+
+    /// Reads a text of so many bytes. A large one takes a tenth of a second, in which the
+    /// thread that serves calls would serve none; and one at a time, so that
+    /// the others have a processor.
+    async fn parse<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        read: impl FnOnce() -> Outcome<T> + Send + 'static,
+    ) -> Outcome<T> {
+        if bytes <= AT_ONCE {
+            return read();
+        }
+        // Never closed.
+        let _turn = self.reading.acquire().await;
+        blocking(read).await
     }
 
     async fn config(&self, session: &Session, manifest: &Manifest) -> Outcome<Config> {
@@ -223,7 +261,10 @@ impl Work {
                 got: fetched.bytes.len() as u64,
             });
         }
-        Config::parse(ImageId(wanted.digest), &fetched.bytes)
+        let id = ImageId(wanted.digest);
+        let bytes = fetched.bytes;
+        self.parse(bytes.len(), move || Config::parse(id, &bytes))
+            .await
     }
 
     /// Refuses what does not run here, and warns of what is believed to.

@@ -63,6 +63,12 @@ pub enum SnapshotError {
         /// The image of the snapshot that exists.
         image: ImageId,
     },
+    /// The snapshot of this owner is on its way out.
+    #[error("the snapshot of {owner} is being removed")]
+    Leaving {
+        /// The owner.
+        owner: String,
+    },
     /// The owner's name cannot be a directory's.
     #[error("`{owner}` cannot own a snapshot: letters, digits, `-` and `_` only")]
     BadOwner {

@@ -1,9 +1,8 @@
 //! What is there, and who needs it: images, names, layers, leases, snapshots.
 //!
-//! Pure bookkeeping behind the store's one lock. Nothing here touches the disk
-//! or waits; each method says what has to follow. The lock is held for moments
-//! (and for the single rename that installs or throws away a layer, so that a
-//! layer is in the map exactly while its directory may be used).
+//! Pure bookkeeping behind one lock, which is held for moments only: calls that answer
+//! from memory take it. Nothing here touches the disk or waits; each method says what has
+//! to follow. A layer is in the map exactly while its directory may be used.
 //!
 //! ```text
 //! layer:  absent --installed--> held by pulls --committed--> in images
@@ -16,11 +15,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::db::{Change, Contents, ImageRecord};
-use crate::digest::{DiffId, ImageId};
-use crate::image::{Catalog, Image, Summary};
-use crate::manifest;
+use crate::configs::{self, Texts};
+use crate::db::{Change, Contents, ImageRecord, Named};
+use crate::digest::{DiffId, Digest, ImageId};
+use crate::image::{Catalog, Image};
 use crate::unpack::Occupied;
+
+/// Names with a digest that an image keeps in a repository: each pull of a tag may bring
+/// another one.
+const MAX_DIGESTS: usize = 8;
 
 /// A layer whose directory exists.
 #[derive(Debug)]
@@ -34,48 +37,9 @@ struct Layer {
     images: usize,
 }
 
-/// What is in memory of an image: its record without the configuration's text.
-#[derive(Debug, Clone)]
-pub(crate) struct Kept {
-    layers: Vec<DiffId>,
-    size: u64,
-    hidden: bool,
-    patched: bool,
-    summary: Summary,
-}
-
-impl Kept {
-    /// Reads a record; `None` where its configuration cannot be read.
-    pub(crate) fn of(record: ImageRecord) -> Option<Self> {
-        let config = manifest::parse_config(record.config.as_bytes()).ok()?;
-        let config = config.config().as_ref();
-        Some(Self::new(
-            record,
-            config.map(Summary::of).unwrap_or_default(),
-        ))
-    }
-
-    fn new(record: ImageRecord, summary: Summary) -> Self {
-        let ImageRecord {
-            config: _,
-            layers,
-            size,
-            hidden,
-            patched,
-        } = record;
-        Self {
-            layers,
-            size,
-            hidden,
-            patched,
-            summary,
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Entry {
-    kept: Kept,
+    record: ImageRecord,
     /// Its removal is on the way to the database.
     leaving: bool,
 }
@@ -84,10 +48,20 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     images: HashMap<ImageId, Entry>,
-    names: BTreeMap<String, ImageId>,
+    names: BTreeMap<String, Named>,
+    /// Of the next names.
+    number: u64,
     layers: HashMap<DiffId, Layer>,
     leases: HashMap<String, HashSet<ImageId>>,
-    snapshots: HashMap<String, ImageId>,
+    snapshots: HashMap<String, Owned>,
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, Copy)]
+struct Owned {
+    image: ImageId,
+    /// Its directory is being thrown away.
+    leaving: bool,
 }
 
 /// What is on disk at the start.
@@ -97,6 +71,8 @@ pub(crate) struct Present {
     pub layers: HashSet<DiffId>,
     /// Images with a patch.
     pub patches: HashSet<ImageId>,
+    /// Images with a configuration.
+    pub configs: HashSet<ImageId>,
 }
 
 /// What a container of an image sees.
@@ -117,10 +93,11 @@ pub(crate) struct NewImage {
     pub id: ImageId,
     /// What goes into the database.
     pub record: ImageRecord,
-    /// What of its configuration stays in memory.
-    pub summary: Summary,
-    /// Tags and digest references that shall name it.
-    pub names: Vec<String>,
+    /// Its configuration.
+    pub config: Texts,
+    /// Tags and digest references that shall name it, with the digest that they stood
+    /// for.
+    pub names: Vec<(String, Option<Digest>)>,
 }
 
 /// A removal that has begun.
@@ -135,12 +112,9 @@ pub(crate) struct Removal {
 }
 
 impl State {
-    /// Takes what the database holds. Images whose configuration cannot be
-    /// read, or that miss a layer, are returned for removal.
-    pub(crate) fn load(
-        contents: Contents<Option<Kept>>,
-        present: &Present,
-    ) -> (Self, Vec<ImageId>) {
+    /// Takes what the database holds. Images that miss a layer, a patch or their
+    /// configuration are returned for removal.
+    pub(crate) fn load(contents: Contents, present: &Present) -> (Self, Vec<ImageId>) {
         let mut state = Self::default();
         let mut broken = Vec::new();
         for (id, occupied) in contents.layers {
@@ -154,65 +128,66 @@ impl State {
                 state.layers.insert(id, layer);
             }
         }
-        for (id, kept) in contents.images {
-            let whole = |kept: &Kept| {
-                let mut layers = kept.layers.iter();
-                layers.all(|layer| state.layers.contains_key(layer))
-                    && (!kept.patched || present.patches.contains(&id))
-            };
-            match kept {
-                Some(kept) if whole(&kept) => state.insert_image(id, kept),
-                _ => broken.push(id),
+        for (id, record) in contents.images {
+            let mut layers = record.layers.iter();
+            let whole = layers.all(|layer| state.layers.contains_key(layer))
+                && (!record.patched || present.patches.contains(&id))
+                && present.configs.contains(&id);
+            if whole {
+                state.insert_image(id, record);
+            } else {
+                broken.push(id);
             }
         }
-        for (name, id) in contents.names {
-            if state.images.contains_key(&id) {
-                state.names.insert(name, id);
+        for (name, named) in contents.names {
+            if state.images.contains_key(&named.image) {
+                state.number = state.number.max(named.number + 1);
+                state.names.insert(name, named);
             }
         }
         (state, broken)
     }
 
-    fn insert_image(&mut self, id: ImageId, kept: Kept) {
-        for layer in distinct(&kept.layers) {
+    fn insert_image(&mut self, id: ImageId, record: ImageRecord) {
+        for layer in distinct(&record.layers) {
             if let Some(layer) = self.layers.get_mut(&layer) {
                 layer.images += 1;
             }
         }
         let leaving = false;
-        self.images.insert(id, Entry { kept, leaving });
+        self.images.insert(id, Entry { record, leaving });
     }
 
     /// The public view.
     pub(crate) fn catalog(&self) -> Catalog {
-        let mut names: HashMap<ImageId, (Vec<String>, Vec<String>)> = HashMap::new();
-        for (name, id) in &self.names {
-            let (tags, digests) = names.entry(*id).or_default();
-            if name.contains('@') { digests } else { tags }.push(name.clone());
+        let mut names: HashMap<ImageId, ImageNames<'_>> = HashMap::new();
+        for (name, named) in &self.names {
+            let of_image = names.entry(named.image).or_default();
+            if name.contains('@') {
+                of_image.digests.push((named.number, name));
+            } else {
+                of_image.tags.push((name, named.manifest));
+            }
         }
         Catalog::new(
             self.images
                 .iter()
-                .filter(|(_, e)| !e.kept.hidden && !e.leaving)
+                .filter(|(_, e)| !e.record.hidden && !e.leaving)
                 .map(|(id, entry)| {
-                    let (tags, digests) = names.remove(id).unwrap_or_default();
-                    Arc::new(Image {
-                        id: *id,
-                        tags,
-                        digests,
-                        size: entry.kept.size,
-                        pinned: false,
-                        summary: entry.kept.summary.clone(),
-                    })
+                    let names = names.remove(id).unwrap_or_default();
+                    Arc::new(names.image(*id, &entry.record))
                 }),
         )
     }
 
-    /// Bytes and inodes of all layers.
+    /// Bytes and inodes of all layers and configurations.
     pub(crate) fn occupied(&self) -> (u64, u64) {
-        self.layers.values().fold((0, 0), |(bytes, inodes), layer| {
-            (bytes + layer.occupied.bytes, inodes + layer.occupied.inodes)
-        })
+        let layers = self.layers.values().map(|layer| layer.occupied);
+        let layers = layers.map(|occupied| (occupied.bytes, occupied.inodes));
+        let configs = self.images.values().map(|entry| entry.record.config_bytes);
+        let configs = configs.map(|bytes| (bytes, configs::INODES));
+        let add = |sum: (u64, u64), one: (u64, u64)| (sum.0 + one.0, sum.1 + one.1);
+        layers.chain(configs).fold((0, 0), add)
     }
 
     /// Takes a hold on a layer that is there.
@@ -260,19 +235,30 @@ impl State {
     pub(crate) fn size_of(&self, new: &NewImage) -> u64 {
         let layers = distinct(&new.record.layers);
         let bytes = |id| self.layers.get(id).map_or(0, |layer| layer.occupied.bytes);
-        new.record.config.len() as u64 + layers.iter().map(bytes).sum::<u64>()
+        new.record.config_bytes + layers.iter().map(bytes).sum::<u64>()
     }
 
     /// What has to go into the database for a new image. Its names move from
-    /// whatever image had them.
+    /// whatever image had them; of its digests in a repository the oldest go.
     pub(crate) fn commit_change(&self, new: &NewImage) -> Change {
+        let named = |manifest| Named {
+            image: new.id,
+            manifest,
+            number: self.number,
+        };
+        let is_known = self
+            .images
+            .get(&new.id)
+            .is_some_and(|entry| !entry.record.hidden);
+        let record = || (new.id, new.record.clone());
         Change {
-            put_images: vec![(new.id, new.record.clone())],
+            put_images: (!is_known).then(record).into_iter().collect(),
             put_names: new
                 .names
                 .iter()
-                .map(|name| (name.clone(), new.id))
+                .map(|(name, manifest)| (name.clone(), named(*manifest)))
                 .collect(),
+            drop_names: self.outlived(new),
             put_layers: distinct(&new.record.layers)
                 .into_iter()
                 .filter_map(|id| {
@@ -284,27 +270,56 @@ impl State {
         }
     }
 
+    /// Names with a digest that an image has had for the longest, where new ones are
+    /// more than it keeps.
+    fn outlived(&self, new: &NewImage) -> Vec<String> {
+        let digest_names = new.names.iter().filter(|(name, _)| name.contains('@'));
+        let mut outlived = Vec::new();
+        for (name, _) in digest_names {
+            let (repository, _) = name.split_once('@').unwrap_or_default();
+            let prefix = format!("{repository}@");
+            let of_repository = self.names.range(prefix.clone()..);
+            let of_repository = of_repository.take_while(|(other, _)| other.starts_with(&prefix));
+            let of_image = of_repository.filter(|(_, named)| named.image == new.id);
+            let mut others: Vec<_> = of_image
+                .filter(|(other, _)| *other != name)
+                .map(|(other, named)| (named.number, other))
+                .collect();
+            others.sort_unstable();
+            let surplus = (others.len() + 1).saturating_sub(MAX_DIGESTS);
+            outlived.extend(
+                others
+                    .into_iter()
+                    .take(surplus)
+                    .map(|(_, other)| other.clone()),
+            );
+        }
+        outlived
+    }
+
     /// Takes over what the database has confirmed.
-    pub(crate) fn committed(&mut self, new: NewImage) {
+    pub(crate) fn committed(&mut self, new: NewImage, change: Change) {
         for id in &new.record.layers {
             if let Some(layer) = self.layers.get_mut(id) {
                 layer.durable = true;
             }
         }
-        for name in new.names {
-            self.names.insert(name, new.id);
+        for name in change.drop_names {
+            self.names.remove(&name);
         }
+        self.names.extend(change.put_names);
+        self.number += 1;
         match self.images.get_mut(&new.id) {
             Some(entry) => {
-                entry.kept.hidden = false;
+                entry.record.hidden = false;
                 entry.leaving = false;
             }
-            None => self.insert_image(new.id, Kept::new(new.record, new.summary)),
+            None => self.insert_image(new.id, new.record),
         }
     }
 
     fn in_use(&self, id: &ImageId) -> bool {
-        self.snapshots.values().any(|image| image == id)
+        self.snapshots.values().any(|owned| owned.image == *id)
             || self.leases.values().any(|images| images.contains(id))
     }
 
@@ -312,7 +327,7 @@ impl State {
     pub(crate) fn begin_removal(&mut self, id: &ImageId) -> Option<Removal> {
         let hide = self.in_use(id);
         let entry = self.images.get_mut(id)?;
-        if entry.leaving || (entry.kept.hidden && hide) {
+        if entry.leaving || (entry.record.hidden && hide) {
             return None;
         }
         entry.leaving = true;
@@ -320,16 +335,20 @@ impl State {
             drop_names: self
                 .names
                 .iter()
-                .filter(|(_, i)| *i == id)
+                .filter(|(_, named)| named.image == *id)
                 .map(|(n, _)| n.clone())
                 .collect(),
             ..Change::default()
         };
         if hide {
-            change.hide_images.push(*id);
+            let hidden = ImageRecord {
+                hidden: true,
+                ..entry.record.clone()
+            };
+            change.put_images.push((*id, hidden));
         } else {
             change.drop_images.push(*id);
-            change.drop_layers = distinct(&entry.kept.layers)
+            change.drop_layers = distinct(&entry.record.layers)
                 .into_iter()
                 .filter(|l| self.layers.get(l).is_some_and(|layer| layer.images == 1))
                 .collect();
@@ -344,11 +363,11 @@ impl State {
     /// Ends a removal that the database has confirmed; returns the layers
     /// whose directories have to be thrown away.
     pub(crate) fn removed(&mut self, removal: &Removal) -> Vec<DiffId> {
-        self.names.retain(|_, id| *id != removal.id);
+        self.names.retain(|_, named| named.image != removal.id);
         if removal.hide {
             if let Some(entry) = self.images.get_mut(&removal.id) {
                 entry.leaving = false;
-                entry.kept.hidden = true;
+                entry.record.hidden = true;
             }
             return Vec::new();
         }
@@ -356,7 +375,7 @@ impl State {
             return Vec::new();
         };
         let mut unused = Vec::new();
-        for id in distinct(&entry.kept.layers) {
+        for id in distinct(&entry.record.layers) {
             let Some(layer) = self.layers.get_mut(&id) else {
                 continue;
             };
@@ -386,7 +405,7 @@ impl State {
     pub(crate) fn abandoned(&self) -> Vec<ImageId> {
         self.images
             .iter()
-            .filter(|(id, entry)| entry.kept.hidden && !entry.leaving && !self.in_use(id))
+            .filter(|(id, entry)| entry.record.hidden && !entry.leaving && !self.in_use(id))
             .map(|(id, _)| *id)
             .collect()
     }
@@ -408,23 +427,52 @@ impl State {
         self.leases.remove(owner).is_some()
     }
 
-    /// Records a snapshot; its image stays until the snapshot is gone.
+    /// Records a snapshot; its image stays until the snapshot is gone. An image on its way
+    /// out is still there for whoever has a lease on it.
     pub(crate) fn add_snapshot(&mut self, owner: &str, image: &ImageId) -> bool {
-        let usable = self.images.get(image).is_some_and(|entry| !entry.leaving);
+        let leased = self
+            .leases
+            .get(owner)
+            .is_some_and(|all| all.contains(image));
+        let entry = self.images.get(image);
+        let usable = entry.is_some_and(|entry| leased || !entry.leaving);
         if usable {
-            self.snapshots.insert(owner.to_owned(), *image);
+            let owned = Owned {
+                image: *image,
+                leaving: false,
+            };
+            self.snapshots.insert(owner.to_owned(), owned);
         }
         usable
     }
 
+    /// Begins to throw a snapshot away; false when there is none. From now on nobody gets
+    /// it.
+    pub(crate) fn begin_to_drop(&mut self, owner: &str) -> bool {
+        let owned = self.snapshots.get_mut(owner);
+        owned.map(|owned| owned.leaving = true).is_some()
+    }
+
+    /// Takes that back: its directory could not be thrown away.
+    pub(crate) fn drop_failed(&mut self, owner: &str) {
+        if let Some(owned) = self.snapshots.get_mut(owner) {
+            owned.leaving = false;
+        }
+    }
+
     /// Forgets a snapshot.
-    pub(crate) fn drop_snapshot(&mut self, owner: &str) -> bool {
-        self.snapshots.remove(owner).is_some()
+    pub(crate) fn drop_snapshot(&mut self, owner: &str) {
+        self.snapshots.remove(owner);
+    }
+
+    /// Whether a snapshot is being thrown away.
+    pub(crate) fn is_leaving(&self, owner: &str) -> bool {
+        self.snapshots.get(owner).is_some_and(|owned| owned.leaving)
     }
 
     /// The image under a snapshot.
     pub(crate) fn snapshot(&self, owner: &str) -> Option<ImageId> {
-        self.snapshots.get(owner).copied()
+        self.snapshots.get(owner).map(|owned| owned.image)
     }
 
     /// Owners of all snapshots, sorted.
@@ -437,19 +485,19 @@ impl State {
     /// The layers of an image that a container sees, the topmost first: none
     /// below one that hides everything.
     pub(crate) fn view(&self, image: &ImageId) -> Option<View> {
-        let kept = &self.images.get(image)?.kept;
-        let layers = self.stack(&kept.layers);
+        let record = &self.images.get(image)?.record;
+        let layers = self.stack(&record.layers);
         let lists_root = |id: &&DiffId| self.layers.get(id).is_some_and(|l| l.occupied.root);
         Some(View {
             root: layers.iter().find(lists_root).copied(),
-            patched: kept.patched,
+            patched: record.patched,
             layers,
         })
     }
 
     /// Whether an image has a patch; `None` when it is not there.
     pub(crate) fn is_patched(&self, image: &ImageId) -> Option<bool> {
-        Some(self.images.get(image)?.kept.patched)
+        Some(self.images.get(image)?.record.patched)
     }
 
     /// What is seen of these layers, the lowest first: the topmost first.
@@ -493,6 +541,39 @@ impl State {
     }
 }
 
+/// The names of one image.
+#[derive(Default)]
+struct ImageNames<'a> {
+    tags: Vec<(&'a String, Option<Digest>)>,
+    digests: Vec<(u64, &'a String)>,
+}
+
+impl ImageNames<'_> {
+    fn image(mut self, id: ImageId, record: &ImageRecord) -> Image {
+        self.digests.sort_unstable();
+        let digests: Vec<String> = self
+            .digests
+            .iter()
+            .map(|(_, name)| (*name).clone())
+            .collect();
+        let resolved = self.tags.iter().filter_map(|(tag, manifest)| {
+            let (repository, _) = tag.rsplit_once(':')?;
+            let name = format!("{repository}@{}", (*manifest)?);
+            let is_kept = digests.contains(&name);
+            is_kept.then(|| ((*tag).clone(), name))
+        });
+        Image {
+            resolved: resolved.collect(),
+            tags: self.tags.iter().map(|(tag, _)| (*tag).clone()).collect(),
+            digests,
+            id,
+            size: record.size,
+            pinned: false,
+            summary: record.summary.clone(),
+        }
+    }
+}
+
 /// An image may list a layer twice (empty ones, mostly).
 fn distinct(layers: &[DiffId]) -> Vec<DiffId> {
     let mut seen = HashSet::new();
@@ -516,15 +597,22 @@ mod tests {
         NewImage {
             id: ImageId(Digest::of(&[n, n])),
             record: ImageRecord {
-                patched: false,
-                config: "{}".into(),
                 layers: layers.iter().map(|l| layer(*l)).collect(),
                 size: 1,
-                hidden: false,
+                ..ImageRecord::default()
             },
-            summary: Summary::default(),
-            names: names.iter().map(ToString::to_string).collect(),
+            config: Texts::default(),
+            names: names
+                .iter()
+                .map(|name| ((*name).to_owned(), None))
+                .collect(),
         }
+    }
+
+    fn commit(state: &mut State, new: &NewImage) -> Change {
+        let (change, same) = (state.commit_change(new), state.commit_change(new));
+        state.committed(new.clone(), same);
+        change
     }
 
     fn pull(state: &mut State, new: &NewImage) {
@@ -541,7 +629,7 @@ mod tests {
                 );
             }
         }
-        state.committed(new.clone());
+        commit(state, new);
         for id in &new.record.layers {
             assert!(!state.unhold(id), "a committed layer has to stay");
         }
@@ -563,7 +651,7 @@ mod tests {
         );
         pull(&mut state, &a);
         pull(&mut state, &b);
-        assert_eq!(state.occupied(), (30, 3));
+        assert_eq!(state.occupied(), (30, 3 + 2 * configs::INODES));
         assert_eq!(remove(&mut state, &a), vec![layer(2)]);
         let mut both = vec![layer(1), layer(3)];
         both.sort_unstable();
@@ -597,6 +685,54 @@ mod tests {
         assert!(catalog.get(&a.id).unwrap().tags.is_empty());
         assert_eq!(catalog.get(&a.id).unwrap().digests, ["r/a@sha256:x"]);
         assert_eq!(catalog.get(&b.id).unwrap().tags, ["r/a:1"]);
+    }
+
+    /// Each pull of a tag may bring another manifest with the same configuration.
+    #[test]
+    fn an_image_keeps_its_latest_digests_and_tags_know_theirs() {
+        let mut state = State::default();
+        let manifest = |n: u8| Digest::of(&[n, 0]);
+        let name = |n| format!("r/a@{}", manifest(n));
+        for n in 0..20 {
+            let mut new = image(1, &[1], &[]);
+            new.names = vec![
+                (name(n), Some(manifest(n))),
+                ("r/a:1".into(), Some(manifest(n))),
+            ];
+            pull(&mut state, &new);
+            let catalog = state.catalog();
+            let found = catalog.get(&new.id).unwrap();
+            assert_eq!(found.resolved.get("r/a:1"), Some(&name(n)));
+            assert_eq!(found.digests.last(), Some(&name(n)));
+        }
+        let id = image(1, &[], &[]).id;
+        let digests = state.catalog().get(&id).unwrap().digests.clone();
+        assert_eq!(digests, (12..20).map(name).collect::<Vec<_>>());
+        assert_eq!(state.names.len(), MAX_DIGESTS + 1);
+    }
+
+    #[test]
+    fn an_image_that_is_there_is_not_written_again() {
+        let mut state = State::default();
+        let a = image(1, &[1], &["r/a:1"]);
+        state.installed(layer(1), Occupied::default());
+        assert_eq!(commit(&mut state, &a).put_images.len(), 1);
+        assert_eq!(commit(&mut state, &a).put_images.len(), 0);
+        state.lease(&a.id, "c");
+        remove(&mut state, &a);
+        assert_eq!(commit(&mut state, &a).put_images.len(), 1, "hidden");
+    }
+
+    #[test]
+    fn whoever_has_a_lease_gets_a_snapshot_of_an_image_on_its_way_out() {
+        let mut state = State::default();
+        let a = image(1, &[1], &["r/a:1"]);
+        pull(&mut state, &a);
+        assert!(state.lease(&a.id, "c1"));
+        let removal = state.begin_removal(&a.id).unwrap();
+        assert!(removal.hide);
+        assert!(!state.add_snapshot("c2", &a.id));
+        assert!(state.add_snapshot("c1", &a.id));
     }
 
     #[test]
@@ -668,7 +804,7 @@ mod tests {
         );
         state.installed(layer(3), Occupied::default());
         let a = image(1, &[1, 2, 3], &[]);
-        state.committed(a.clone());
+        commit(&mut state, &a);
         assert_eq!(state.view(&a.id).unwrap().layers, vec![layer(3), layer(2)]);
     }
 
@@ -679,7 +815,7 @@ mod tests {
             state.installed(layer(n), Occupied::default());
         }
         let a = image(1, &[1, 2, 1, 3, 2], &[]);
-        state.committed(a.clone());
+        commit(&mut state, &a);
         assert_eq!(
             state.view(&a.id).unwrap().layers,
             vec![layer(2), layer(3), layer(1)]
@@ -689,8 +825,15 @@ mod tests {
     #[test]
     fn images_that_miss_a_layer_are_reported_after_loading() {
         let contents = Contents {
-            images: vec![(image(1, &[1], &[]).id, Kept::of(image(1, &[1], &[]).record))],
-            names: vec![("r/a:1".into(), image(1, &[], &[]).id)],
+            images: vec![(image(1, &[1], &[]).id, image(1, &[1], &[]).record)],
+            names: vec![(
+                "r/a:1".into(),
+                Named {
+                    image: image(1, &[], &[]).id,
+                    manifest: None,
+                    number: 1,
+                },
+            )],
             layers: vec![(layer(1), Occupied::default())],
         };
         let (state, broken) = State::load(contents, &Present::default());

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Config, ImageConfiguration};
 use tokio::runtime::Handle;
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -116,8 +116,15 @@ impl ImageStore {
         self.inner.depot.catalog().find(name)
     }
 
-    /// The configuration of an image, read from the database: one at a time, so that
-    /// what is made to cost memory costs it once.
+    /// What an image says of the processes of its containers: environment, commands,
+    /// volumes and the like, 256 KiB at most.
+    pub async fn process(&self, image: &ImageId) -> Result<Config, ConfigurationError> {
+        let (depot, image) = (Arc::clone(&self.inner.depot), *image);
+        blocking(move || depot.process(image)).await
+    }
+
+    /// The whole configuration of an image. Read one at a time, so that what is made to
+    /// cost memory costs it once.
     pub async fn configuration(
         &self,
         image: &ImageId,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use image_store::{Filling, Image, Snapshot};
+use image_store::{Filling, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime, Pids};
@@ -144,11 +144,12 @@ async fn make(
         let id = record.id.as_str();
         engine.images.create_snapshot(id, &image.id).await
     };
-    let (of_image, snapshot, cgroup) = tokio::join!(
-        of_image(engine, &image),
-        snapshot,
-        make_cgroup(engine, &record)
-    );
+    let of_image = async {
+        let _step = mark("image configuration");
+        engine.images.process(&image.id).await
+    };
+    let (of_image, snapshot, cgroup) =
+        tokio::join!(of_image, snapshot, make_cgroup(engine, &record));
     let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
     let places = volumes::places(&of_image, &record.config)?;
@@ -251,16 +252,6 @@ struct Parts {
     cgroup: Cgroup,
     /// Tells whoever waits which path of the host is being looked at.
     at: Arc<Whereabouts>,
-}
-
-/// What the image says of its containers' process.
-async fn of_image(engine: &Engine, image: &Image) -> Result<oci_spec::image::Config, PodError> {
-    let _step = mark("image configuration");
-    let configuration = engine.images.configuration(&image.id).await?;
-    let mut config = configuration.config().clone().unwrap_or_default();
-    // Nothing of a container follows from them, and they may be large.
-    config.set_labels(None);
-    Ok(config)
 }
 
 /// Makes the container's cgroup.

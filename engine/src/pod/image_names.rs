@@ -28,11 +28,13 @@ pub(crate) fn of(image: &Image, asked: &ImageName) -> Names {
         .or_else(|| first.cloned())
         .unwrap_or_else(|| asked.image.clone());
     let repository = repository(&name);
-    let same = image
-        .digests
-        .iter()
-        .find(|digest| self::repository(digest) == repository);
-    let reference = same.or_else(|| image.digests.first()).cloned();
+    let pinned = image.digests.iter().find(|digest| **digest == name);
+    let resolved = || image.resolved.get(&name);
+    // The latest: what an image was pulled by last.
+    let mut latest = image.digests.iter().rev();
+    let same = || latest.find(|digest| self::repository(digest) == repository);
+    let reference = pinned.or_else(resolved).or_else(same);
+    let reference = reference.or_else(|| image.digests.last()).cloned();
     Names {
         name,
         reference: reference.unwrap_or_else(|| image.id.to_string()),
@@ -77,6 +79,7 @@ mod tests {
                 .iter()
                 .map(|name| format!("{name}@{DIGEST}"))
                 .collect(),
+            resolved: std::collections::BTreeMap::new(),
             size: 1,
             pinned: false,
             summary: image_store::Summary::default(),

@@ -113,6 +113,14 @@ pub(crate) enum SpecError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A user is in groups without end.
+    #[error("{user:?} is in more than {most} groups of the image's /etc/group")]
+    TooManyGroups {
+        /// The user.
+        user: String,
+        /// What one may be in.
+        most: usize,
+    },
     /// The image's user database cannot be read.
     #[error("read the image's {file}")]
     UserDatabase {

@@ -11,8 +11,9 @@ use crate::model::RunAs;
 
 /// The most that is read of a user database: tens of thousands of lines.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
-/// The kernel takes no more groups of a process.
-const MAX_GROUPS: usize = 65_536;
+/// Groups that a user has by the database: they are kept, and shown, for as long as the
+/// container is there. The kernel would take 65536 of a process.
+const MAX_GROUPS: usize = 1024;
 const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 
@@ -152,8 +153,17 @@ fn pick(asked: &Asked<'_>, image: &str, databases: &Databases) -> Result<Account
     all.push(gid);
     if let (false, Some(entry)) = (asked.strict, &entry) {
         let of_user = databases.groups().filter(|group| group.has(entry.name));
-        let room = MAX_GROUPS.saturating_sub(all.len());
-        all.extend(of_user.map(|group| group.gid).take(room));
+        let of_user: Vec<u32> = of_user
+            .map(|group| group.gid)
+            .take(MAX_GROUPS + 1)
+            .collect();
+        if of_user.len() > MAX_GROUPS {
+            return Err(SpecError::TooManyGroups {
+                user: entry.name.to_owned(),
+                most: MAX_GROUPS,
+            });
+        }
+        all.extend(of_user);
     }
     all.sort_unstable();
     all.dedup();
@@ -367,10 +377,14 @@ mod tests {
     }
 
     #[test]
-    fn a_database_that_puts_a_user_in_every_group_is_cut_at_the_kernels_limit() {
-        let lines: String = (0..100_000).map(|gid| format!("g:x:{gid}:u\n")).collect();
-        let hostile = databases("u:x:5:5::/:\n", &lines);
-        let got = account(&RunAs::Image, "u", &hostile).expect("an account");
-        assert!((MAX_GROUPS - 1..=MAX_GROUPS).contains(&got.groups.len()));
+    fn a_database_that_puts_a_user_in_every_group_is_refused() {
+        let lines = |count| -> String { (0..count).map(|gid| format!("g:x:{gid}:u\n")).collect() };
+        let groups = |count| {
+            let database = databases("u:x:5:5::/:\n", &lines(count));
+            account(&RunAs::Image, "u", &database).map(|account| account.groups.len())
+        };
+        assert_eq!(groups(MAX_GROUPS).expect("an account"), MAX_GROUPS);
+        let refused = groups(100_000).expect_err("too many");
+        assert!(matches!(refused, SpecError::TooManyGroups { .. }));
     }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use answer::Patience;
 pub(crate) use blob::BlobStream;
+use bytes::Bytes;
 pub(crate) use client::Clients;
 use endpoint::{Ask, Endpoint};
 pub(crate) use error::FetchError;
@@ -54,7 +55,7 @@ pub(crate) struct Session {
 
 /// A document as it came, its digest verified where one was asked for.
 pub(crate) struct Fetched {
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Bytes,
     pub(crate) digest: Digest,
     pub(crate) media_type: Option<String>,
     /// The host that gave it may also be asked for content.
@@ -243,7 +244,7 @@ impl Session {
                 got: digest,
             }),
             _ => Ok(Fetched {
-                bytes,
+                bytes: bytes.into(),
                 digest,
                 media_type,
                 content: endpoint.host().pull,
