@@ -130,6 +130,8 @@ impl Task {
             return;
         }
         self.teardown_runs = true;
+        // The monitor knows how its containers ended, until it is let go.
+        self.rewrite_stale();
         self.retry.disarm();
         self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());

@@ -9,14 +9,16 @@
 
 mod commands;
 mod ending;
+mod keeping;
 mod orphans;
 mod reply;
 mod results;
 mod resume;
 
+pub(crate) use keeping::keep_all;
 pub(crate) use reply::Reply;
-pub(crate) use results::exit_of;
-pub(crate) use resume::{Restored, resume};
+pub(crate) use results::{exit_of, exit_record_of};
+pub(crate) use resume::{Restored, RestoredContainer, resume};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::panic::AssertUnwindSafe;
@@ -58,6 +60,8 @@ pub(crate) enum Command {
     ReopenLog(ContainerId, Reply<()>),
     StopPod(Reply<()>),
     RemovePod(Reply<()>),
+    /// The engine ends: write down what could not be written before.
+    Keep(Reply<()>),
 }
 
 /// What a job came to.
@@ -87,11 +91,15 @@ enum Done {
     Removed(Result<(), PodError>),
     /// Time to try again to give the sandbox's parts back.
     Retry,
+    /// Time to write records again that a disk did not take.
+    Rewrite,
 }
 
 /// A container of this pod.
 struct Slot {
     record: ContainerRecord,
+    /// Whether the disk has an older record than this.
+    stale: bool,
     pid: Option<i32>,
     view: Option<Arc<ContainerView>>,
     creating: Vec<Reply<ContainerId>>,
@@ -121,6 +129,7 @@ impl Slot {
     fn new(record: ContainerRecord, pid: Option<i32>) -> Self {
         Self {
             record,
+            stale: false,
             pid,
             view: None,
             creating: Vec::new(),
@@ -162,6 +171,8 @@ impl Slot {
 pub(crate) struct Task {
     engine: Arc<Engine>,
     record: PodRecord,
+    /// Whether the disk has an older record than this.
+    stale: bool,
     dir: PodDir,
     inbox: mpsc::UnboundedReceiver<Command>,
     events: Option<mpsc::UnboundedReceiver<Event>>,
@@ -181,6 +192,8 @@ pub(crate) struct Task {
     retry: Retry,
     /// How often what containers left without a monitor could not be killed.
     orphans: Backoff,
+    /// The next try to write records that the disk did not take.
+    rewrite: Retry,
     /// An earlier engine's monitor is being looked for. Dropped when it was found or
     /// is known to be dead.
     reaching: Option<oneshot::Sender<()>>,
@@ -256,7 +269,8 @@ pub(crate) fn refuse(command: Command, error: impl FnOnce() -> PodError) {
         | Command::Update(_, _, reply)
         | Command::ReopenLog(_, reply)
         | Command::StopPod(reply)
-        | Command::RemovePod(reply) => reply.answer(Err(error())),
+        | Command::RemovePod(reply)
+        | Command::Keep(reply) => reply.answer(Err(error())),
     }
 }
 
@@ -270,6 +284,7 @@ impl Task {
             dir: engine.pod_dir(&record.id),
             engine,
             record,
+            stale: false,
             inbox,
             events: None,
             monitor: None,
@@ -284,6 +299,7 @@ impl Task {
             removal_runs: false,
             retry: Retry::default(),
             orphans: Backoff::default(),
+            rewrite: Retry::default(),
             reaching: None,
             finished: false,
             published: None,
@@ -351,44 +367,6 @@ impl Task {
         }
     }
 
-    /// Writes the sandbox's record with the number of this transition.
-    fn write_pod(&mut self) -> Result<(), PodError> {
-        let _step = self.mark("record");
-        self.record.transition = self.engine.index.next_transition();
-        Ok(on_disk(|| self.dir.write_pod(&self.record))?)
-    }
-
-    /// The same where no answer depends on it: a restart finds out what the sandbox has
-    /// become without it.
-    fn keep_pod(&mut self) {
-        if let Err(error) = self.write_pod() {
-            tracing::error!(pod = %self.record.id, %error, "the sandbox's record is stale");
-        }
-    }
-
-    /// Writes a container's record and renews its view.
-    fn keep(&mut self, id: &ContainerId) -> Result<(), PodError> {
-        let _step = self.mark("record");
-        let transition = self.engine.index.next_transition();
-        let written = match self.slots.get_mut(id) {
-            Some(slot) => {
-                slot.record.transition = transition;
-                on_disk(|| self.dir.write_container(&slot.record))
-            }
-            None => Ok(()),
-        };
-        self.refresh(id);
-        Ok(written?)
-    }
-
-    /// The same where no answer depends on it, as with the sandbox's.
-    fn keep_if_possible(&mut self, id: &ContainerId) {
-        if let Err(error) = self.keep(id) {
-            let reason = crate::network::chain(&error);
-            tracing::error!(container = %id, reason, "the container's record is stale");
-        }
-    }
-
     /// The steps of the call that waits for what a job came to.
     fn waiting_for(&self, done: &Done) -> Option<Steps> {
         let slot = |id: &ContainerId| self.slots.get(id);
@@ -401,7 +379,7 @@ impl Task {
             Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
             Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
-            Done::Retry | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
+            Done::Retry | Done::RetryRemoval(_) | Done::RetryOrphans(_) | Done::Rewrite => None,
         }
     }
 
