@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image_store::ImageStore;
-use runtime::cgroup::{Cgroup, Hierarchies, Version};
+use runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Version};
 use runtime::client::MonitorPool;
 use runtime::client::steps::Steps;
 use runtime::netns::NetNsPool;
@@ -16,6 +16,7 @@ use runtime::seccomp;
 use crate::config::Config;
 use crate::ids::{ContainerId, PodId};
 use crate::metrics::Metrics;
+use crate::model::CgroupParent;
 use crate::network::Network;
 use crate::pod::error::PodError;
 use crate::pod::index::Index;
@@ -23,9 +24,6 @@ use crate::pod::record::PodDir;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
-
-/// Where pods go whose request names no cgroup.
-const DEFAULT_CGROUP: &str = "/slipway";
 
 /// The engine.
 pub(crate) struct Engine {
@@ -57,33 +55,28 @@ pub(crate) struct Engine {
 /// hierarchies only, and some time after the pod. One that lives on, as that of all pods
 /// does, is noted once, however many pods come and go.
 #[derive(Default)]
-pub(crate) struct Orphans(Mutex<HashSet<String>>);
+pub(crate) struct Orphans(Mutex<HashSet<CgroupPath>>);
 
 impl Orphans {
-    /// Notes the cgroup of a pod that was stopped.
-    pub(crate) fn note(&self, pod_cgroup: &str) {
-        let (parent, _) = pod_cgroup.rsplit_once('/').unwrap_or_default();
-        // The root is nobody's to remove.
-        if !parent.is_empty() {
-            self.noted().insert(parent.to_owned());
-        }
+    /// Notes that of a pod that was stopped.
+    pub(crate) fn note(&self, parent: &CgroupParent) {
+        self.noted().insert(parent.path());
     }
 
-    fn noted(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn noted(&self) -> MutexGuard<'_, HashSet<CgroupPath>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the parents that only the v2 tree still has.
     pub(crate) fn sweep(&self, cgroups: &Hierarchies) {
-        let all: Vec<String> = self.noted().iter().cloned().collect();
-        for parent in all {
-            // As seen from a pod in it, whichever that was.
-            let pod = cgroups.open(&format!("{parent}/pod"));
-            if let Err(error) = pod.remove_orphaned_parents() {
-                tracing::warn!(parent, %error, "the parent of a pod's cgroup stays");
+        let all: Vec<CgroupPath> = self.noted().iter().cloned().collect();
+        for path in all {
+            let parent = cgroups.open(&path);
+            if let Err(error) = parent.remove_orphaned() {
+                tracing::warn!(parent = %path, %error, "the parent of a pod's cgroup stays");
             }
-            if !cgroups.open(&parent).exists() {
-                self.noted().remove(&parent);
+            if !parent.exists() {
+                self.noted().remove(&path);
             }
         }
     }
@@ -134,20 +127,19 @@ impl Engine {
     }
 
     /// The cgroup of a pod's own processes.
-    pub(crate) fn pod_cgroup(parent: &str, id: &PodId) -> String {
-        let parent = if parent.is_empty() {
-            DEFAULT_CGROUP
-        } else {
-            parent
-        };
-        format!("{parent}/{id}")
+    pub(crate) fn pod_cgroup(parent: &CgroupParent, id: &PodId) -> Result<CgroupPath, PodError> {
+        let path = parent.path().child(id.as_str());
+        path.map_err(|error| PodError::runtime(format!("name the cgroup of pod {id}"), error))
     }
 
     /// The cgroup of a container: beside that of its pod, never below it, since
     /// on v2 a cgroup with processes cannot have controllers for its children.
-    pub(crate) fn container_cgroup(pod_cgroup: &str, id: &ContainerId) -> String {
-        let parent = pod_cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
-        format!("{parent}/{id}")
+    pub(crate) fn container_cgroup(
+        pod_cgroup: &CgroupPath,
+        id: &ContainerId,
+    ) -> Result<CgroupPath, PodError> {
+        let path = pod_cgroup.sibling(id.as_str());
+        path.map_err(|error| PodError::runtime(format!("name the cgroup of container {id}"), error))
     }
 
     /// Gives a cgroup back, with the parent if it is Slipway's own and empty.
@@ -156,12 +148,9 @@ impl Engine {
         cgroup
             .remove()
             .map_err(|error| PodError::runtime(step(), error))?;
-        let parent = cgroup
-            .path()
-            .rsplit_once('/')
-            .map_or("", |(parent, _)| parent);
-        if parent == DEFAULT_CGROUP
-            && let Err(error) = self.cgroups.open(parent).remove_if_empty()
+        let own = CgroupPath::slipway();
+        if cgroup.path().parent().as_ref() == Some(&own)
+            && let Err(error) = self.cgroups.open(&own).remove_if_empty()
         {
             tracing::debug!(%error, "the default cgroup stays");
         }
@@ -223,11 +212,10 @@ mod tests {
     fn the_parent_of_many_pods_that_come_and_go_is_noted_once() {
         let orphans = Orphans::default();
         for _ in 0..1500 {
-            let pod = Engine::pod_cgroup("", &PodId::random());
-            orphans.note(&pod);
+            orphans.note(&CgroupParent::Shared);
         }
-        orphans.note("/kubepods/besteffort/pod1/sandbox");
-        orphans.note("/sandbox");
+        let pod = "/kubepods/besteffort/pod1".parse().expect("path");
+        orphans.note(&CgroupParent::OfPod(pod));
         let noted = orphans.0.lock().unwrap_or_else(PoisonError::into_inner);
         assert_eq!(noted.len(), 2, "{noted:?}");
     }

@@ -77,7 +77,7 @@ pub(crate) fn intend(
         image_id: image.id.to_string(),
         image_ref: named.reference,
         image_name: named.name,
-        cgroup: Engine::container_cgroup(&host.cgroup, &id),
+        cgroup: Engine::container_cgroup(&host.cgroup, &id)?,
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),

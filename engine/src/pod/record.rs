@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use runtime::cgroup::CgroupPath;
 use runtime::client::ExitRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -85,8 +86,8 @@ pub(crate) struct PodRecord {
     pub(crate) created_at: i64,
     pub(crate) phase: Phase,
     pub(crate) config: Arc<SandboxConfig>,
-    /// Where its own cgroup is, in every hierarchy.
-    pub(crate) cgroup: String,
+    /// The cgroup of its own processes.
+    pub(crate) cgroup: CgroupPath,
     /// Where its network namespace is pinned; `None` with the node's network.
     pub(crate) netns: Option<PathBuf>,
     /// The network it is or may be attached to; `None` when given back.
@@ -136,7 +137,7 @@ pub(crate) struct ContainerRecord {
     /// The image by a name that a person knows; empty in records of older engines.
     #[serde(default)]
     pub(crate) image_name: String,
-    pub(crate) cgroup: String,
+    pub(crate) cgroup: CgroupPath,
     pub(crate) log_path: Option<PathBuf>,
     /// The signal that StopContainer sends.
     pub(crate) stop_signal: i32,

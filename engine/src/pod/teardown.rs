@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::cgroup::CgroupPath;
 use runtime::client::Monitor;
 use runtime::client::steps::mark;
 
@@ -117,7 +118,7 @@ pub(crate) async fn undo(
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("pod's processes and cgroup");
-    engine.orphans.note(&record.cgroup);
+    engine.orphans.note(&record.config.cgroup_parent);
     // Those that wait for a disk cannot be killed, and end with what they have once the
     // disk goes on.
     let cgroup = engine.cgroups.open(&record.cgroup);
@@ -129,7 +130,7 @@ fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
 }
 
 /// Ends what is in a cgroup and removes it; one that is not there is fine.
-pub(super) fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
+pub(super) fn kill_and_remove(engine: &Engine, path: &CgroupPath) -> Result<(), PodError> {
     let cgroup = engine.cgroups.open(path);
     if !cgroup.exists() {
         return Ok(());

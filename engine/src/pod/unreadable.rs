@@ -172,6 +172,7 @@ impl Held {
     fn publish(&self) {
         let view = |kept: &Kept| ContainerView {
             unread: kept.unread,
+            cgroup: (!kept.unread).then(|| kept.record.cgroup.clone()),
             ..ContainerView::of(&kept.record, &self.id)
         };
         let containers = self.containers.values();
@@ -183,7 +184,7 @@ impl Held {
             config: Arc::clone(&self.config),
             handler: String::new(),
             created_at: on_disk(|| self.dir.age()),
-            cgroup: String::new(),
+            cgroup: None,
             netns: None,
             ips: Vec::new(),
             monitor: None,
@@ -293,11 +294,12 @@ impl Held {
                 }
                 Err(_) => {
                     let config = self.dir.container_config_of_broken(&id);
-                    let kept = || Kept {
-                        record: placeholder::container(&id, &self.config, config),
-                        unread: true,
+                    // Every id is the name of a cgroup.
+                    let Ok(record) = placeholder::container(&id, &self.config, config) else {
+                        continue;
                     };
-                    self.containers.entry(id.clone()).or_insert_with(kept);
+                    let unread = true;
+                    self.containers.entry(id).or_insert(Kept { record, unread });
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::v1;
+use runtime::cgroup::CgroupPath;
 use serde_json::json;
 use tonic::Status;
 
@@ -39,7 +40,7 @@ pub(crate) async fn handle(
 
 fn info(engine: &Engine, view: &PodView) -> HashMap<String, String> {
     let text = json!({
-        "cgroup": view.cgroup,
+        "cgroup": view.cgroup.as_ref().map_or("", CgroupPath::as_str),
         "netns": view.netns,
         "monitorPid": view.monitor.as_ref().map(runtime::client::Monitor::pid),
         "transition": view.transition,
