@@ -3,20 +3,20 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use image_store::ImageStore;
-use runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Version};
+use runtime::cgroup::Driver;
 use runtime::client::MonitorPool;
 use runtime::client::steps::Steps;
 use runtime::netns::NetNsPool;
 use runtime::seccomp;
 
+use crate::cgroups::LeftParents;
 use crate::config::Config;
-use crate::ids::{ContainerId, PodId};
+use crate::ids::PodId;
 use crate::metrics::Metrics;
-use crate::model::CgroupParent;
 use crate::network::Network;
 use crate::pod::error::PodError;
 use crate::pod::index::Index;
@@ -29,7 +29,7 @@ use crate::steps::Traces;
 pub(crate) struct Engine {
     pub(crate) config: Config,
     pub(crate) images: ImageStore,
-    pub(crate) cgroups: Hierarchies,
+    pub(crate) cgroups: Box<dyn Driver>,
     pub(crate) monitors: MonitorPool,
     pub(crate) namespaces: NetNsPool,
     pub(crate) network: Network,
@@ -43,43 +43,11 @@ pub(crate) struct Engine {
     pub(crate) spans: Option<crate::otel::Spans>,
     /// Only where they are configured.
     pub(crate) metrics: Option<Metrics>,
-    pub(crate) orphans: Orphans,
+    pub(crate) left_parents: LeftParents,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
     /// Whether an engine last worked on this root in an earlier boot.
     pub(crate) first_of_boot: bool,
-}
-
-/// The parents of cgroups of pods that are gone, which may be left over: where v1 and a
-/// v2 tree stand side by side, the kubelet removes a pod's cgroup from the v1
-/// hierarchies only, and some time after the pod. One that lives on, as that of all pods
-/// does, is noted once, however many pods come and go.
-#[derive(Default)]
-pub(crate) struct Orphans(Mutex<HashSet<CgroupPath>>);
-
-impl Orphans {
-    /// Notes that of a pod that was stopped.
-    pub(crate) fn note(&self, parent: &CgroupParent) {
-        self.noted().insert(parent.path());
-    }
-
-    fn noted(&self) -> MutexGuard<'_, HashSet<CgroupPath>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Removes the parents that only the v2 tree still has.
-    pub(crate) fn sweep(&self, cgroups: &Hierarchies) {
-        let all: Vec<CgroupPath> = self.noted().iter().cloned().collect();
-        for path in all {
-            let parent = cgroups.open(&path);
-            if let Err(error) = parent.remove_orphaned() {
-                tracing::warn!(parent = %path, %error, "the parent of a pod's cgroup stays");
-            }
-            if !parent.exists() {
-                self.noted().remove(&path);
-            }
-        }
-    }
 }
 
 /// Warnings that were given already: what is true of the node is said once, not
@@ -125,42 +93,6 @@ impl Engine {
     pub(crate) fn netns(&self, id: &PodId) -> PathBuf {
         self.config.cni.netns_dir.join(format!("slipway-{id}"))
     }
-
-    /// The cgroup of a pod's own processes.
-    pub(crate) fn pod_cgroup(parent: &CgroupParent, id: &PodId) -> Result<CgroupPath, PodError> {
-        let path = parent.path().child(id.as_str());
-        path.map_err(|error| PodError::runtime(format!("name the cgroup of pod {id}"), error))
-    }
-
-    /// The cgroup of a container: beside that of its pod, never below it, since
-    /// on v2 a cgroup with processes cannot have controllers for its children.
-    pub(crate) fn container_cgroup(
-        pod_cgroup: &CgroupPath,
-        id: &ContainerId,
-    ) -> Result<CgroupPath, PodError> {
-        let path = pod_cgroup.sibling(id.as_str());
-        path.map_err(|error| PodError::runtime(format!("name the cgroup of container {id}"), error))
-    }
-
-    /// Gives a cgroup back, with the parent if it is Slipway's own and empty.
-    pub(crate) fn remove_cgroup(&self, cgroup: &Cgroup) -> Result<(), PodError> {
-        let step = || format!("remove cgroup {}", cgroup.path());
-        cgroup
-            .remove()
-            .map_err(|error| PodError::runtime(step(), error))?;
-        let own = CgroupPath::slipway();
-        if cgroup.path().parent().as_ref() == Some(&own)
-            && let Err(error) = self.cgroups.open(&own).remove_if_empty()
-        {
-            tracing::debug!(%error, "the default cgroup stays");
-        }
-        Ok(())
-    }
-
-    /// Whether pods are in the unified hierarchy only.
-    pub(crate) fn unified(&self) -> bool {
-        matches!(self.cgroups.version(), Version::V2)
-    }
 }
 
 /// Now, in nanoseconds since the epoch.
@@ -202,21 +134,4 @@ pub(crate) async fn blocking_with<T: Send + 'static>(
 ) -> Result<T, PodError> {
     let engine = Arc::clone(engine);
     blocking(move || work(&engine)).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_parent_of_many_pods_that_come_and_go_is_noted_once() {
-        let orphans = Orphans::default();
-        for _ in 0..1500 {
-            orphans.note(&CgroupParent::Shared);
-        }
-        let pod = "/kubepods/besteffort/pod1".parse().expect("path");
-        orphans.note(&CgroupParent::OfPod(pod));
-        let noted = orphans.0.lock().unwrap_or_else(PoisonError::into_inner);
-        assert_eq!(noted.len(), 2, "{noted:?}");
-    }
 }

@@ -3,6 +3,7 @@
 //! `main` reads the command line and hands over; the map of everything else is
 //! ARCHITECTURE.md.
 
+mod cgroups;
 mod cli;
 mod config;
 mod convert;

@@ -17,8 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
-use crate::engine::{Engine, Orphans, Said};
+use crate::engine::{Engine, Said};
 use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
@@ -201,7 +202,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
         namespaces: NetNsPool::new(IDLE),
         images,
-        cgroups,
+        cgroups: Box::new(cgroups),
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
@@ -213,7 +214,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
             .transpose()
             .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
-        orphans: Orphans::default(),
+        left_parents: LeftParents::default(),
         boot_id,
         first_of_boot,
         config,
@@ -258,7 +259,7 @@ async fn chores_of(engine: Arc<Engine>) {
             trimmed = now;
         }
         let chores = move || {
-            engine.orphans.sweep(&engine.cgroups);
+            engine.left_parents.sweep(&*engine.cgroups);
             if trim {
                 heap::trim();
             }

@@ -77,7 +77,7 @@ pub(crate) fn intend(
         image_id: image.id.to_string(),
         image_ref: named.reference,
         image_name: named.name,
-        cgroup: Engine::container_cgroup(&host.cgroup, &id)?,
+        cgroup: engine.container_cgroup(&host.cgroup, &id)?,
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
@@ -268,7 +268,7 @@ async fn make_cgroup(engine: &Arc<Engine>, record: &ContainerRecord) -> Result<C
     let path = record.cgroup.clone();
     blocking_with(engine, move |engine| {
         let _step = mark("cgroup");
-        let made = engine.cgroups.create(&path);
+        let made = engine.cgroups.make_container(&path);
         made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
     })
     .await

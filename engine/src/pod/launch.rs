@@ -155,7 +155,7 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
     let _step = mark("cgroup");
     let cgroup = engine
         .cgroups
-        .create(&record.cgroup)
+        .make_pod(&record.cgroup)
         .map_err(|error| PodError::runtime(format!("create cgroup {}", record.cgroup), error))?;
     failpoint::hit("run-cgroup");
     let own_names = config.network == NetworkMode::Pod;

@@ -118,7 +118,7 @@ pub(crate) async fn undo(
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("pod's processes and cgroup");
-    engine.orphans.note(&record.config.cgroup_parent);
+    engine.left_parents.note(&record.config.cgroup_parent);
     // Those that wait for a disk cannot be killed, and end with what they have once the
     // disk goes on.
     let cgroup = engine.cgroups.open(&record.cgroup);
@@ -138,7 +138,10 @@ pub(super) fn kill_and_remove(engine: &Engine, path: &CgroupPath) -> Result<(), 
     cgroup
         .kill(KILL_DEADLINE)
         .map_err(|error| PodError::runtime(format!("kill what is in cgroup {path}"), error))?;
-    engine.remove_cgroup(&cgroup)
+    engine
+        .cgroups
+        .remove(&cgroup)
+        .map_err(|error| PodError::runtime(format!("remove cgroup {path}"), error))
 }
 
 /// Unmounts and removes what a pod has below `--state`.

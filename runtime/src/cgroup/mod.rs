@@ -12,11 +12,15 @@
 //! the memory+swap limit (which the kernel refuses when both grow), re-reads
 //! mountinfo for every object, and brings a D-Bus client along.
 //!
+//! The engine makes and removes cgroups through a [`Driver`] and does the rest with the
+//! [`Cgroup`] that it gets from there.
+//!
 //! A controller is used where it is mounted, so a hybrid whose v2 tree holds
 //! hugetlb gets its huge page limits there, and pressure figures come from the
 //! v2 tree wherever there is one.
 
 mod detect;
+mod driver;
 mod error;
 mod file;
 mod find;
@@ -32,6 +36,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use driver::Driver;
 pub use error::CgroupError;
 pub use path::CgroupPath;
 pub use stats::{Psi, PsiData, Stats};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::tree::HELD_AT_ONCE;
-use super::{Cgroup, CgroupError, CgroupPath, Hierarchies, Resources, Selection, Version};
+use super::{Cgroup, CgroupError, CgroupPath, Driver, Hierarchies, Resources, Selection, Version};
 
 const MIB: i64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -711,4 +711,53 @@ fn orphaned_parents_in_the_v2_tree_alone_go_when_the_others_have_them_no_more() 
     pod.remove_orphaned().unwrap();
     assert!(!pod.exists());
     everywhere.open(scratch.top.path()).remove().unwrap();
+}
+
+/// What every driver does, below the parent `parent` of this test's own.
+fn driver_suite(driver: &dyn Driver, parent: &CgroupPath) {
+    let [pod, container] = ["1f", "2e"].map(|end| format!("{}-{end}", parent.name()));
+    let of_pod = driver.pod_path(parent, &pod).unwrap();
+    let of_container = driver.container_path(&of_pod, &container).unwrap();
+    for path in [&of_pod, &of_container] {
+        assert!(path.as_str().starts_with(&format!("{parent}/")), "{path}");
+    }
+    let below = format!("{of_pod}/");
+    assert!(!of_container.as_str().starts_with(&below), "{of_container}");
+    for id in ["", ".", "..", "a/b", "a\0"] {
+        let refused = |path| matches!(path, Err(CgroupError::Path { .. }));
+        assert!(refused(driver.pod_path(parent, id)), "{id:?}");
+        assert!(refused(driver.container_path(&of_pod, id)), "{id:?}");
+    }
+    assert!(!driver.open(&of_pod).exists());
+    let find = |id: &str| -> Vec<_> {
+        let found = driver.find(id).unwrap();
+        found.iter().map(|found| found.path().clone()).collect()
+    };
+    let both = [
+        (driver.make_pod(&of_pod).unwrap(), pod),
+        (driver.make_container(&of_container).unwrap(), container),
+    ];
+    driver.make_pod(&of_pod).unwrap();
+    for (cgroup, id) in both {
+        assert!(driver.open(cgroup.path()).exists());
+        assert_eq!(find(&id), [cgroup.path().clone()]);
+        let mut sleeper = Sleeper::start_in(&cgroup);
+        let killed = std::thread::spawn(move || sleeper.was_killed());
+        cgroup.kill(PATIENCE).unwrap();
+        assert!(killed.join().unwrap());
+        driver.remove(&cgroup).unwrap();
+        assert!(!cgroup.exists());
+        driver.remove(&cgroup).unwrap();
+        assert_eq!(find(&id), []);
+    }
+    assert!(driver.open(parent).exists(), "removed more than its own");
+}
+
+#[test]
+fn cgroupfs_is_a_driver() {
+    let scratch = Scratch::new();
+    driver_suite(&scratch.hierarchies, scratch.top.path());
+    if let Some(scratch) = unified() {
+        driver_suite(&scratch.hierarchies, scratch.top.path());
+    }
 }

@@ -547,7 +547,7 @@ fn intend(
         handler,
         created_at: now(),
         phase: Phase::Starting,
-        cgroup: Engine::pod_cgroup(&config.cgroup_parent, id)?,
+        cgroup: engine.pod_cgroup(&config.cgroup_parent, id)?,
         netns: own_network.then(|| engine.netns(id)),
         attachment,
         ips: Vec::new(),
