@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use runtime::cgroup::{CgroupPath, Driver, Version};
 
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::CgroupParent;
 use crate::pod::error::PodError;

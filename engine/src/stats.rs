@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use runtime::cgroup::{CgroupPath, Stats};
 use runtime::netns::{self, InterfaceStats};
 
-use crate::engine::{Engine, blocking_with, now};
+use crate::clock::{now, since_boot};
+use crate::context::Engine;
 use crate::ids::PodId;
 use crate::model::CgroupParent;
 use crate::pod::error::PodError;
 use crate::pod::view::{ContainerView, PodView};
+use crate::threads::blocking_with;
 
 /// Two samples closer than this say nothing about a rate.
 const SHORTEST: i64 = 100_000_000;
@@ -138,14 +140,6 @@ fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
         nano_cores,
         layer: None,
     }
-}
-
-/// Nanoseconds since the node was started, its sleep included.
-fn since_boot() -> i64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    time.tv_sec
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec)
 }
 
 /// The use of what has this id, and its rate of CPU use.

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::{ServeArgs, log};
 use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
-use crate::engine::{Engine, Said};
+use crate::context::Engine;
 use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
@@ -29,6 +29,7 @@ use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
+use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
 /// were needed at once lately, within these bounds (0.3 MiB for one of each).
@@ -207,7 +208,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
         samples: Samples::default(),
-        said: Said::default(),
+        warnings: Warnings::default(),
         traces: Traces::default(),
         #[cfg(feature = "otel")]
         spans: crate::otel::Spans::of_environment()

@@ -9,7 +9,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{cache, chain};
+use super::cache;
+use crate::causes::with_causes;
 
 /// What the kernel gets to end a namespace that nobody holds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -42,7 +43,7 @@ fn delete(path: &Path) -> Result<(), String> {
         result => result.map_err(|error| error.to_string())?,
     };
     if !result.is_null() {
-        let deleted = cni::delete_ends(&result).map_err(|error| chain(&error))?;
+        let deleted = cni::delete_ends(&result).map_err(|error| with_causes(&error))?;
         if !deleted.is_empty() {
             tracing::warn!(
                 ?deleted,

@@ -18,14 +18,16 @@ use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
+use crate::clock::now;
 use crate::config::Launcher;
+use crate::context::Engine;
 use crate::convert::{BadRequest, resources, signal};
-use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built, Visitor, Whereabouts};
+use crate::threads::{blocking, blocking_with};
 
 /// How long the host's paths may take to answer: less than the kubelet's patience, so
 /// that its user is told why.
@@ -200,7 +202,7 @@ async fn make(
         .await
         .map_err(launch_error)?;
     for warning in &created.warnings {
-        engine.said.warn(warning);
+        engine.warnings.once(warning);
     }
     failpoint::hit("create-launched");
     Ok(Made {
@@ -307,7 +309,7 @@ fn prepare(
     let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-        engine.said.warn(&warning);
+        engine.warnings.once(&warning);
     }
     // Without a PID namespace of its own, what outlives the first process has to
     // be found through the cgroup.
@@ -475,7 +477,7 @@ pub(crate) async fn update(
         let limits = resources::to_runtime(&new, 0);
         let cgroup = engine.cgroups.open(&cgroup);
         for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-            engine.said.warn(&warning);
+            engine.warnings.once(&warning);
         }
         Ok(())
     })

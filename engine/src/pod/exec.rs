@@ -16,7 +16,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::error::PodError;
 use super::view::{ContainerView, PodView};
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// The most that is kept of either stream. The rest is read and thrown away.
 const MAX_STREAM: usize = 16 * 1024 * 1024;

@@ -15,9 +15,10 @@ use runtime::client::steps::mark;
 use super::error::PodError;
 use super::files;
 use super::record::{ContainerRecord, PodRecord};
-use crate::engine::{Engine, blocking_with};
+use crate::context::Engine;
 use crate::failpoint;
 use crate::ids::PodId;
+use crate::threads::{blocking, blocking_with};
 
 /// How long the processes of a killed cgroup may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
@@ -112,7 +113,7 @@ pub(crate) async fn undo(
 ) -> Result<(), PodError> {
     pod(engine, record, monitor).await?;
     let dir = engine.pod_dir(&record.id);
-    crate::engine::blocking(move || Ok(dir.remove()?)).await
+    blocking(move || Ok(dir.remove()?)).await
 }
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.

@@ -28,9 +28,12 @@ use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Command, exit_of, refuse};
 use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
-use crate::engine::{Engine, blocking, blocking_with, now, on_disk};
+use crate::causes::with_causes;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::SandboxConfig;
+use crate::threads::{blocking, blocking_with, on_disk};
 
 /// How long a monitor may take to end what it has.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -72,7 +75,7 @@ pub(super) fn give_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) {
     tokio::spawn(async move {
         let mut backoff = Backoff::default();
         while let Err(error) = remove(&engine, &id, &dir).await {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::warn!(pod = %id, reason, "a sandbox without a readable record is not given back yet");
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -90,7 +93,7 @@ pub(super) fn end_containers(
     damaged: &[(String, RecordError)],
 ) {
     for (container, error) in damaged {
-        let reason = crate::network::chain(error);
+        let reason = with_causes(error);
         tracing::error!(%pod, container, reason, "a container whose record is damaged is ended and removed");
     }
     if damaged.is_empty() {
@@ -101,7 +104,7 @@ pub(super) fn end_containers(
     tokio::spawn(async move {
         let mut backoff = Backoff::default();
         while let Err(error) = remove_containers(&engine, &dir, &lost).await {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::warn!(%pod, reason, "containers without readable records are not given back yet");
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -331,7 +334,7 @@ impl Held {
             }
             record.transition = self.engine.index.next_transition();
             if let Err(error) = self.dir.write_container(record) {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::error!(container = %record.id, reason, "the container's record is stale");
             }
         }

@@ -9,8 +9,8 @@ use serde_json::json;
 use tonic::Status;
 
 use super::must_find;
+use crate::context::Engine;
 use crate::convert::status::container;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::view::ContainerView;
 

@@ -9,8 +9,9 @@ use serde_json::json;
 use tonic::Status;
 
 use super::must_find;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::convert::status::{container, pod};
-use crate::engine::{Engine, now};
 use crate::pod::error::PodError;
 use crate::pod::view::PodView;
 

@@ -11,10 +11,10 @@ use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
 use super::{Command, Done, Reply, Slot, Task};
 use crate::convert::resources;
-use crate::engine::on_disk;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PidMode, Resources};
 use crate::spec;
+use crate::threads::on_disk;
 
 /// How long a monitor may take to answer that it has sent a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);

@@ -7,8 +7,10 @@ use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Reply, Task};
-use crate::engine::now;
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
+use crate::threads::blocking;
 
 impl Task {
     /// Removes a container that has no running process, unless that runs already.
@@ -157,7 +159,7 @@ impl Task {
                 self.remove_when_stopped();
             }
             Err(error) => {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::warn!(pod = %self.record.id, reason, "sandbox is not stopped yet");
                 self.record.trouble = Some(format!("it is not stopped yet: {reason}"));
                 self.keep_pod();
@@ -211,7 +213,7 @@ impl Task {
             for record in &records {
                 teardown::container(&engine, &dir, record, None).await?;
             }
-            crate::engine::blocking(move || Ok(dir.remove()?)).await
+            blocking(move || Ok(dir.remove()?)).await
         };
         self.job(work, Done::Removed);
     }

@@ -38,9 +38,12 @@ use super::machine::{Phase, PhaseInput, State};
 use super::record::{ContainerRecord, PodDir, PodRecord};
 use super::restore;
 use super::view::{ContainerView, PodView};
-use crate::engine::{Engine, now, on_disk};
+use crate::causes::with_causes;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
+use crate::threads::on_disk;
 use reply::{Answers, steps_of};
 
 /// A task that panics at once whenever it is started must not keep a core busy.
@@ -384,7 +387,7 @@ impl Task {
     /// The same where no answer depends on it, as with the sandbox's.
     fn keep_if_possible(&mut self, id: &ContainerId) {
         if let Err(error) = self.keep(id) {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::error!(container = %id, reason, "the container's record is stale");
         }
     }

@@ -12,8 +12,10 @@ use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Task, exit_of};
-use crate::engine::{now, on_disk};
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
+use crate::threads::on_disk;
 
 /// How long a monitor may take to report the end of a container after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(4);
@@ -83,7 +85,7 @@ impl Task {
             match killed {
                 Ok(()) => self.ended_without_a_monitor(&id),
                 Err(error) => {
-                    let reason = crate::network::chain(&error);
+                    let reason = with_causes(&error);
                     tracing::error!(container = %id, reason, "processes without a monitor");
                     alive.push(id);
                 }
@@ -218,7 +220,7 @@ impl Task {
         match killed {
             Ok(()) => self.ended_without_a_monitor(id),
             Err(error) => {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::error!(container = %id, reason, "a killed container does not end");
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.kill_watch = None;

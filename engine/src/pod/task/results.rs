@@ -8,7 +8,8 @@ use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Task};
-use crate::engine::now;
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
 
 /// What the kernel's exit means to people.
@@ -126,8 +127,8 @@ impl Task {
                     .all(&mut self.joining, &Err(Arc::clone(&error)));
                 let trouble = format!(
                     "it could not be started: {}; not given back yet: {}",
-                    crate::network::chain(&*error),
-                    crate::network::chain(&left)
+                    with_causes(&*error),
+                    with_causes(&left)
                 );
                 self.stay(trouble);
             }
@@ -141,7 +142,7 @@ impl Task {
             Err(left) => {
                 self.answers
                     .all(&mut self.joining, &Err(Arc::new(PodError::CutOff)));
-                let left = crate::network::chain(&left);
+                let left = with_causes(&left);
                 self.stay(format!("its start was cut off; not given back yet: {left}"));
             }
         }
@@ -224,8 +225,8 @@ impl Task {
         // It stays, and is listed, until all of it is given back.
         let message = format!(
             "{}; not given back yet: {}",
-            crate::network::chain(&*error),
-            crate::network::chain(&left)
+            with_causes(&*error),
+            with_causes(&left)
         );
         tracing::warn!(container = %id, message, "a container could not be made");
         if let Some(slot) = self.slots.get_mut(id) {
@@ -244,7 +245,7 @@ impl Task {
         let (input, reply) = match result {
             Ok(at) => (Input::Started { at }, Ok(())),
             Err(error) => {
-                let message = crate::network::chain(&error);
+                let message = with_causes(&error);
                 let failed = Input::StartFailed {
                     at: now(),
                     message: message.clone(),
@@ -274,7 +275,7 @@ impl Task {
         let own = id.clone();
         let work = async move {
             if let Err(error) = teardown::container_processes(&engine, &record).await {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::warn!(container = %own, reason, "processes or cgroup of an ended container");
             }
             Ok(())

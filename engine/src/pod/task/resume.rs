@@ -14,7 +14,7 @@ use super::super::restore;
 use super::super::teardown;
 use super::super::upgrade;
 use super::{Command, Done, Slot, Task, exit_of, supervise};
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::ids::ContainerId;
 
 /// What the records say of a pod.
