@@ -349,7 +349,7 @@ impl Task {
         let Some(slot) = self.slots.get_mut(id) else {
             return self.answers.one(reply, Ok(()));
         };
-        slot.removing.push(reply);
+        slot.removal.ask(reply);
         match slot.record.state {
             // Removed as soon as it is made.
             State::Creating => {}

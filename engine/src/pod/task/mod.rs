@@ -10,15 +10,17 @@
 mod commands;
 mod ending;
 mod orphans;
+mod removal;
 mod reply;
 mod results;
 mod resume;
+mod slot;
 
 pub(crate) use reply::Reply;
 pub(crate) use results::exit_of;
 pub(crate) use resume::{Restored, resume};
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +37,7 @@ use super::error::PodError;
 use super::index::Inbox;
 use super::launch::{Launched, NotLaunched};
 use super::machine::{Phase, PhaseInput, State};
-use super::record::{ContainerRecord, PodDir, PodRecord};
+use super::record::{PodDir, PodRecord};
 use super::restore;
 use super::view::{ContainerView, PodView};
 use crate::causes::with_causes;
@@ -44,7 +46,9 @@ use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
 use crate::threads::on_disk;
+use removal::{Removal, Teardown};
 use reply::{Answers, steps_of};
+use slot::Slot;
 
 /// A task that panics at once whenever it is started must not keep a core busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -92,75 +96,6 @@ enum Done {
     Retry,
 }
 
-/// A container of this pod.
-struct Slot {
-    record: ContainerRecord,
-    pid: Option<i32>,
-    view: Option<Arc<ContainerView>>,
-    creating: Vec<Reply<ContainerId>>,
-    starting: Vec<Reply<()>>,
-    stopping: Vec<Reply<()>>,
-    /// Not empty: it is removed as soon as it has ended.
-    removing: Vec<Reply<()>>,
-    removal_runs: bool,
-    /// Updates wait for each other: each starts from what the last one left.
-    updates: VecDeque<(Resources, Reply<()>)>,
-    /// While an update runs: its record says already what they will be.
-    limits_in_force: Option<Resources>,
-    /// Whether its log takes nothing for the time being.
-    log_stalled: bool,
-    /// Dropped when the creation is to end early.
-    creation: Option<oneshot::Sender<()>>,
-    /// Of a container that could not be made and not be given back: it is removed
-    /// as soon as that works.
-    unmade: Option<Retry>,
-    /// The grace periods that run.
-    graces: Vec<AbortHandle>,
-    /// Waits for what SIGKILL leads to.
-    kill_watch: Option<AbortHandle>,
-}
-
-impl Slot {
-    fn new(record: ContainerRecord, pid: Option<i32>) -> Self {
-        Self {
-            record,
-            pid,
-            view: None,
-            creating: Vec::new(),
-            starting: Vec::new(),
-            stopping: Vec::new(),
-            removing: Vec::new(),
-            removal_runs: false,
-            updates: VecDeque::new(),
-            limits_in_force: None,
-            log_stalled: false,
-            creation: None,
-            unmade: None,
-            graces: Vec::new(),
-            kill_watch: None,
-        }
-    }
-
-    /// Ends the timers of a container that has ended.
-    fn end_timers(&mut self) {
-        for timer in self.graces.drain(..).chain(self.kill_watch.take()) {
-            timer.abort();
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        matches!(self.record.state, State::Exited(_))
-    }
-
-    /// No command runs in a container that has ended: its process, whose environment may
-    /// be megabytes, is not needed any more. The kubelet keeps ended containers for long.
-    fn forget_what_ran(&mut self) {
-        if self.has_ended() {
-            self.record.process = None;
-        }
-    }
-}
-
 /// A pod's task.
 pub(crate) struct Task {
     engine: Arc<Engine>,
@@ -177,13 +112,12 @@ pub(crate) struct Task {
     deferred: Vec<Command>,
     joining: Vec<Reply<PodId>>,
     stopping: Vec<Reply<()>>,
-    removing: Vec<Reply<()>>,
-    teardown_runs: bool,
-    removal_runs: bool,
-    /// The next try to give the sandbox's parts back, and how many failed.
-    retry: Retry,
+    teardown: Teardown,
+    /// How often the sandbox's parts could not be given back.
+    failed_teardowns: Backoff,
+    removal: Removal,
     /// How often what containers left without a monitor could not be killed.
-    orphans: Backoff,
+    failed_kills: Backoff,
     /// An earlier engine's monitor is being looked for. Dropped when it was found or
     /// is known to be dead.
     reaching: Option<oneshot::Sender<()>>,
@@ -195,28 +129,6 @@ pub(crate) struct Task {
     answers: Answers,
     /// Steps of the RPC whose command or job is being handled.
     steps: Option<Steps>,
-}
-
-/// When what could not be given back is tried again: one timer, however many ask.
-#[derive(Default)]
-struct Retry {
-    backoff: Backoff,
-    timer: Option<AbortHandle>,
-}
-
-impl Retry {
-    /// The timer of the next try takes the place of the one before.
-    fn arm(&mut self, timer: AbortHandle) {
-        self.disarm();
-        self.timer = Some(timer);
-    }
-
-    /// The try is made now, or is not needed any more.
-    fn disarm(&mut self) {
-        if let Some(timer) = self.timer.take() {
-            timer.abort();
-        }
-    }
 }
 
 /// Starts the task of a new pod, which launches the sandbox first.
@@ -282,11 +194,10 @@ impl Task {
             deferred: Vec::new(),
             joining: Vec::new(),
             stopping: Vec::new(),
-            removing: Vec::new(),
-            teardown_runs: false,
-            removal_runs: false,
-            retry: Retry::default(),
-            orphans: Backoff::default(),
+            teardown: Teardown::default(),
+            failed_teardowns: Backoff::default(),
+            removal: Removal::default(),
+            failed_kills: Backoff::default(),
             reaching: None,
             finished: false,
             published: None,
@@ -399,7 +310,7 @@ impl Task {
             Done::Launched(_) => steps_of(&self.joining),
             Done::Created(id, _) => steps_of(&slot(id)?.creating),
             Done::Started(id, _) => steps_of(&slot(id)?.starting),
-            Done::ContainerRemoved(id, _) => steps_of(&slot(id)?.removing),
+            Done::ContainerRemoved(id, _) => steps_of(slot(id)?.removal.waiting()),
             Done::Updated(_, _, reply) => reply.steps.clone(),
             Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
@@ -410,7 +321,7 @@ impl Task {
 
     /// The steps of the call that waits for the end of the sandbox.
     fn of_the_ending(&self) -> Option<Steps> {
-        steps_of(&self.stopping).or_else(|| steps_of(&self.removing))
+        steps_of(&self.stopping).or_else(|| steps_of(self.removal.waiting()))
     }
 
     /// Renews what lists say of a container; one that is being made is not listed.

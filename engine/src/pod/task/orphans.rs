@@ -38,7 +38,7 @@ impl Task {
         match self.record.phase {
             Phase::Stopped => return,
             // The teardown tells the monitor to end, and needs it no more.
-            Phase::Stopping if self.teardown_runs => return,
+            Phase::Stopping if self.teardown.runs() => return,
             // Nobody will report the end of what is being killed.
             Phase::Stopping => {}
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
@@ -92,7 +92,7 @@ impl Task {
             }
         }
         if !alive.is_empty() {
-            let pause = self.orphans.pause();
+            let pause = self.failed_kills.pause();
             self.timer(pause, Done::RetryOrphans(alive));
         }
     }
@@ -110,7 +110,7 @@ impl Task {
             Ok(written) => written,
             Err(error) => {
                 tracing::warn!(container = %id, %error, "exit records are read again");
-                let pause = self.orphans.pause();
+                let pause = self.failed_kills.pause();
                 self.timer(pause, Done::RetryOrphans(vec![id.clone()]));
                 return;
             }
@@ -225,7 +225,7 @@ impl Task {
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.kill_watch = None;
                 }
-                let pause = self.orphans.pause();
+                let pause = self.failed_kills.pause();
                 self.watch_kill(id, pause);
             }
         }

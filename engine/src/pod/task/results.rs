@@ -7,6 +7,7 @@ use runtime::client::{Event, ExitRecord};
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
+use super::removal::Retry;
 use super::{Done, Task};
 use crate::causes::with_causes;
 use crate::clock::now;
@@ -202,7 +203,7 @@ impl Task {
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
             self.answers.all(&mut slot.creating, &Ok(id.clone()));
-            if !slot.removing.is_empty() {
+            if slot.removal.is_asked() {
                 self.remove_when_ended(id);
             }
         }
@@ -217,7 +218,7 @@ impl Task {
             if let Some(mut slot) = self.slots.remove(id) {
                 self.keys.remove(&slot.record.config.key);
                 self.answers.all(&mut slot.creating, &Err(error));
-                self.answers.all(&mut slot.removing, &Ok(()));
+                self.answers.all(&mut slot.removal.end(), &Ok(()));
             }
             self.fail_without_init();
             return self.tear_down_when_ended();
@@ -231,7 +232,7 @@ impl Task {
         tracing::warn!(container = %id, message, "a container could not be made");
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
-            slot.unmade = Some(super::Retry::default());
+            slot.unmade = Some(Retry::default());
             self.answers.all(&mut slot.creating, &Err(error));
         }
         let at = now();
@@ -285,7 +286,7 @@ impl Task {
         // Whoever asks next must see what they are told now.
         if let Some(slot) = self.slots.get_mut(id) {
             self.answers.all(&mut slot.stopping, &Ok(()));
-            if !slot.removing.is_empty() {
+            if slot.removal.is_asked() {
                 self.remove_when_ended(id);
             }
         }
