@@ -22,7 +22,7 @@ use super::index::Inbox;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Command, Restored, exit_of, resume};
-use super::unreadable;
+use super::unreadable::{self, Records};
 use crate::causes::with_causes;
 use crate::clock::now;
 use crate::context::Engine;
@@ -164,7 +164,7 @@ async fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
                 unreadable::give_back(engine, id, &dir);
             } else {
                 tracing::error!(pod = %id, reason, "the record of the sandbox cannot be read, it is left alone until it can be or is removed");
-                on_disk(|| unreadable::hold(engine, id, &dir, &reason, error.may_pass()));
+                on_disk(|| unreadable::hold(engine, id, &dir, &reason, Records::after(&error)));
             }
             Found {
                 containers: on_disk(|| dir.container_ids()).ok(),
@@ -199,7 +199,7 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, recorded: Recorded) -> Option<oneshot
             id,
             dir,
             "another record has the same identity",
-            false,
+            Records::Unusable,
         );
         return None;
     }

@@ -1,14 +1,14 @@
 //! Sandboxes whose record cannot be read: cut short by a power loss, damaged, or written
 //! by a newer engine.
 //!
-//! They are listed as NOTREADY, with their containers as those are recorded, and keep
-//! their identity where the rest of the record tells it, so that no second sandbox
-//! starts beside what may still run. Whoever stops or removes one ends all that bears
-//! its id: the monitor, cgroups, network, mounts and writable layers are all named by it.
-//! Their containers can be stopped and removed one by one, too: a kubelet does that first,
-//! and never comes to the sandbox where it fails. After another boot nothing of it runs,
-//! and all is given back at once. Until then a crash, or a return to the newer engine,
-//! leaves it as it was.
+//! Such a sandbox is listed as NOTREADY, with its containers as their own records say. Its
+//! name, namespace, uid and attempt stay taken where the rest of the record tells them, so
+//! that RunPodSandbox starts no second one beside what may still run. StopPodSandbox and
+//! RemovePodSandbox end all that bears its id: monitor, cgroups, network, mounts and writable
+//! layers are named by it. StopContainer and RemoveContainer work, too, since a kubelet calls
+//! them first and does not go on to the sandbox where they fail. After another boot nothing
+//! of it can run, and all is given back at once. Before that, a crash of this engine or a
+//! return to the newer one leaves it as it was.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -42,9 +42,28 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The longest grace period: whatever else is asked of the sandbox waits for it.
 const LONGEST_GRACE: Duration = Duration::from_secs(30);
 
-/// Keeps the identity of such a sandbox and lists it. What `may_pass` is tried again until
-/// it has, or the sandbox is ended.
-pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, may_pass: bool) {
+/// Whether the records of such a sandbox may be readable later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Records {
+    /// A disk, or a shortage of something, does not give them now: they are asked for again
+    /// until it does, or until the sandbox is ended.
+    Withheld,
+    /// They are damaged, of a newer engine, or say the same as another sandbox's: they stay so.
+    Unusable,
+}
+
+impl Records {
+    /// What an error says of them.
+    pub(super) fn after(error: &RecordError) -> Self {
+        match error.may_pass() {
+            true => Self::Withheld,
+            false => Self::Unusable,
+        }
+    }
+}
+
+/// Keeps the identity of such a sandbox and lists it, with the reason.
+pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, records: Records) {
     let config = dir.config_of_broken();
     let config = config.unwrap_or_else(|| placeholder::sandbox(id));
     let (inbox, receiver) = Inbox::new(id);
@@ -62,7 +81,7 @@ pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str,
         config: Arc::new(config),
         reason: format!("its record cannot be read: {reason}"),
         containers: BTreeMap::new(),
-        may_pass,
+        records,
     };
     held.look();
     held.publish();
@@ -160,8 +179,8 @@ struct Held {
     /// Why it is not ready.
     reason: String,
     containers: BTreeMap<ContainerId, Kept>,
-    /// Whether its records may be readable later, and it was not ended.
-    may_pass: bool,
+    /// Withheld only until it is ended: from then on its records have nothing to go on with.
+    records: Records,
 }
 
 /// A container of such a sandbox.
@@ -198,9 +217,9 @@ impl Held {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let mut backoff = Backoff::default();
         loop {
-            let pause = match self.may_pass {
-                true => backoff.pause().min(LOOK),
-                false => LOOK,
+            let pause = match self.records {
+                Records::Withheld => backoff.pause().min(LOOK),
+                Records::Unusable => LOOK,
             };
             match tokio::time::timeout(pause, inbox.recv()).await {
                 Ok(Some(command)) => {
@@ -225,7 +244,7 @@ impl Held {
 
     /// The records, if they can be read by now and nobody else has the identity.
     fn returns(&self) -> Option<Recorded> {
-        if !self.may_pass {
+        if self.records == Records::Unusable {
             return None;
         }
         let recorded = on_disk(|| self.dir.read()).ok().flatten()?;
@@ -386,7 +405,7 @@ impl Held {
     }
 
     async fn end(&mut self) -> Result<(), PodError> {
-        self.may_pass = false;
+        self.records = Records::Unusable;
         end_processes(&self.engine, &self.id, &self.dir).await?;
         on_disk(|| self.note_ended(|_| true));
         give_parts_back(&self.engine, &self.id, &self.dir).await

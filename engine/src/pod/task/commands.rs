@@ -1,4 +1,6 @@
-//! What callers ask of a pod.
+//! Commands of RPC handlers to a pod's task: each is answered at once, joins work that runs,
+//! or steps a state machine and orders work, whose result arrives in `results`. Until the
+//! sandbox is started, all but those that wait for that start are deferred.
 
 use std::sync::Arc;
 use std::time::Duration;

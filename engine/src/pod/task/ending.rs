@@ -1,4 +1,7 @@
-//! How containers are removed and how a sandbox is stopped and removed.
+//! Removal of containers, and stop and removal of the sandbox.
+//!
+//! Each waits for the one before: a container is removed once it has ended, the sandbox's parts
+//! are given back once all containers have, and its records go once its parts are given back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,10 +141,10 @@ impl Task {
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
         let monitor = self.monitor.clone();
         let work = async move { teardown::pod(&engine, &record, monitor.as_ref()).await };
-        self.job(work, Done::Down);
+        self.job(work, Done::TornDown);
     }
 
-    pub(super) fn down(&mut self, result: Result<(), PodError>) {
+    pub(super) fn torn_down(&mut self, result: Result<(), PodError>) {
         self.teardown.go_on(Teardown::Waits);
         match result {
             Ok(()) => {
@@ -177,7 +180,7 @@ impl Task {
     /// meanwhile has it tried at once, in the place of this.
     pub(super) fn retry_later(&mut self) {
         let pause = self.failed_teardowns.pause();
-        let timer = self.timer(pause, Done::Retry);
+        let timer = self.timer(pause, Done::RetryTeardown);
         self.teardown.go_on(Teardown::Failed(timer));
     }
 

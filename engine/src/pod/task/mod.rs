@@ -77,7 +77,7 @@ enum Done {
     Created(ContainerId, Result<Box<Made>, Box<NotMade>>),
     Started(ContainerId, Result<i64, PodError>),
     GraceOver(ContainerId),
-    /// SIGKILL was sent some time ago.
+    /// SIGKILL was sent some time ago, and the end of the container was not reported.
     KillOverdue(ContainerId),
     /// The engine killed the cgroup itself.
     CgroupKilled(ContainerId, Result<(), PodError>),
@@ -89,11 +89,14 @@ enum Done {
     RetryRemoval(ContainerId),
     /// What these containers left without a monitor was killed, as far as it was.
     Orphaned(Vec<(ContainerId, Result<(), PodError>)>),
+    /// Time to try again to kill what these left.
     RetryOrphans(Vec<ContainerId>),
-    Down(Result<(), PodError>),
+    /// The sandbox's parts were given back, or not yet.
+    TornDown(Result<(), PodError>),
+    /// All records of the sandbox were removed.
     Removed(Result<(), PodError>),
     /// Time to try again to give the sandbox's parts back.
-    Retry,
+    RetryTeardown,
 }
 
 /// A pod's task.
@@ -312,10 +315,10 @@ impl Task {
             Done::Started(id, _) => steps_of(&slot(id)?.starting),
             Done::ContainerRemoved(id, _) => steps_of(slot(id)?.removal.waiting()),
             Done::Updated(_, _, reply) => reply.steps.clone(),
-            Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
+            Done::TornDown(_) | Done::Removed(_) => self.of_the_ending(),
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
             Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
-            Done::Retry | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
+            Done::RetryTeardown | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
         }
     }
 

@@ -1,6 +1,9 @@
-//! Containers that have no monitor any more: their processes are killed through the
-//! cgroup, and only then is it said that they have ended. The same way leads on
-//! where a monitor is alive and does not do what it is asked.
+//! Ends containers without the monitor's help: where it has died, where it does not know the
+//! container, and where it is alive and does not report an end after SIGKILL.
+//!
+//! The engine kills all processes in the container's cgroup, and only once that is empty is
+//! the container EXITED: by the exit record that the monitor still wrote, if there is one.
+//! What cannot be killed is tried again with growing pauses.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What jobs and the monitor report back.
+//! Results of a pod's jobs, and events of its monitor: each steps a state machine and answers
+//! who waits for it.
 
 use std::sync::Arc;
 
@@ -71,9 +72,9 @@ impl Task {
             Done::Updated(id, result, reply) => self.updated(&id, result, reply),
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
             Done::Orphaned(all) => self.orphaned(all),
-            Done::Down(result) => self.down(result),
+            Done::TornDown(result) => self.torn_down(result),
             Done::Removed(result) => self.removed(result),
-            Done::Retry => self.tear_down_when_ended(),
+            Done::RetryTeardown => self.tear_down_when_ended(),
             Done::RetryOrphans(ids) => self.kill_orphans(ids),
         }
     }

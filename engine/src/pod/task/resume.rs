@@ -1,5 +1,7 @@
-//! How the task of a pod begins that an earlier engine left: from its records, which
-//! lists show at once, to what its monitor says.
+//! The task of a pod that an earlier engine left, from its start to agreement with the monitor.
+//!
+//! It begins with what the records say, which lists show at once. Then the monitor is reached,
+//! and what it reports counts. What was being made is undone, what was being ended is ended.
 
 use std::sync::Arc;
 
