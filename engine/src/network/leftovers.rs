@@ -1,10 +1,10 @@
-//! Interfaces of built-in plugins that are left where a pod's network namespace is held by
-//! somebody else: their names are random, so that no other pod has them meanwhile.
+//! Interfaces of built-in plugins that outlive DEL, since somebody else holds the pod's network
+//! namespace open. Their names are random, so that no other pod's can be the same meanwhile.
 //!
-//! Owns what becomes of a result of ADD once its network was given back: some seconds
-//! later, when the namespace is gone and its interfaces with it, it is looked whether they
-//! are, and those that are not are deleted. Nobody waits for it. A crash leaves the result,
-//! which the next start looks at.
+//! Owns the cached result of ADD once the network was given back: some seconds later, when
+//! namespace and interfaces are gone as a rule, interfaces that are still there are deleted, and
+//! the result with them. Nobody waits for it. A crash leaves the result, and the next start
+//! looks for its interfaces.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
