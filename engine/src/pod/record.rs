@@ -467,6 +467,54 @@ mod tests {
         assert!(matches!(states(&path), Err(RecordError::Parse { .. })));
     }
 
+    /// As an engine wrote it whose cgroups were texts.
+    fn pod_of_a_former_engine(id: &PodId, parent: &str, cgroup: &str) -> serde_json::Value {
+        serde_json::json!({
+            "version": VERSION, "boot_id": "b", "transition": 7, "id": id, "handler": "",
+            "created_at": 1, "phase": "Ready", "cgroup": cgroup, "netns": null,
+            "attachment": null, "ips": [], "init_pid": null, "trouble": null,
+            "config": {
+                "key": {"namespace": "ns", "name": "n", "uid": "u", "attempt": 0},
+                "hostname": "h", "log_directory": null, "dns": null, "port_mappings": [],
+                "labels": {}, "annotations": {}, "cgroup_parent": parent,
+                "network": "Node", "pid": "Container", "ipc": "Pod", "sysctls": {},
+                "privileged": false,
+            },
+        })
+    }
+
+    #[test]
+    fn cgroups_in_records_are_the_texts_that_they_were() {
+        let root = tempfile::tempdir().expect("folder");
+        for (parent, of_pod) in [("", "/slipway"), ("/kubepods/pod1", "/kubepods/pod1")] {
+            let id = PodId::random();
+            let dir = PodDir::new(root.path(), &id);
+            dir.create().expect("folders");
+            let former = pod_of_a_former_engine(&id, parent, &format!("{of_pod}/{id}"));
+            write(&dir.0.join(POD_FILE), &former).expect("written");
+            let record = dir.read_pod().expect("read").expect("there");
+            assert_eq!(record.cgroup.name(), id.as_str());
+            assert_eq!(
+                record.cgroup.parent(),
+                Some(record.config.cgroup_parent.path())
+            );
+            assert_eq!(serde_json::to_value(&record).expect("json"), former);
+        }
+    }
+
+    #[test]
+    fn a_record_with_a_path_that_is_no_cgroups_is_damaged_and_keeps_the_rest() {
+        let root = tempfile::tempdir().expect("folder");
+        let id = PodId::random();
+        let dir = PodDir::new(root.path(), &id);
+        dir.create().expect("folders");
+        let damaged = pod_of_a_former_engine(&id, "/kubepods", "/kubepods/../id");
+        write(&dir.0.join(POD_FILE), &damaged).expect("written");
+        let error = dir.read_pod().expect_err("refused");
+        assert!(matches!(error, RecordError::Parse { .. }) && !error.may_pass());
+        assert_eq!(dir.config_of_broken().expect("its config").key.name, "n");
+    }
+
     #[test]
     fn a_record_that_a_disk_does_not_give_is_not_one_that_is_not_there() {
         let root = tempfile::tempdir().expect("folder");
