@@ -85,7 +85,7 @@ impl Task {
         if let Some(id) = self.keys.get(&config.key).cloned() {
             return self.join_creation(&id, reply);
         }
-        let monitor = match (&self.record.phase, &self.monitor) {
+        let monitor = match (&self.record.phase, self.link.monitor()) {
             (Phase::Ready, Some(monitor)) => monitor.clone(),
             (Phase::Ready, None) => return self.answers.one(reply, Err(PodError::MonitorSilent)),
             (phase, _) => {
@@ -211,7 +211,7 @@ impl Task {
                 .answers
                 .one(reply, Err(PodError::State { what, state }));
         }
-        if self.monitor.is_none() {
+        if self.link.monitor().is_none() {
             return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
         match self.step(id, Input::StartAsked) {
@@ -283,7 +283,7 @@ impl Task {
     }
 
     fn order_start(&mut self, id: &ContainerId) {
-        let Some(monitor) = self.monitor.clone() else {
+        let Some(monitor) = self.link.monitor().cloned() else {
             return;
         };
         let own = id.clone();
@@ -314,7 +314,7 @@ impl Task {
     }
 
     pub(super) fn send(&mut self, id: &ContainerId, signal: i32) {
-        let Some(monitor) = self.monitor.clone() else {
+        let Some(monitor) = self.link.monitor().cloned() else {
             return;
         };
         let id = id.clone();
@@ -434,10 +434,11 @@ impl Task {
                 .answers
                 .one(reply, Err(PodError::NoContainer(id.to_string())));
         };
-        if self.monitor.is_none() && self.reaching.is_some() {
+        if self.link.is_sought() {
             return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
-        let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
+        let (Some(monitor), true) = (self.link.monitor().cloned(), slot.record.state.is_running())
+        else {
             let (what, state) = (
                 format!("container {id}"),
                 slot.record.state.word().to_owned(),

@@ -32,7 +32,11 @@ impl Task {
         }
         self.steps = super::steps_of(slot.removal.waiting());
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
-        let (record, monitor, own) = (slot.record.clone(), self.monitor.clone(), id.clone());
+        let (record, monitor, own) = (
+            slot.record.clone(),
+            self.link.monitor().cloned(),
+            id.clone(),
+        );
         let work =
             async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
         self.job(work, move |result| Done::ContainerRemoved(own, result));
@@ -139,7 +143,7 @@ impl Task {
         self.teardown.go_on(Teardown::Runs);
         self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
-        let monitor = self.monitor.clone();
+        let monitor = self.link.monitor().cloned();
         let work = async move { teardown::pod(&engine, &record, monitor.as_ref()).await };
         self.job(work, Done::TornDown);
     }
@@ -148,8 +152,7 @@ impl Task {
         self.teardown.go_on(Teardown::Waits);
         match result {
             Ok(()) => {
-                self.monitor = None;
-                self.events = None;
+                self.link.lose();
                 self.record.init_pid = None;
                 self.step_phase(PhaseInput::GivenBack);
                 self.record.attachment = None;

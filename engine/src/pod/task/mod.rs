@@ -9,6 +9,7 @@
 
 mod commands;
 mod ending;
+mod link;
 mod orphans;
 mod removal;
 mod reply;
@@ -26,9 +27,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use runtime::client::Reached;
 use runtime::client::steps::{self, Mark, Steps};
-use runtime::client::{Event, Monitor, Reached};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::backoff::Backoff;
@@ -46,6 +47,7 @@ use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
 use crate::threads::on_disk;
+use link::Link;
 use removal::{Removal, Teardown};
 use reply::{Answers, steps_of};
 use slot::Slot;
@@ -105,8 +107,7 @@ pub(crate) struct Task {
     record: PodRecord,
     dir: PodDir,
     inbox: mpsc::UnboundedReceiver<Command>,
-    events: Option<mpsc::UnboundedReceiver<Event>>,
-    monitor: Option<Monitor>,
+    link: Link,
     /// Boxed: a node of the map has room for eleven, and most pods have one or two.
     slots: BTreeMap<ContainerId, Box<Slot>>,
     keys: HashMap<ContainerKey, ContainerId>,
@@ -121,9 +122,6 @@ pub(crate) struct Task {
     removal: Removal,
     /// How often what containers left without a monitor could not be killed.
     failed_kills: Backoff,
-    /// An earlier engine's monitor is being looked for. Dropped when it was found or
-    /// is known to be dead.
-    reaching: Option<oneshot::Sender<()>>,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
     /// What lists say.
@@ -189,8 +187,7 @@ impl Task {
             engine,
             record,
             inbox,
-            events: None,
-            monitor: None,
+            link: Link::Down,
             slots: BTreeMap::new(),
             keys: HashMap::new(),
             jobs: JoinSet::new(),
@@ -201,7 +198,6 @@ impl Task {
             failed_teardowns: Backoff::default(),
             removal: Removal::default(),
             failed_kills: Backoff::default(),
-            reaching: None,
             finished: false,
             published: None,
             answers: Answers::default(),
@@ -218,7 +214,7 @@ impl Task {
                     // The index forgot the pod; only this task makes it do so.
                     None => return,
                 },
-                Some(event) = next(&mut self.events) => self.event(event),
+                Some(event) = self.link.event() => self.event(event),
                 Some(done) = self.jobs.join_next() => {
                     let done = done.unwrap_or(Done::Quiet);
                     self.steps = self.waiting_for(&done);
@@ -384,23 +380,13 @@ impl Task {
             cgroup: Some(self.record.cgroup.clone()),
             netns: self.record.netns.clone(),
             ips: self.record.ips.clone(),
-            monitor: self.monitor.clone(),
+            monitor: self.link.monitor().cloned(),
             containers: self
                 .slots
                 .values()
                 .filter_map(|slot| slot.view.clone())
                 .collect(),
         }
-    }
-}
-
-async fn next(events: &mut Option<mpsc::UnboundedReceiver<Event>>) -> Option<Event> {
-    match events {
-        Some(events) => match events.recv().await {
-            Some(event) => Some(event),
-            None => std::future::pending().await,
-        },
-        None => std::future::pending().await,
     }
 }
 

@@ -36,8 +36,7 @@ fn is_dead(pid: i32) -> bool {
 
 impl Task {
     pub(super) fn monitor_gone(&mut self) {
-        self.events = None;
-        self.monitor = None;
+        self.link.lose();
         match self.record.phase {
             Phase::Stopped => return,
             // The teardown tells the monitor to end, and needs it no more.
@@ -172,7 +171,7 @@ impl Task {
     pub(super) fn order_kill(&mut self, id: &ContainerId) {
         self.send(id, libc::SIGKILL);
         crate::failpoint::hit("stop-killed");
-        let patience = match self.monitor {
+        let patience = match self.link.monitor() {
             Some(_) => KILL_PATIENCE,
             None => Duration::ZERO,
         };
@@ -201,7 +200,7 @@ impl Task {
         if !matches!(slot.record.state, State::Killing { .. }) {
             return;
         }
-        let monitored = self.monitor.is_some();
+        let monitored = self.link.monitor().is_some();
         if monitored {
             tracing::warn!(container = %id, "the monitor does not report the end after SIGKILL, the cgroup is killed");
         }

@@ -8,6 +8,7 @@ use runtime::client::{Event, ExitRecord};
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
+use super::link::Link;
 use super::removal::Retry;
 use super::{Done, Task};
 use crate::causes::with_causes;
@@ -100,8 +101,10 @@ impl Task {
             Ok(launched) => *launched,
             Err(failed) => return self.launch_failed(*failed),
         };
-        self.monitor = Some(launched.monitor);
-        self.events = Some(launched.events);
+        self.link = Link::Up {
+            monitor: launched.monitor,
+            events: launched.events,
+        };
         self.record.init_pid = launched.init_pid;
         self.record.ips = launched.ips;
         self.step_phase(PhaseInput::Launched);

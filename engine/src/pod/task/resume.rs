@@ -15,6 +15,7 @@ use super::super::record::{ContainerRecord, PodRecord};
 use super::super::restore;
 use super::super::teardown;
 use super::super::upgrade;
+use super::link::Link;
 use super::{Command, Done, Slot, Task, exit_of, supervise};
 use crate::context::Engine;
 use crate::ids::ContainerId;
@@ -56,7 +57,7 @@ pub(crate) fn resume(
         }
         task.commit();
         if monitored {
-            task.reaching = Some(reaching);
+            task.link = Link::Sought(reaching);
             task.reach();
         } else {
             task.undo_creations();
@@ -102,6 +103,7 @@ impl Task {
 
     /// The monitor answers, or is dead.
     pub(super) fn reached(&mut self, reached: Option<Box<Reached>>) {
+        let whoever_waits = self.link.found();
         match reached {
             Some(reached) => {
                 let Reached {
@@ -112,8 +114,7 @@ impl Task {
                 if self.record.phase.is_ready() {
                     upgrade::begin(&self.engine, &self.record.id, &monitor);
                 }
-                self.monitor = Some(monitor);
-                self.events = Some(events);
+                self.link = Link::Up { monitor, events };
                 self.undo_creations();
                 self.settle(&containers);
                 self.carry_on();
@@ -124,7 +125,7 @@ impl Task {
                 self.carry_on();
             }
         }
-        self.reaching = None;
+        drop(whoever_waits);
     }
 
     /// Brings the records up to what the monitor says. A container that it does not
@@ -172,7 +173,7 @@ impl Task {
             return;
         };
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
-        let (record, monitor) = (slot.record.clone(), self.monitor.clone());
+        let (record, monitor) = (slot.record.clone(), self.link.monitor().cloned());
         let work =
             async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
         let id = id.clone();
