@@ -3,10 +3,13 @@
 //! `main` reads the command line and hands over; the map of everything else is
 //! ARCHITECTURE.md.
 
+mod causes;
+mod cgroups;
 mod cli;
+mod clock;
 mod config;
+mod context;
 mod convert;
-mod engine;
 mod failpoint;
 mod ids;
 mod layers;
@@ -15,6 +18,7 @@ mod model;
 mod network;
 #[cfg(feature = "otel")]
 mod otel;
+mod paths;
 mod pod;
 mod rpc;
 mod server;
@@ -22,6 +26,8 @@ mod spec;
 mod stats;
 mod status;
 mod steps;
+mod threads;
+mod warnings;
 
 use std::process::ExitCode;
 

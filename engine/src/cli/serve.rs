@@ -17,8 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
-use crate::engine::{Engine, Orphans, Said};
+use crate::context::Engine;
 use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
@@ -28,6 +29,7 @@ use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
+use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
 /// were needed at once lately, within these bounds (0.3 MiB for one of each).
@@ -201,19 +203,19 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
         namespaces: NetNsPool::new(IDLE),
         images,
-        cgroups,
+        cgroups: Box::new(cgroups),
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
         samples: Samples::default(),
-        said: Said::default(),
+        warnings: Warnings::default(),
         traces: Traces::default(),
         #[cfg(feature = "otel")]
         spans: crate::otel::Spans::of_environment()
             .transpose()
             .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
-        orphans: Orphans::default(),
+        left_parents: LeftParents::default(),
         boot_id,
         first_of_boot,
         config,
@@ -258,7 +260,7 @@ async fn chores_of(engine: Arc<Engine>) {
             trimmed = now;
         }
         let chores = move || {
-            engine.orphans.sweep(&engine.cgroups);
+            engine.left_parents.sweep(&*engine.cgroups);
             if trim {
                 heap::trim();
             }

@@ -6,6 +6,7 @@
 //! isolation and is set is refused by name.
 
 pub(crate) mod bandwidth;
+mod cgroup;
 pub(crate) mod container;
 pub(crate) mod filter;
 pub(crate) mod image;

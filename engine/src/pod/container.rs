@@ -18,14 +18,16 @@ use super::error::PodError;
 use super::image_names;
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
+use crate::clock::now;
 use crate::config::Launcher;
+use crate::context::Engine;
 use crate::convert::{BadRequest, resources, signal};
-use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
 use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Built, Visitor, Whereabouts};
+use crate::threads::{blocking, blocking_with};
 
 /// How long the host's paths may take to answer: less than the kubelet's patience, so
 /// that its user is told why.
@@ -77,7 +79,7 @@ pub(crate) fn intend(
         image_id: image.id.to_string(),
         image_ref: named.reference,
         image_name: named.name,
-        cgroup: Engine::container_cgroup(&host.cgroup, &id),
+        cgroup: engine.container_cgroup(&host.cgroup, &id)?,
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
@@ -201,7 +203,7 @@ async fn make(
         .await
         .map_err(launch_error)?;
     for warning in &created.warnings {
-        engine.said.warn(warning);
+        engine.warnings.once(warning);
     }
     failpoint::hit("create-launched");
     Ok(Made {
@@ -259,7 +261,7 @@ async fn make_cgroup(engine: &Arc<Engine>, record: &ContainerRecord) -> Result<C
     let path = record.cgroup.clone();
     blocking_with(engine, move |engine| {
         let _step = mark("cgroup");
-        let made = engine.cgroups.create(&path);
+        let made = engine.cgroups.make_container(&path);
         made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
     })
     .await
@@ -298,7 +300,7 @@ fn prepare(
     let _step = mark("limits");
     let limits = resources::to_runtime(&config.resources, 0);
     for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-        engine.said.warn(&warning);
+        engine.warnings.once(&warning);
     }
     // Without a PID namespace of its own, what outlives the first process has to
     // be found through the cgroup.
@@ -466,7 +468,7 @@ pub(crate) async fn update(
         let limits = resources::to_runtime(&new, 0);
         let cgroup = engine.cgroups.open(&cgroup);
         for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-            engine.said.warn(&warning);
+            engine.warnings.once(&warning);
         }
         Ok(())
     })

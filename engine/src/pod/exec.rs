@@ -16,7 +16,7 @@ use tokio::net::unix::pipe::Receiver;
 
 use super::error::PodError;
 use super::view::{ContainerView, PodView};
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// The most that is kept of either stream. The rest is read and thrown away.
 const MAX_STREAM: usize = 16 * 1024 * 1024;
@@ -66,7 +66,8 @@ pub(crate) async fn exec_sync(
     let Some(monitor) = &pod.monitor else {
         return Err(PodError::MonitorSilent);
     };
-    let Some(template) = &container.process else {
+    // Both are known of a container whose record can be read.
+    let (Some(template), Some(cgroup)) = (&container.process, &container.cgroup) else {
         return Err(state());
     };
     let mut process = (**template).clone();
@@ -85,7 +86,7 @@ pub(crate) async fn exec_sync(
         stdout: stdout_end,
         stderr: stderr_end,
         timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
-        cgroup_files: engine.cgroups.open(&container.cgroup).files_to_join(),
+        cgroup_files: engine.cgroups.open(cgroup).files_to_join(),
     };
     let mut out = Collector::new(stdout);
     let mut err = Collector::new(stderr);

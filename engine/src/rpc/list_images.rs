@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::image::{filter_from_proto, to_proto};
-use crate::engine::Engine;
 
 /// All images, or the one that the filter names.
 pub(crate) async fn handle(

@@ -57,8 +57,8 @@ use proto::v1::runtime_service_server::RuntimeService;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use crate::context::Engine;
 use crate::convert::BadRequest;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::index::{Inbox, Lookup};
 use crate::pod::task::{Command, Reply};

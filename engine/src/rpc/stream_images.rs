@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::Streamed;
 use super::list_images::matching;
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// How many images go into one message: far below the largest one allowed.
 const PIECE: usize = 256;

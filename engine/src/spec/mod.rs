@@ -22,6 +22,8 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process, Root, Spec,
 };
 
+use runtime::cgroup::CgroupPath;
+
 use crate::model::{
     AppArmor, Bytes, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
@@ -142,7 +144,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: &'a oci_spec::image::Config,
     /// The container's root, a detached mount.
     pub(crate) rootfs: &'a OwnedFd,
-    pub(crate) cgroup: &'a str,
+    pub(crate) cgroup: &'a CgroupPath,
     /// Folder of the sandbox's hostname, hosts and resolv.conf.
     pub(crate) files: PathBuf,
     /// The sandbox's /dev/shm; `None` with the node's IPC namespace.
@@ -191,7 +193,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
     linux
         .set_namespaces(Some(namespaces(inputs)?))
         .set_resources(Some(resources))
-        .set_cgroups_path(Some(PathBuf::from(inputs.cgroup)))
+        .set_cgroups_path(Some(PathBuf::from(inputs.cgroup.as_str())))
         .set_devices(Some(devices.nodes))
         .set_masked_paths(masked)
         .set_readonly_paths(read_only)

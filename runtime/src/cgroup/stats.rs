@@ -98,7 +98,7 @@ impl Cgroup {
             stats.io_psi = read_psi(dir, "io.pressure")?;
         }
         if places.opened.iter().all(|(_, dir)| dir.is_none()) {
-            let path = self.dirs()?.into_iter().next().unwrap_or_default();
+            let path = self.dirs().into_iter().next().unwrap_or_default();
             return Err(CgroupError::NotFound { path });
         }
         stats.pids = match pids {
@@ -122,7 +122,7 @@ impl<'a> Places<'a> {
         let at = match self.opened.iter().position(known) {
             Some(at) => at,
             None => {
-                let dir = Dir::open(self.cgroup.dir(tree)?)?;
+                let dir = Dir::open(self.cgroup.dir(tree))?;
                 self.opened.push((tree, dir));
                 self.opened.len() - 1
             }
