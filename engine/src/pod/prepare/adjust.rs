@@ -7,9 +7,9 @@
 //! follows from a specification (launcher, descriptors, what the record keeps) is
 //! taken from what comes out here.
 
-use crate::spec::Built;
+use runtime::spec::Spec;
 
 /// Adjusts a specification; today it stays what it is.
-pub(super) fn adjust(specification: Built) -> Built {
-    specification
+pub(super) fn adjust(spec: Spec) -> Spec {
+    spec
 }

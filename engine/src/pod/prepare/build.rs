@@ -4,13 +4,15 @@
 //! In come the records and the mounted root; out goes the specification, with detached
 //! clones of all volumes. Looks at paths of the host, each of which may never answer.
 
+use runtime::spec::Spec;
+
 use super::Parts;
 use crate::engine::Engine;
 use crate::model::{IpcMode, PidMode};
 use crate::pod::container::Host;
 use crate::pod::error::PodError;
 use crate::pod::record::ContainerRecord;
-use crate::spec::{self, Built, Visitor};
+use crate::spec::{self, Visitor};
 
 /// Builds the specification.
 ///
@@ -21,7 +23,7 @@ pub(super) fn build(
     host: &Host,
     record: &ContainerRecord,
     parts: &Parts,
-) -> Result<Built, PodError> {
+) -> Result<Spec, PodError> {
     Ok(spec::build(&inputs(engine, host, record, parts))?)
 }
 

@@ -57,10 +57,10 @@ pub(super) fn prepare(
     record: &ContainerRecord,
     parts: Parts,
 ) -> Result<Prepared, PodError> {
-    let specification = {
+    let spec = {
         let _step = mark("spec");
         adjust::adjust(build::build(engine, host, record, &parts)?)
     };
     let Parts { rootfs, cgroup, .. } = parts;
-    order::order(engine, host, record, specification, (rootfs, &cgroup))
+    order::order(engine, host, record, spec, (rootfs, &cgroup))
 }

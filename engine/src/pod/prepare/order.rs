@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
 use runtime::client::{CreateContainer, LauncherKind, OciRuntime, Pids};
+use runtime::spec::{Spec, oci};
 
 use super::Prepared;
 use crate::convert::{BadRequest, resources};
@@ -17,8 +18,7 @@ use crate::engine::Engine;
 use crate::model::{Bytes, ContainerConfig, PidMode};
 use crate::pod::container::{Host, launcher};
 use crate::pod::error::PodError;
-use crate::pod::record::{ContainerRecord, PodRecord};
-use crate::spec::Built;
+use crate::pod::record::{ContainerRecord, PodRecord, User};
 
 /// Makes the order.
 ///
@@ -30,23 +30,23 @@ pub(super) fn order(
     engine: &Engine,
     host: &Host,
     record: &ContainerRecord,
-    specification: Built,
+    spec: Spec,
     (rootfs, cgroup): (OwnedFd, &Cgroup),
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
-    let Built {
-        spec,
-        process,
-        sources,
-        user,
-        filter,
-        raw_environment,
-    } = specification;
     let launcher = launcher(engine, &host.pod)?;
+    let raw_environment = raw_environment(&spec);
     if raw_environment.is_some() && launcher != LauncherKind::Native {
         return Err(PodError::Request(raw_environment_refused(config)));
     }
     limit(engine, config, cgroup)?;
+    let process = &spec.process;
+    let user = User {
+        uid: process.uid,
+        gid: process.gid,
+        groups: process.groups.clone(),
+    };
+    let process = oci::write_process(process);
     // Without a PID namespace of its own, what outlives the first process has to
     // be found through the cgroup.
     let shares_pids = config.security.pid != PidMode::Container;
@@ -57,7 +57,6 @@ pub(super) fn order(
         spec,
         pids: pids(config, host),
         rootfs,
-        mounts: sources,
         cgroup_files: cgroup.files_to_join(),
         cgroup_oom: cgroup.oom_file(),
         cgroup_kill: if shares_pids {
@@ -65,15 +64,9 @@ pub(super) fn order(
         } else {
             None
         },
-        seccomp_bpf: filter.map(|filter| filter.to_vec()),
         log_path: record.log_path.clone(),
         stdin: config.stdin,
         stdin_once: config.stdin_once,
-        tty: config.tty,
-        environment: raw_environment.as_ref().map(|pairs| {
-            let bytes = pairs.iter().map(|pair| pair.0.clone());
-            bytes.collect()
-        }),
     };
     Ok(Prepared {
         order,
@@ -81,6 +74,12 @@ pub(super) fn order(
         process,
         raw_environment,
     })
+}
+
+/// The environment in bytes, where the record's process, which is JSON, cannot say it.
+fn raw_environment(spec: &Spec) -> Option<Vec<Bytes>> {
+    let process = &spec.process;
+    (!process.env_is_text()).then(|| process.env.iter().cloned().map(Bytes).collect())
 }
 
 /// Puts the container's limits in force; what is less than that is said.
