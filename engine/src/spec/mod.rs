@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use runtime::spec::{Namespace, NamespaceKind as Kind, Seccomp as Filter, Spec};
 
+use crate::convert::resources;
 use crate::model::{
     AppArmor, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
@@ -173,6 +174,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         readonly_paths: hidden(&security.readonly_paths),
         readonly_root: security.read_only_rootfs,
         cgroup: inputs.cgroup.to_owned(),
+        limits: resources::to_runtime(&inputs.config.resources, 0),
         seccomp,
     })
 }

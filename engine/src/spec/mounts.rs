@@ -189,7 +189,7 @@ fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
 
 #[cfg(test)]
 mod tests {
-    use runtime::spec::{Spec, oci};
+    use runtime::spec::{Resources, Spec, oci};
     use serde_json::{Value, json};
 
     use super::*;
@@ -207,6 +207,7 @@ mod tests {
             readonly_paths: Vec::new(),
             readonly_root: false,
             cgroup: String::new(),
+            limits: Resources::default(),
             seccomp: None,
         };
         let written = oci::write(&spec).expect("text");

@@ -34,6 +34,8 @@ pub(super) fn build(spec: &Spec) -> Result<Plan, MonitorError> {
         readonly_root,
         // The files by which it is joined stand in the order.
         cgroup: _,
+        // Are in force by now.
+        limits: _,
         seccomp,
     } = spec;
     let mounts = mounts.iter().enumerate();
@@ -257,7 +259,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::spec::{MountAttrFlags, Seccomp};
+    use crate::spec::{MountAttrFlags, Resources, Seccomp};
 
     fn spec(change: impl FnOnce(&mut Spec)) -> Spec {
         let process = oci_spec::runtime::Process::default();
@@ -271,6 +273,7 @@ mod tests {
             readonly_paths: Vec::new(),
             readonly_root: false,
             cgroup: String::new(),
+            limits: Resources::default(),
             seccomp: None,
         };
         change(&mut spec);

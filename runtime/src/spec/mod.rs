@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 pub use rustix::mount::MountAttrFlags;
 
+pub use crate::cgroup::Resources;
 pub use crate::devices::{Access, Kind as DeviceRuleKind, Rule as DeviceRule};
 pub use crate::mount::Propagation;
 pub use crate::protocol::{CapabilitySets, Rlimit};
@@ -54,6 +55,9 @@ pub struct Spec {
     pub readonly_root: bool,
     /// Its cgroup, below the mount point of every hierarchy.
     pub cgroup: String,
+    /// Limits of that cgroup. In force before anything is born there: no launcher sets
+    /// any.
+    pub limits: Resources,
     /// Its system call filter; `None`: every call is allowed.
     pub seccomp: Option<Seccomp>,
 }

@@ -128,6 +128,8 @@ pub fn write(spec: &Spec) -> Result<OciSpec, EnvironmentIsNotText> {
         readonly_paths,
         readonly_root,
         cgroup,
+        // The engine's own.
+        limits: _,
         seccomp,
     } = spec;
     let mut resources = LinuxResources::default();
@@ -389,6 +391,7 @@ fn rlimit_number(limit: PosixRlimitType) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Resources;
     use super::*;
     use crate::exec::capability_number;
 
@@ -456,6 +459,7 @@ mod tests {
             readonly_paths: Vec::new(),
             readonly_root: false,
             cgroup: String::new(),
+            limits: Resources::default(),
             seccomp: None,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oci_spec::runtime as words;
 use runtime::spec::{
     Device, DeviceKind, DeviceRule, DeviceRuleKind, Mount, Namespace, NamespaceKind, Process,
-    Seccomp, Spec, oci,
+    Resources, Seccomp, Spec, oci,
 };
 use serde_json::{Value, json};
 
@@ -99,6 +99,7 @@ impl TestSpec {
             readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
             readonly_root: spec.root().as_ref().unwrap().readonly() == Some(true),
             cgroup: String::new(),
+            limits: Resources::default(),
             seccomp: linux.seccomp().as_ref().map(|profile| Seccomp {
                 profile: profile.clone(),
                 filter: Arc::new(runtime::seccomp::compile(profile).unwrap()),

@@ -2,7 +2,7 @@
 //!
 //! In come a finished specification, the root and the cgroup; out goes the message
 //! with its descriptors, for the launcher that the pod's handler names, and what the
-//! record keeps of it. Puts the limits in force, so that they hold before the
+//! record keeps of it. Puts the specification's limits in force, so that they hold before the
 //! container's first process is born.
 
 use std::os::fd::OwnedFd;
@@ -13,7 +13,7 @@ use runtime::client::{CreateContainer, LauncherKind, OciRuntime, Pids};
 use runtime::spec::{Spec, oci};
 
 use super::Prepared;
-use crate::convert::{BadRequest, resources};
+use crate::convert::BadRequest;
 use crate::engine::Engine;
 use crate::model::{Bytes, ContainerConfig, PidMode};
 use crate::pod::container::{Host, launcher};
@@ -39,7 +39,7 @@ pub(super) fn order(
     if raw_environment.is_some() && launcher != LauncherKind::Native {
         return Err(PodError::Request(raw_environment_refused(config)));
     }
-    limit(engine, config, cgroup)?;
+    limit(engine, &spec, cgroup)?;
     let process = &spec.process;
     let user = User {
         uid: process.uid,
@@ -83,10 +83,9 @@ fn raw_environment(spec: &Spec) -> Option<Vec<Bytes>> {
 }
 
 /// Puts the container's limits in force; what is less than that is said.
-fn limit(engine: &Engine, config: &ContainerConfig, cgroup: &Cgroup) -> Result<(), PodError> {
+fn limit(engine: &Engine, spec: &Spec, cgroup: &Cgroup) -> Result<(), PodError> {
     let _step = mark("limits");
-    let limits = resources::to_runtime(&config.resources, 0);
-    for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
+    for warning in cgroup.apply(&spec.limits).map_err(PodError::Limits)? {
         engine.said.warn(&warning);
     }
     Ok(())
