@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use runtime::client::{ExecExit, ExecProcess, MonitorError};
+use runtime::spec::oci::read_process;
 use tokio::net::unix::pipe::Receiver;
 
 use super::error::PodError;
@@ -70,18 +71,19 @@ pub(crate) async fn exec_sync(
     let (Some(template), Some(cgroup)) = (&container.process, &container.cgroup) else {
         return Err(state());
     };
-    let mut process = (**template).clone();
-    process.set_args(Some(words)).set_terminal(Some(false));
+    let mut process =
+        read_process(template).map_err(|error| exec_error(container, error.into()))?;
+    process.args = words;
+    process.terminal = false;
+    if let Some(pairs) = &container.raw_environment {
+        process.env = pairs.iter().map(|pair| pair.0.clone()).collect();
+    }
     let pipe = || half_blocking_pipe().map_err(|error| PodError::runtime("make a pipe", error));
     let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
     let seconds = u64::try_from(timeout).unwrap_or(0);
     let order = ExecProcess {
         container: container.id.to_string(),
         process,
-        environment: container.raw_environment.as_deref().map(|pairs| {
-            let bytes = pairs.iter().map(|pair| pair.0.clone());
-            bytes.collect()
-        }),
         stdin: None,
         stdout: stdout_end,
         stderr: stderr_end,

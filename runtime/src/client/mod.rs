@@ -11,7 +11,6 @@ mod convert;
 mod error;
 mod log;
 mod monitor;
-mod mount_plan;
 mod peer;
 mod plan;
 mod pool;

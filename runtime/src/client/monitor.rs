@@ -297,18 +297,19 @@ impl Monitor {
             Some(path) => Some(open_log(path.clone()).await?),
             None => None,
         };
-        let spec = convert::spec(&c)?;
+        let (plan, json) = convert::spec(c.launcher, &c.spec)?.parts();
         let mut fds = Vec::new();
         let log_fd = log.as_ref().map(AsFd::as_fd);
         let log_fd = log_fd.filter(|_| self.can(Features::LOG_DESCRIPTOR));
-        let request = convert::create(&c, &mut fds, &spec, log_fd)?;
+        let spec = (plan, json.as_ref().map(AsFd::as_fd));
+        let request = convert::create(&c, &mut fds, spec, log_fd)?;
         let pending = self
             .inner
             .connection
             .begin(Body::Create(Box::new(request)), &fds)
             .await?;
         drop(fds);
-        drop((c, spec, log));
+        drop((c, json, log));
         let answer = pending.answer().await?;
         let Some(Body::Created(created)) = answer.envelope.body else {
             return Err(unexpected("create"));

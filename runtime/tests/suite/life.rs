@@ -336,7 +336,6 @@ pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
         let monitor = pod.monitor.clone();
         let (stdout, _) = rustix::pipe::pipe().unwrap();
         let request = runtime::client::ExecProcess {
-            environment: None,
             container: running.id.clone(),
             process: TestSpec::new(&["sleep", "1000"]).process(),
             stdin: None,

@@ -131,7 +131,9 @@ async fn terminal_and_half_a_line_go_on_across_an_upgrade() {
     let script = "printf half; sleep 2; echo ' whole'; exec <&- >&- 2>&-; sleep 1; \
                   echo again >/dev/pts/0; exit 5";
     let terminal = pod
-        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .create_with(&TestSpec::shell(script), |request| {
+            request.spec.process.terminal = true
+        })
         .await
         .unwrap();
     let script = "printf one; printf first >&2; sleep 2; echo ' two'; exit 6";
