@@ -37,4 +37,5 @@ pub mod shared_pipe;
 pub mod spec;
 pub mod subtree;
 pub mod sys;
+pub mod terminal;
 pub mod ways;

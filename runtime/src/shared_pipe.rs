@@ -34,6 +34,19 @@ pub enum State {
     Ended,
 }
 
+/// What reading the end of a pipe would give. Takes no lock.
+#[must_use]
+pub fn state(end: BorrowedFd<'_>) -> State {
+    let flags = poll(end);
+    if flags.contains(PollFlags::IN) {
+        State::Brings
+    } else if is_alone(flags) {
+        State::Ended
+    } else {
+        State::Silent
+    }
+}
+
 /// One end of such a pipe.
 #[derive(Debug)]
 pub struct SharedEnd(Option<OwnedFd>);
@@ -42,14 +55,7 @@ impl SharedEnd {
     /// What reading it would give. Takes no lock.
     #[must_use]
     pub fn state(&self) -> State {
-        let flags = poll(self.as_fd());
-        if flags.contains(PollFlags::IN) {
-            State::Brings
-        } else if is_alone(flags) {
-            State::Ended
-        } else {
-            State::Silent
-        }
+        state(self.as_fd())
     }
 
     /// What one read gives, of a child that does it: nothing where that takes too long.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use runtime::client::{ExecExit, ExecProcess, MonitorError};
+use runtime::client::{ExecExit, ExecProcess, ExecStreams, MonitorError};
 use runtime::spec::oci::read_process;
 use tokio::net::unix::pipe::Receiver;
 
@@ -84,9 +84,12 @@ pub(crate) async fn exec_sync(
     let order = ExecProcess {
         container: container.id.to_string(),
         process,
-        stdin: None,
-        stdout: stdout_end,
-        stderr: stderr_end,
+        streams: ExecStreams::Pipes {
+            stdin: None,
+            stdout: stdout_end,
+            stderr: stderr_end,
+        },
+        streaming: false,
         timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
         cgroup_files: engine.cgroups.open(cgroup).files_to_join(),
     };

@@ -10,11 +10,12 @@ use std::time::Duration;
 use super::error::MonitorError;
 use super::plan;
 use super::types::{
-    ContainerReport, ContainerState, CreateContainer, ExecProcess, Pids, PodReady, PodSetup,
+    Attachment, ContainerReport, ContainerState, CreateContainer, ExecProcess, ExecStreams, Pids,
+    PodReady, PodSetup,
 };
 use crate::exit::ExitRecord;
 use crate::protocol::{
-    self, Container, Create, Exec, LauncherKind, MountSource, PidMode, Plan, Setup, State,
+    self, Attach, Container, Create, Exec, LauncherKind, MountSource, PidMode, Plan, Setup, State,
     StreamSlots, Sysctl, sealed_memfd,
 };
 use crate::spec::oci::{self, EnvironmentIsNotText};
@@ -205,22 +206,31 @@ pub(super) fn exec<'a>(
     let ExecProcess {
         container,
         process,
-        stdin,
-        stdout,
-        stderr,
+        streams,
+        streaming,
         timeout,
         cgroup_files,
     } = e;
     plan::refuse(
         "process.terminal",
-        process.terminal,
-        "not for processes that are run in a container",
+        process.terminal && !matches!(streams, ExecStreams::Terminal(_)),
+        "its streams are pipes",
     )?;
-    let streams = StreamSlots {
-        stdin: stdin.as_ref().map(|fd| push(fds, fd.as_fd())),
-        stdout: Some(push(fds, stdout.as_fd())),
-        stderr: Some(push(fds, stderr.as_fd())),
-        tty: None,
+    let streams = match streams {
+        ExecStreams::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => StreamSlots {
+            stdin: stdin.as_ref().map(|fd| push(fds, fd.as_fd())),
+            stdout: Some(push(fds, stdout.as_fd())),
+            stderr: Some(push(fds, stderr.as_fd())),
+            tty: None,
+        },
+        ExecStreams::Terminal(socket) => StreamSlots {
+            tty: Some(push(fds, socket.as_fd())),
+            ..StreamSlots::default()
+        },
     };
     Ok(Exec {
         id: container.clone(),
@@ -228,7 +238,29 @@ pub(super) fn exec<'a>(
         streams: Some(streams),
         timeout: timeout.map_or(0, nanoseconds),
         cgroup_files: all_bytes(cgroup_files.clone()),
+        streaming: *streaming,
     })
+}
+
+pub(super) fn attach<'a>(a: &'a Attachment, fds: &mut Vec<BorrowedFd<'a>>) -> Attach {
+    let Attachment {
+        container,
+        stdin,
+        stdout,
+        stderr,
+        terminal,
+    } = a;
+    let mut slot = |fd: &'a Option<OwnedFd>| fd.as_ref().map(|fd| push(fds, fd.as_fd()));
+    let streams = StreamSlots {
+        stdin: slot(stdin),
+        stdout: slot(stdout),
+        stderr: slot(stderr),
+        tty: slot(terminal),
+    };
+    Attach {
+        id: container.clone(),
+        streams: Some(streams),
+    }
 }
 
 pub(super) fn report(container: Container) -> ContainerReport {
@@ -295,9 +327,12 @@ mod tests {
         let order = ExecProcess {
             container: String::new(),
             process: oci::read_process(&process).unwrap(),
-            stdin: None,
-            stdout: null(),
-            stderr: null(),
+            streams: ExecStreams::Pipes {
+                stdin: None,
+                stdout: null(),
+                stderr: null(),
+            },
+            streaming: false,
             timeout: None,
             cgroup_files: Vec::new(),
         };

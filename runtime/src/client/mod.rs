@@ -25,8 +25,8 @@ pub use error::{BinariesError, ConnectError, MonitorError, SpawnError};
 pub use monitor::{Gone, Monitor, Reached, Upgraded};
 pub use pool::MonitorPool;
 pub use types::{
-    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    OciRuntime, Pids, PodReady, PodSetup, Started,
+    Attachment, ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit,
+    ExecProcess, ExecStreams, OciRuntime, Pids, PodReady, PodSetup, Started,
 };
 
 /// Name of a monitor's socket in its pod's state directory.

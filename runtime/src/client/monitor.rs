@@ -22,8 +22,8 @@ use super::log::open_log;
 use super::peer::Peer;
 use super::reap::reap_copy;
 use super::types::{
-    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    PodReady, PodSetup, Started,
+    Attachment, ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit,
+    ExecProcess, PodReady, PodSetup, Started,
 };
 use crate::launcher::socket_path;
 use crate::protocol::{
@@ -426,6 +426,22 @@ impl Monitor {
             Some(Body::ExecEnded(ended)) => Ok(ExecExit::Exited { code: ended.code }),
             _ => Err(unexpected("exec")),
         }
+    }
+
+    /// Connects a client to a container's streams, which end with the container's or when
+    /// the other ends are closed.
+    ///
+    /// # Errors
+    /// `NotRunning`; `WrongState`: it has no input or no terminal.
+    pub async fn attach(&self, attachment: Attachment) -> Result<(), MonitorError> {
+        let mut fds = Vec::new();
+        let request = Body::Attach(convert::attach(&attachment, &mut fds));
+        let pending = self.inner.connection.begin(request, &fds).await?;
+        // The streams are the monitor's alone now: who reads them sees their end.
+        drop(fds);
+        drop(attachment);
+        let answer = pending.answer().await?;
+        done(answer.envelope.body.as_ref(), "attach")
     }
 
     /// Forgets a container that exited, or kills one that was only created.

@@ -145,16 +145,50 @@ pub struct ExecProcess {
     pub container: String,
     /// The process.
     pub process: Process,
-    /// Its stdin. `None`: /dev/null.
-    pub stdin: Option<OwnedFd>,
-    /// Its stdout.
-    pub stdout: OwnedFd,
-    /// Its stderr.
-    pub stderr: OwnedFd,
+    /// What it reads and writes.
+    pub streams: ExecStreams,
+    /// Whether its output is read as it comes, by somebody who may take his time: the
+    /// answer follows when all of it is.
+    pub streaming: bool,
     /// After this it is killed with its session.
     pub timeout: Option<Duration>,
     /// Files by which it joins: the container's, see [`crate::ways`].
     pub cgroup_files: Vec<PathBuf>,
+}
+
+/// What a process that is run reads and writes. None of these ends is the container's:
+/// what passes between is relayed.
+#[derive(Debug)]
+pub enum ExecStreams {
+    /// Pipes.
+    Pipes {
+        /// From where it reads. `None`: /dev/null.
+        stdin: Option<OwnedFd>,
+        /// Where its output goes.
+        stdout: OwnedFd,
+        /// Where its complaints go.
+        stderr: OwnedFd,
+    },
+    /// A terminal of the container's, whose master side is sent to this socket
+    /// ([`crate::terminal`]).
+    Terminal(OwnedFd),
+}
+
+/// A client that reads what a container writes from now on, and may write to it. Its
+/// streams end with the container's.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The container.
+    pub container: String,
+    /// From where the container reads beside others; not with a terminal.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output goes, without what finds no room there.
+    pub stdout: Option<OwnedFd>,
+    /// Where its complaints go, in the same way.
+    pub stderr: Option<OwnedFd>,
+    /// A socket to which the master side of its terminal is sent
+    /// ([`crate::terminal`]).
+    pub terminal: Option<OwnedFd>,
 }
 
 /// How a process that was run ended.

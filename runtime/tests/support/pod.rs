@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use runtime::client::{
-    CreateContainer, Created, Event, ExecExit, ExecProcess, ExitRecord, LauncherKind, Monitor,
-    MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
+    CreateContainer, Created, Event, ExecExit, ExecProcess, ExecStreams, ExitRecord, LauncherKind,
+    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
 };
 use runtime::spec::{NamespaceKind, Spec};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -333,9 +333,12 @@ impl Pod {
         let mut request = ExecProcess {
             container: container.id.clone(),
             process: spec.process(),
-            stdin: None,
-            stdout: stdout_end,
-            stderr: stderr_end,
+            streams: ExecStreams::Pipes {
+                stdin: None,
+                stdout: stdout_end,
+                stderr: stderr_end,
+            },
+            streaming: false,
             timeout: None,
             cgroup_files: container.cgroup.files_to_join(),
         };
