@@ -19,6 +19,7 @@ use crate::pod::index::Index;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
+use crate::stream::Streams;
 use crate::warnings::Warnings;
 
 /// What all calls share.
@@ -33,6 +34,8 @@ pub(crate) struct Engine {
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
     pub(crate) host_paths: HostPaths,
+    /// Sessions that clients may begin: exec, attach, port-forward.
+    pub(crate) streams: Streams,
     pub(crate) samples: Samples,
     pub(crate) warnings: Warnings,
     pub(crate) traces: Traces,

@@ -26,6 +26,7 @@ mod spec;
 mod stats;
 mod status;
 mod steps;
+mod stream;
 mod threads;
 mod warnings;
 

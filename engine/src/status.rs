@@ -10,6 +10,7 @@ use crate::convert::BadRequest;
 use crate::network::NetworkError;
 use crate::pod::error::PodError;
 use crate::spec::SpecError;
+use crate::stream::TooManySessions;
 
 /// What the kubelet looks for at the beginning of a message, under code Unknown.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
@@ -147,6 +148,11 @@ fn configuration_code(error: &ConfigurationError) -> Code {
 /// A configuration that cannot be read.
 pub(crate) fn configuration(error: &ConfigurationError) -> Status {
     Status::new(configuration_code(error), cut(with_causes(error)))
+}
+
+/// Nobody begins the sessions that are asked for.
+pub(crate) fn too_many_sessions(error: &TooManySessions) -> Status {
+    Status::resource_exhausted(error.to_string())
 }
 
 /// A failed pull.

@@ -13,6 +13,7 @@ use runtime::cgroup::Hierarchies;
 use runtime::client::{MonitorBinaries, MonitorPool};
 use runtime::netns::NetNsPool;
 use runtime::sys::heap;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -29,6 +30,7 @@ use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
+use crate::stream::{self, Streams};
 use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
@@ -78,7 +80,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let engine = Arc::new(open(config).await?);
+    let sessions = TcpListener::bind(config.streaming)
+        .await
+        .with_context(|| format!("listen at {} for exec and attach", config.streaming))?;
+    let streams = Streams::at(sessions.local_addr().context("find the own address")?);
+    let engine = Arc::new(open(config, streams).await?);
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
@@ -91,6 +97,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
+    let sessions = tokio::spawn(stream::serve(sessions, Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(listener, &listen, &engine, stopped);
@@ -105,6 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => end(&stop, serving).await,
     };
     chores.abort();
+    sessions.abort();
     if let Some(scraped) = scraped {
         scraped.abort();
     }
@@ -181,7 +189,7 @@ fn lock(mut file: File) -> Result<Option<Flock<File>>, nix::errno::Errno> {
     }
 }
 
-async fn open(config: Config) -> anyhow::Result<Engine> {
+async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
     let dir = executable_dir()?;
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
     let cgroups =
@@ -207,6 +215,7 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
+        streams,
         samples: Samples::default(),
         warnings: Warnings::default(),
         traces: Traces::default(),

@@ -311,21 +311,27 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ExecRequest>,
     ) -> Result<Response<v1::ExecResponse>, Status> {
-        Err(exec::handle(request.get_ref()))
+        exec::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn attach(
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
-        Err(attach::handle(request.get_ref()))
+        attach::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        Err(port_forward::handle(request.get_ref()))
+        port_forward::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn container_stats(

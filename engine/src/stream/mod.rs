@@ -141,10 +141,12 @@ impl Handler for Sessions {
         };
         match session {
             Session::Exec {
-                container, words, ..
-            } => command::exec(&engine, &container, words, channels).await,
-            Session::Attach { container, .. } => {
-                command::attach(&engine, &container, channels).await;
+                container,
+                words,
+                wants,
+            } => command::exec(&engine, &container, words, wants.tty, channels).await,
+            Session::Attach { container, wants } => {
+                command::attach(&engine, &container, wants.tty, channels).await;
             }
             // It has no such streams.
             Session::Ports { .. } => {}

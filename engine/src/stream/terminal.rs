@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use runtime::sys::async_fd::watch;
 use runtime::terminal;
 use streaming::{Input, Output, Size};
 use tokio::io::unix::AsyncFd;
@@ -29,7 +30,7 @@ pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
 /// Makes the socket: where the terminal arrives, and what to send it to.
 pub(super) fn expect() -> io::Result<(Expected, OwnedFd)> {
     let (receives, sends) = terminal::pair()?;
-    Ok((Expected(AsyncFd::new(receives)?), sends))
+    Ok((Expected(watch(receives)?), sends))
 }
 
 impl Expected {
@@ -39,7 +40,7 @@ impl Expected {
             let mut ready = self.0.readable().await?;
             let received = ready.try_io(|socket| Ok(terminal::receive(socket.as_fd())?));
             match received {
-                Ok(master) => return Ok(Terminal(Arc::new(AsyncFd::new(master?)?))),
+                Ok(master) => return Ok(Terminal(Arc::new(watch(master?)?))),
                 Err(_not_yet) => {}
             }
         }

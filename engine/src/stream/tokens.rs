@@ -1,6 +1,6 @@
 //! Tokens of sessions that are expected.
 //!
-//! Whoever knows a token may begin the session once. It is 128 bits from the kernel, so
+//! Whoever knows a token may begin the session once. It is 256 bits from the kernel, so
 //! that nobody guesses one, and it is forgotten after a minute. A crash loses all of them:
 //! their clients ask again.
 
