@@ -20,7 +20,7 @@ pub(crate) async fn handle(
 }
 
 /// The images that a filter leaves.
-pub(super) fn matching(engine: &Engine, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+fn matching(engine: &Engine, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
     match filter_from_proto(filter) {
         Some(name) => engine
             .images

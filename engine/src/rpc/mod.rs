@@ -22,6 +22,7 @@ mod list_metric_descriptors;
 mod list_pod_sandbox;
 mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
+mod pieces;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod port_forward;
@@ -216,7 +217,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        Err(stream_pod_sandboxes::handle(request.get_ref()))
+        stream_pod_sandboxes::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn create_container(
@@ -270,7 +273,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        Err(stream_containers::handle(request.get_ref()))
+        stream_containers::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn container_status(
@@ -358,7 +363,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        Err(stream_container_stats::handle(request.get_ref()))
+        stream_container_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn pod_sandbox_stats(
@@ -385,7 +392,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        Err(stream_pod_sandbox_stats::handle(request.get_ref()))
+        stream_pod_sandbox_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn update_runtime_config(
@@ -493,7 +502,9 @@ impl ImageService for Services {
         &self,
         request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        stream_images::handle(&self.engine, request.into_inner()).map(Response::new)
+        stream_images::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn image_status(
