@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::mpsc;
 
+use super::events::Events;
 use super::task::Command;
 use super::view::{ContainerView, PodView};
 use crate::ids::{ContainerId, PodId};
@@ -82,6 +83,8 @@ impl Maps {
 #[derive(Default)]
 pub(crate) struct Index {
     maps: RwLock<Maps>,
+    /// Told under the lock, in the order of what they are about.
+    events: Events,
     transitions: AtomicU64,
 }
 
@@ -139,6 +142,11 @@ impl Index {
 
     fn write(&self) -> RwLockWriteGuard<'_, Maps> {
         self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What happens to pods.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
     }
 
     /// How many transitions there were.
@@ -201,6 +209,7 @@ impl Index {
             return;
         };
         let before = entry.view.replace(Arc::clone(view));
+        self.events.tell(before.as_ref(), Some(view));
         for container in before.iter().flat_map(|before| &before.containers) {
             maps.containers.remove(&container.id);
         }
@@ -217,6 +226,7 @@ impl Index {
             return;
         };
         maps.keys.remove(&entry.key);
+        self.events.tell(entry.view.as_ref(), None);
         for container in entry.view.iter().flat_map(|view| &view.containers) {
             maps.containers.remove(&container.id);
         }

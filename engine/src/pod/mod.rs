@@ -15,6 +15,7 @@
 mod backoff;
 pub(crate) mod container;
 pub(crate) mod error;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod image_names;

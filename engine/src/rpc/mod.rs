@@ -442,7 +442,7 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        Err(get_container_events::handle(request.get_ref()))
+        get_container_events::handle(&self.engine, request.into_inner()).map(Response::new)
     }
 
     async fn list_metric_descriptors(
