@@ -19,6 +19,7 @@ mod containers;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod crash;
+mod events;
 mod exec;
 mod images;
 #[expect(

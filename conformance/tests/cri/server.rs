@@ -56,38 +56,6 @@ fn what_is_not_there_yet_says_so_by_its_name() {
         let mut client = rig.client.runtime.clone();
         let answers = [
             (
-                "Exec",
-                client.exec(v1::ExecRequest::default()).await.map(|_| ()),
-            ),
-            (
-                "Attach",
-                client
-                    .attach(v1::AttachRequest::default())
-                    .await
-                    .map(|_| ()),
-            ),
-            (
-                "PortForward",
-                client
-                    .port_forward(v1::PortForwardRequest::default())
-                    .await
-                    .map(|_| ()),
-            ),
-            (
-                "GetContainerEvents",
-                client
-                    .get_container_events(v1::GetEventsRequest {})
-                    .await
-                    .map(|_| ()),
-            ),
-            (
-                "StreamContainers",
-                client
-                    .stream_containers(v1::StreamContainersRequest::default())
-                    .await
-                    .map(|_| ()),
-            ),
-            (
                 "CheckpointPod",
                 client
                     .checkpoint_pod(v1::CheckpointPodRequest::default())
