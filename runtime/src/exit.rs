@@ -1,13 +1,19 @@
 //! Exit records: how containers ended, for an engine that was away.
 //!
-//! Owns the file format. A record is written to a temporary name and renamed,
-//! never synced: after another boot no container lives anyway. A crash leaves
-//! at most a temporary file, which readers skip.
+//! Owns the file format, and the room for a record: a file without a byte that has a
+//! block, made with the container, so that an exit can be written down on a full disk.
+//! A record goes there by one write, which readers see as a whole or not at all; where
+//! there is no such file it is written to a temporary name and renamed. It is never
+//! synced: after another boot no container lives anyway. A crash leaves at most a
+//! temporary file or part of a record, which readers skip and the next write replaces.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::protocol::Exited;
 
@@ -15,6 +21,8 @@ use crate::protocol::Exited;
 const HEADER: &str = "slipway-exit 1";
 /// Last line: a record without it was not written to its end.
 const FOOTER: &str = "end";
+/// Bytes of room that the longest record fits in.
+const ROOM: u64 = 512;
 /// Begins the names of files that are not finished.
 const TEMPORARY: &str = ".tmp-";
 /// Longest record that is believed to be one.
@@ -38,8 +46,43 @@ pub struct ExitRecord {
 }
 
 impl ExitRecord {
-    /// Reads all records of a directory, if there is one. Temporary names are skipped; so
-    /// is a broken record, whose name is reported as a warning.
+    /// Makes room for the record of a container that may end on a full disk.
+    ///
+    /// # Errors
+    /// There is no room for it now.
+    pub fn reserve(exit_dir: &Path, container: &str) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(exit_dir.join(container))?;
+        // The length stays 0: bytes that nobody wrote would have to be told from a record.
+        let allocate = || rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM);
+        match rustix::io::retry_on_intr(allocate) {
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => Err(errno.into()),
+            // A file system that allocates when it writes: the name at least is there.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Removes the record of a container, or the room for one, and what a write that was
+    /// cut off has left.
+    ///
+    /// # Errors
+    /// It stays.
+    pub fn remove(exit_dir: &Path, container: &str) -> io::Result<()> {
+        for path in [temporary(exit_dir, container), exit_dir.join(container)] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all records of a directory, if there is one. Temporary names and room for
+    /// records are skipped; so is a broken record, whose name is reported as a warning.
     ///
     /// # Errors
     /// The directory or one of the records cannot be read: whether it ended is not known.
@@ -56,7 +99,8 @@ impl ExitRecord {
                 continue;
             }
             match Self::read(&entry.path()) {
-                Ok(record) => records.push(record),
+                Ok(Some(record)) => records.push(record),
+                Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                     report_broken(&entry.path(), &error);
@@ -67,11 +111,11 @@ impl ExitRecord {
         Ok(records)
     }
 
-    /// Reads one record.
+    /// Reads one record; `None` where there is only room for one.
     ///
     /// # Errors
     /// The file cannot be read or is no complete record.
-    pub fn read(path: &Path) -> io::Result<Self> {
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() || metadata.len() > MAX_LENGTH {
@@ -80,25 +124,36 @@ impl ExitRecord {
                 "not an exit record",
             ));
         }
+        if metadata.len() == 0 {
+            return Ok(None);
+        }
         let text = io::read_to_string(file)?;
         Self::parse(&text)
+            .map(Some)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a complete exit record"))
     }
 
-    /// Writes the record below its container's id.
+    /// Writes the record below its container's id. A container ends once: a whole record
+    /// that is there already stays.
     ///
     /// # Errors
     /// The directory cannot be written.
     pub fn write(&self, exit_dir: &Path) -> io::Result<()> {
-        let temporary = exit_dir.join(format!("{TEMPORARY}{}", self.container));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(self.render().as_bytes())?;
-        std::fs::rename(&temporary, exit_dir.join(&self.container))
+        let text = self.render();
+        let path = exit_dir.join(&self.container);
+        match Self::read(&path) {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) if add(&path, text.as_bytes()).is_ok() => return Ok(()),
+            Ok(None) | Err(_) => {}
+        }
+        let temporary = temporary(exit_dir, &self.container);
+        let placed = write_anew(&temporary, text.as_bytes())
+            .and_then(|()| std::fs::rename(&temporary, &path));
+        if placed.is_err() {
+            // What a full disk took of it would stay for as long as the pod.
+            let _may_not_be_there = std::fs::remove_file(&temporary);
+        }
+        placed
     }
 
     fn render(&self) -> String {
@@ -114,10 +169,12 @@ impl ExitRecord {
         )
     }
 
-    /// Unknown keys are skipped, so that a later format may add some.
+    /// Unknown keys are skipped, so that a later format may add some; so is what follows
+    /// the first record, where engine and monitor have written one each.
     fn parse(text: &str) -> Option<Self> {
-        let mut lines = text.strip_suffix('\n')?.lines();
-        if lines.next()? != HEADER || lines.next_back()? != FOOTER {
+        let (text, _) = text.split_once(&format!("\n{FOOTER}\n"))?;
+        let mut lines = text.lines();
+        if lines.next()? != HEADER {
             return None;
         }
         let value = |key: &str| {
@@ -139,6 +196,25 @@ impl ExitRecord {
             finished_at: value("finished_at")?.parse().ok()?,
         })
     }
+}
+
+fn temporary(exit_dir: &Path, container: &str) -> PathBuf {
+    exit_dir.join(format!("{TEMPORARY}{container}"))
+}
+
+/// Adds to what is there: two who write at once do not mix what they write.
+fn add(path: &Path, text: &[u8]) -> io::Result<()> {
+    OpenOptions::new().append(true).open(path)?.write_all(text)
+}
+
+fn write_anew(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(text)
 }
 
 impl From<Exited> for ExitRecord {
@@ -229,6 +305,65 @@ mod tests {
     }
 
     #[test]
+    fn room_is_no_record_and_is_written_into_once() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        ExitRecord::reserve(dir.path(), "one").unwrap();
+        let path = dir.path().join("one");
+        assert_eq!(ExitRecord::read(&path).unwrap(), None);
+        assert_eq!(ExitRecord::read_dir(dir.path()).unwrap(), []);
+        let room = std::fs::metadata(&path).unwrap().ino();
+        record("one").write(dir.path()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().ino(), room);
+        assert_eq!(ExitRecord::read_dir(dir.path()).unwrap(), [record("one")]);
+        // To make room again takes nothing away.
+        ExitRecord::reserve(dir.path(), "one").unwrap();
+        assert_eq!(ExitRecord::read(&path).unwrap(), Some(record("one")));
+        std::fs::write(dir.path().join(".tmp-one"), "half").unwrap();
+        ExitRecord::remove(dir.path(), "one").unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        ExitRecord::remove(dir.path(), "one").unwrap();
+    }
+
+    #[test]
+    fn part_of_a_record_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = record("one").render();
+        std::fs::write(dir.path().join("one"), &text[..text.len() / 2]).unwrap();
+        record("one").write(dir.path()).unwrap();
+        assert_eq!(ExitRecord::read_dir(dir.path()).unwrap(), [record("one")]);
+    }
+
+    #[test]
+    fn the_first_of_two_records_counts_and_the_longest_has_room() {
+        let other = ExitRecord {
+            exit_code: 0,
+            ..record("abc")
+        };
+        let both = record("abc").render() + &other.render();
+        assert_eq!(ExitRecord::parse(&both), Some(record("abc")));
+        let longest = ExitRecord {
+            container: "c".repeat(64),
+            exit_code: i32::MIN,
+            signal: Some(i32::MIN),
+            oom_killed: true,
+            started_at: i64::MIN,
+            finished_at: i64::MIN,
+        };
+        assert!(longest.render().len() as u64 <= ROOM);
+    }
+
+    /// What makes a write to a temporary name fail leaves no such file.
+    #[test]
+    fn a_write_that_fails_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let taken = dir.path().join("one");
+        std::fs::create_dir_all(taken.join("below")).unwrap();
+        record("one").write(dir.path()).unwrap_err();
+        assert!(!dir.path().join(".tmp-one").exists());
+    }
+
+    #[test]
     fn every_cut_record_is_refused() {
         let whole = record("abc").render();
         assert!(ExitRecord::parse(&whole).is_some());
@@ -246,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn second_write_replaces_the_first() {
+    fn the_first_whole_record_stays() {
         let dir = tempfile::tempdir().unwrap();
         record("one").write(dir.path()).unwrap();
         let second = ExitRecord {
@@ -255,7 +390,7 @@ mod tests {
             ..record("one")
         };
         second.write(dir.path()).unwrap();
-        assert_eq!(ExitRecord::read_dir(dir.path()).unwrap(), [second]);
+        assert_eq!(ExitRecord::read_dir(dir.path()).unwrap(), [record("one")]);
     }
 
     proptest! {

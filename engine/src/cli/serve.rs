@@ -26,6 +26,7 @@ use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
+use crate::pod::task::keep_all;
 use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
@@ -113,6 +114,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     };
     chores.abort();
     sessions.abort();
+    keep_all(&engine).await;
     if let Some(scraped) = scraped {
         scraped.abort();
     }

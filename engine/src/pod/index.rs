@@ -254,6 +254,15 @@ impl Index {
         }
     }
 
+    /// The ways to all tasks.
+    pub(crate) fn inboxes(&self) -> Vec<Inbox> {
+        let maps = self.read();
+        maps.pods
+            .values()
+            .map(|entry| entry.inbox.clone())
+            .collect()
+    }
+
     /// The way to a sandbox's task by its id or a unique prefix.
     pub(crate) fn inbox(&self, text: &str) -> Lookup<Inbox> {
         let maps = self.read();

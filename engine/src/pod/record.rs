@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::machine::{Phase, State};
+use super::task::exit_record_of;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{Bytes, ContainerConfig, SandboxConfig};
 use crate::network::Attachment;
@@ -207,14 +208,44 @@ impl PodDir {
         write(&self.container(&record.id), record)
     }
 
+    /// Writes the first record of a container, and makes room for how it ends. Where there
+    /// is no room for both there is neither.
+    pub(crate) fn begin_container(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        self.write_container(record)?;
+        let exits = self.exits();
+        ExitRecord::reserve(&exits, record.id.as_str()).map_err(|source| {
+            // What stays of it, a restart undoes.
+            let _stays = self.remove_container(&record.id);
+            RecordError::Io {
+                step: "make room for an exit record in",
+                path: exits,
+                source,
+            }
+        })
+    }
+
+    /// Writes down how a container ended, if it has, where its monitor would; what that
+    /// has written stays.
+    pub(crate) fn write_exit(&self, record: &ContainerRecord) -> Result<(), RecordError> {
+        let Some(exit) = exit_record_of(record) else {
+            return Ok(());
+        };
+        let path = self.exits();
+        exit.write(&path).map_err(|source| RecordError::Io {
+            step: "write an exit record in",
+            path,
+            source,
+        })
+    }
+
     /// Forgets a container; its exit record too.
     pub(crate) fn remove_container(&self, id: &ContainerId) -> Result<(), RecordError> {
         let record = self.container(id);
         let cut_off = record.with_extension("tmp");
         gone(std::fs::remove_file(&cut_off), &cut_off)?;
         gone(std::fs::remove_file(&record), &record)?;
-        let exit = self.exits().join(id.as_str());
-        gone(std::fs::remove_file(&exit), &exit)
+        let exits = self.exits();
+        gone(ExitRecord::remove(&exits, id.as_str()), &exits)
     }
 
     /// Forgets the pod with all its containers.

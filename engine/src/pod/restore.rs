@@ -21,7 +21,7 @@ use super::error::PodError;
 use super::index::Inbox;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
-use super::task::{Command, Restored, exit_of, resume};
+use super::task::{Command, Restored, RestoredContainer, exit_of, resume};
 use super::unreadable::{self, Records};
 use crate::causes::with_causes;
 use crate::clock::now;
@@ -226,13 +226,16 @@ pub(crate) fn go_on(
         record.phase = Phase::Stopping;
     }
     record.boot_id.clone_from(&engine.boot_id);
+    let mut stale = false;
     if record != before
         && let Err(error) = dir.write_pod(&record)
     {
         tracing::error!(pod = %record.id, %error, "the sandbox's record is stale");
+        stale = true;
     }
     let restored = Restored {
         record,
+        stale,
         containers,
         monitored,
     };
@@ -265,7 +268,7 @@ fn containers(
     dir: &PodDir,
     recorded: Vec<ContainerRecord>,
     exits: &[ExitRecord],
-) -> Vec<ContainerRecord> {
+) -> Vec<RestoredContainer> {
     let restore = |mut record: ContainerRecord| {
         engine.index.continue_after(record.transition);
         let before = record.clone();
@@ -274,12 +277,14 @@ fn containers(
             .find(|exit| exit.container == record.id.as_str());
         note_exit(engine, &mut record, exit);
         lease(engine, &record);
+        let mut stale = false;
         if record != before
             && let Err(error) = dir.write_container(&record)
         {
             tracing::error!(container = %record.id, %error, "the container's record is stale");
+            stale = true;
         }
-        record
+        RestoredContainer { record, stale }
     };
     recorded.into_iter().map(restore).collect()
 }

@@ -355,6 +355,9 @@ impl Held {
             if let Err(error) = self.dir.write_container(record) {
                 let reason = with_causes(&error);
                 tracing::error!(container = %record.id, reason, "the container's record is stale");
+                if let Err(error) = self.dir.write_exit(record) {
+                    tracing::error!(container = %record.id, %error, "nor is its end on disk");
+                }
             }
         }
         self.publish();

@@ -37,6 +37,9 @@ use crate::start::Start;
 const LAUNCH_TIME: u64 = 120_000_000_000;
 /// SIGKILL.
 pub(crate) const KILL: i32 = 9;
+/// The first pause before an exit record is written again, and the longest: nanoseconds.
+const REWRITE_PAUSE: u64 = 1_000_000_000;
+const LONGEST_REWRITE_PAUSE: u64 = 60_000_000_000;
 /// Exit code of a process that was killed, and of an init that passes on what
 /// became of its child: a shell, tini.
 const KILLED: i32 = 128 + KILL;
@@ -109,6 +112,25 @@ pub(crate) struct Lingering {
     pub(crate) pause: u64,
 }
 
+/// An exit record that a disk did not take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Unwritten {
+    /// When it is written again, monotonic nanoseconds.
+    at: u64,
+    /// How long after that the next time.
+    pause: u64,
+}
+
+impl Unwritten {
+    /// It is written again at once.
+    fn now() -> Self {
+        Self {
+            at: 0,
+            pause: REWRITE_PAUSE,
+        }
+    }
+}
+
 /// A container.
 #[derive(Debug)]
 pub(crate) struct Container {
@@ -135,6 +157,8 @@ pub(crate) struct Container {
     pub(crate) untold: Option<u64>,
     /// Writes its exit record.
     pub(crate) recorder: Option<Pid>,
+    /// Its exit record is not written yet, though that was tried.
+    pub(crate) unwritten: Option<Unwritten>,
     cgroups: Cgroups,
     helper: Option<Pid>,
     /// Whether the engine had it killed.
@@ -227,6 +251,7 @@ impl Container {
             lingering: None,
             untold: None,
             recorder: None,
+            unwritten: None,
             killed: false,
             cgroups,
             helper,
@@ -294,6 +319,20 @@ impl Container {
             State::Launching { deadline, .. } => Some(deadline),
             _ => None,
         }
+    }
+
+    /// Has its exit record written again after a pause.
+    pub(crate) fn write_later(&mut self) {
+        let longer = |before: Unwritten| (before.pause * 2).min(LONGEST_REWRITE_PAUSE);
+        let pause = self.unwritten.map_or(REWRITE_PAUSE, longer);
+        let at = monotonic_now().saturating_add(pause);
+        self.unwritten = Some(Unwritten { at, pause });
+    }
+
+    /// When its exit record is to be written again.
+    pub(crate) fn next_write(&self) -> Option<u64> {
+        let unwritten = self.unwritten.filter(|_| self.recorder.is_none());
+        unwritten.map(|unwritten| unwritten.at)
     }
 
     /// Its first process, while the one that made it has not ended.

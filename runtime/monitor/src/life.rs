@@ -258,8 +258,38 @@ impl Monitor {
         if let State::Exited(record) = &container.state {
             // An engine that is there is told; without one and without a
             // disk, the list of this monitor still has it.
-            let written = log_writer::record(record, &pod.exit_dir);
-            container.recorder = written.ok();
+            match log_writer::record(record, &pod.exit_dir) {
+                Ok(recorder) => container.recorder = Some(recorder),
+                Err(_) => container.write_later(),
+            }
+        }
+    }
+
+    /// A process was reaped: whether it was to write an exit record.
+    pub(crate) fn recorder_ended(&mut self, pid: Pid, has_written: bool) -> bool {
+        let mut containers = self.containers.iter_mut();
+        let found = containers.find(|(_, container)| container.recorder == Some(pid));
+        let Some((key, container)) = found else {
+            return false;
+        };
+        container.recorder = None;
+        if has_written {
+            container.unwritten = None;
+        } else {
+            container.write_later();
+        }
+        let key = *key;
+        self.tell_when_written(key);
+        true
+    }
+
+    /// Writes exit records again that a disk did not take.
+    pub(crate) fn write_records_again(&mut self, now: u64) {
+        let due = |one: &Container| one.next_write().is_some_and(|at| at <= now);
+        let due = self.containers.iter().filter(|(_, one)| due(one));
+        let due: Vec<_> = due.map(|(key, _)| *key).collect();
+        for key in due {
+            self.write_record(key);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The monitor's part in its containers' logs: reading, waiting, telling.
 //!
 //! An exit is reported when what the container wrote before it is in its log and the
-//! exit itself is written down, or after [`PATIENCE`]: a disk that stalls delays no exit for longer. What a
+//! exit itself is written down, or could not be, or after [`PATIENCE`]: no disk delays an exit for longer. What a
 //! forgotten container left is kept until its log has taken it, for the last
 //! [`MOST_LEAVING`] of them.
 
@@ -155,19 +155,6 @@ impl Monitor {
         true
     }
 
-    /// A process was reaped: whether it wrote an exit record.
-    pub(crate) fn recorder_ended(&mut self, pid: Pid) -> bool {
-        let mut containers = self.containers.iter_mut();
-        let found = containers.find(|(_, container)| container.recorder == Some(pid));
-        let Some((key, container)) = found else {
-            return false;
-        };
-        container.recorder = None;
-        let key = *key;
-        self.tell_when_written(key);
-        true
-    }
-
     /// Reports all exits that wait for something: nothing is waited for any more.
     pub(crate) fn tell_all_exits(&mut self) {
         let keys: Vec<Key> = self.containers.keys().copied().collect();
@@ -245,7 +232,7 @@ impl Monitor {
         self.tell_when_written(key);
     }
 
-    fn tell_when_written(&mut self, key: Key) {
+    pub(crate) fn tell_when_written(&mut self, key: Key) {
         let Some(container) = self.containers.get_mut(&key) else {
             return;
         };

@@ -53,7 +53,10 @@ impl Monitor {
         {
             return;
         }
-        if self.relay_ended(pid) || self.writer_ended(pid) || self.recorder_ended(pid) {
+        if self.relay_ended(pid)
+            || self.writer_ended(pid)
+            || self.recorder_ended(pid, status.exit_status() == Some(0))
+        {
             return;
         }
         if let Some(index) = self.dying.iter().position(|known| *known == pid) {
@@ -84,10 +87,12 @@ impl Monitor {
         let starts = starts.filter_map(Start::next_look);
         let rests = self.containers.values().filter_map(|one| one.lingering);
         let rests = rests.map(|rest| rest.look);
+        let writes = self.containers.values().filter_map(Container::next_write);
         let all = launches.chain(starts).chain(rests).chain(execs);
         let all = all
             .chain(shutdown)
             .chain(makers)
+            .chain(writes)
             .chain(self.next_tap_deadline());
         all.chain(self.trim_at)
             .chain(self.next_log_deadline())
@@ -106,6 +111,7 @@ impl Monitor {
         self.end_overdue_execs(now);
         self.look_after_taps(now);
         self.look_after_logs(now);
+        self.write_records_again(now);
         let overdue: Vec<_> = self
             .containers
             .iter()

@@ -1,12 +1,13 @@
-//! A log whose disk stalls, or whose writer dies: whoever launches.
+//! A log whose disk stalls, or whose writer dies, and exit records on a full disk: whoever
+//! launches.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use runtime::client::{Event, MonitorError};
+use runtime::client::{Event, ExitRecord, MonitorError};
 use rustix::process::{Pid, Signal};
 
-use crate::support::{Kind, Pod, StallingDisk, TestContainer, TestSpec, wait_until};
+use crate::support::{FullDisk, Kind, Pod, StallingDisk, TestContainer, TestSpec, wait_until};
 
 /// What must not wait for a disk takes less than this, on a busy machine too.
 const PROMPT: Duration = Duration::from_secs(4);
@@ -266,5 +267,41 @@ async fn reopened_log_makes_its_folder() {
     );
     pod.monitor.signal(&container.id, 9).await.unwrap();
     pod.exit(&container).await;
+    pod.end().await;
+}
+
+/// An exit that met a full disk is told at once, and written down when there is room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_on_a_full_disk_is_written_once_there_is_room() {
+    let mut pod = Pod::new(Kind::Native).await;
+    let disk = FullDisk::at(pod.exit_dir());
+    let container = pod.run(&TestSpec::shell("sleep 1; exit 7")).await;
+    disk.fill();
+    let told = prompt("exit", pod.exit(&container)).await;
+    assert_eq!(told.exit_code, 7);
+    // A process writes it at this moment at most.
+    assert!(wait_until(|| disk.names().is_empty()), "{:?}", disk.names());
+    prompt("list", pod.monitor.list()).await.unwrap();
+    disk.empty();
+    let written = || ExitRecord::read_dir(&pod.exit_dir()).unwrap() == [told.clone()];
+    assert!(wait_until(written), "{:?}", disk.names());
+    assert_eq!(disk.names(), [container.id.as_str()]);
+    drop(disk);
+    pod.end().await;
+}
+
+/// An exit for which room was made is written down when it is told, on a full disk too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn exit_with_room_made_for_it_is_written_on_a_full_disk() {
+    let mut pod = Pod::new(Kind::Native).await;
+    let disk = FullDisk::at(pod.exit_dir());
+    let container = pod.run(&TestSpec::shell("sleep 1; exit 7")).await;
+    ExitRecord::reserve(&pod.exit_dir(), &container.id).unwrap();
+    disk.fill();
+    let told = prompt("exit", pod.exit(&container)).await;
+    let written = ExitRecord::read_dir(&pod.exit_dir()).unwrap();
+    assert_eq!(written, [told]);
+    assert_eq!(disk.names(), [container.id.as_str()]);
+    drop(disk);
     pod.end().await;
 }

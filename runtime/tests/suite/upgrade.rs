@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::client::{
-    ContainerState, Event, ExecExit, MonitorBinaries, MonitorError, MonitorPool, Upgraded,
+    ContainerState, Event, ExecExit, ExitRecord, MonitorBinaries, MonitorError, MonitorPool,
+    Upgraded,
 };
 
 use runtime::protocol::{
@@ -19,7 +20,7 @@ use super::clients::{attached, code, piped};
 use super::pods::{in_pid_namespace, shared};
 use super::stdout;
 use crate::support::{
-    Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
+    FullDisk, Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
 };
 
 /// The same executables in another build: what follows an ELF file's end means
@@ -357,5 +358,22 @@ async fn stalled_log_goes_on_across_an_upgrade() {
     let numbers = text.lines().map(|line| line.rsplit_once(' ').unwrap().1);
     let numbers = numbers.map(|number| number.parse::<u64>().unwrap());
     assert!(numbers.eq(0..200_000));
+    pod.end().await;
+}
+
+/// An exit that met a full disk is written down by the build that goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unwritten_exit_is_written_after_an_upgrade() {
+    let mut pod = Pod::new(Kind::Native).await;
+    let disk = FullDisk::at(pod.exit_dir());
+    let container = pod.run(&TestSpec::shell("sleep 1; exit 7")).await;
+    disk.fill();
+    let told = pod.exit(&container).await;
+    let build = another_build(pod.scratch(), "other");
+    upgrade(&pod, &build).await;
+    disk.empty();
+    let written = || ExitRecord::read_dir(&pod.exit_dir()).unwrap() == [told.clone()];
+    assert!(wait_until(written), "{:?}", disk.names());
+    drop(disk);
     pod.end().await;
 }

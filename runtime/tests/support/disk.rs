@@ -1,4 +1,5 @@
-//! A disk that can be made to stall: ext4 on a loop device.
+//! Disks that do not take what is written: one that can be made to stall, ext4 on a loop
+//! device, and one that is full, a small tmpfs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +62,51 @@ impl Drop for StallingDisk {
         // A writer may still be at it; the mount goes with its last user.
         let path: &Path = &self.path();
         let unmounted = run("umount", &["-l", path.to_str().unwrap()]);
+        if !std::thread::panicking() {
+            unmounted.unwrap();
+        }
+    }
+}
+
+/// A disk that is filled and emptied; unmounted when dropped.
+#[derive(Debug)]
+pub(crate) struct FullDisk(PathBuf);
+
+impl FullDisk {
+    /// One that has room, at a folder.
+    pub(crate) fn at(dir: PathBuf) -> Self {
+        let target = dir.to_str().unwrap();
+        let options = ["-t", "tmpfs", "-o", "size=64k", "none", target];
+        run("mount", &options).unwrap();
+        Self(dir)
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.0.join(".tmp-filler")
+    }
+
+    /// Takes all room that is left.
+    pub(crate) fn fill(&self) {
+        let filled = std::fs::write(self.filler(), vec![1; 1 << 20]);
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+    }
+
+    /// Gives it back.
+    pub(crate) fn empty(&self) {
+        std::fs::remove_file(self.filler()).unwrap();
+    }
+
+    /// What else is there.
+    pub(crate) fn names(&self) -> Vec<std::ffi::OsString> {
+        let entries = std::fs::read_dir(&self.0).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name != ".tmp-filler").collect()
+    }
+}
+
+impl Drop for FullDisk {
+    fn drop(&mut self) {
+        let unmounted = run("umount", &["-l", self.0.to_str().unwrap()]);
         if !std::thread::panicking() {
             unmounted.unwrap();
         }

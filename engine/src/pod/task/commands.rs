@@ -33,7 +33,8 @@ impl Command {
             | Self::Update(_, _, reply)
             | Self::ReopenLog(_, reply)
             | Self::StopPod(reply)
-            | Self::RemovePod(reply) => reply.steps.clone(),
+            | Self::RemovePod(reply)
+            | Self::Keep(reply) => reply.steps.clone(),
         }
     }
 }
@@ -41,7 +42,8 @@ impl Command {
 impl Task {
     /// Handles one command; until the sandbox is started, most of them wait.
     pub(super) fn command(&mut self, command: Command) {
-        if self.record.phase == Phase::Starting && !matches!(command, Command::Join(_)) {
+        let waits = !matches!(command, Command::Join(_) | Command::Keep(_));
+        if self.record.phase == Phase::Starting && waits {
             self.deferred.push(command);
             return;
         }
@@ -57,6 +59,7 @@ impl Task {
             Command::ReopenLog(id, reply) => self.reopen_log(&id, reply),
             Command::StopPod(reply) => self.stop_pod(reply),
             Command::RemovePod(reply) => self.remove_pod(reply),
+            Command::Keep(reply) => self.keep_at_the_end(reply),
         }
     }
 
@@ -113,7 +116,7 @@ impl Task {
             Ok(record) => record,
             Err(error) => return self.answers.one(reply, Err(error)),
         };
-        if let Err(error) = on_disk(|| self.dir.write_container(&record)) {
+        if let Err(error) = on_disk(|| self.dir.begin_container(&record)) {
             return self.answers.one(reply, Err(error.into()));
         }
         drop(intent);

@@ -140,6 +140,8 @@ impl Task {
         if !ready {
             return;
         }
+        // The monitor knows how its containers ended, until it is let go.
+        self.rewrite_stale();
         self.teardown.go_on(Teardown::Runs);
         self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());

@@ -9,6 +9,7 @@
 
 mod commands;
 mod ending;
+mod keeping;
 mod link;
 mod orphans;
 mod removal;
@@ -17,9 +18,10 @@ mod results;
 mod resume;
 mod slot;
 
+pub(crate) use keeping::keep_all;
 pub(crate) use reply::Reply;
-pub(crate) use results::exit_of;
-pub(crate) use resume::{Restored, resume};
+pub(crate) use results::{exit_of, exit_record_of};
+pub(crate) use resume::{Restored, RestoredContainer, resume};
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
@@ -41,14 +43,13 @@ use super::machine::{Phase, PhaseInput, State};
 use super::record::{PodDir, PodRecord};
 use super::restore;
 use super::view::{ContainerView, PodView};
-use crate::causes::with_causes;
 use crate::clock::now;
 use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
 use crate::threads::on_disk;
 use link::Link;
-use removal::{Removal, Teardown};
+use removal::{Removal, Retry, Teardown};
 use reply::{Answers, steps_of};
 use slot::Slot;
 
@@ -67,6 +68,8 @@ pub(crate) enum Command {
     ReopenLog(ContainerId, Reply<()>),
     StopPod(Reply<()>),
     RemovePod(Reply<()>),
+    /// The engine ends: write down what could not be written before.
+    Keep(Reply<()>),
 }
 
 /// What a job came to.
@@ -99,12 +102,16 @@ enum Done {
     Removed(Result<(), PodError>),
     /// Time to try again to give the sandbox's parts back.
     RetryTeardown,
+    /// Time to write records again that a disk did not take.
+    Rewrite,
 }
 
 /// A pod's task.
 pub(crate) struct Task {
     engine: Arc<Engine>,
     record: PodRecord,
+    /// Whether the disk has an older record than this.
+    stale: bool,
     dir: PodDir,
     inbox: mpsc::UnboundedReceiver<Command>,
     link: Link,
@@ -122,6 +129,8 @@ pub(crate) struct Task {
     removal: Removal,
     /// How often what containers left without a monitor could not be killed.
     failed_kills: Backoff,
+    /// The next try to write records that the disk did not take.
+    rewrite: Retry,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
     /// What lists say.
@@ -172,7 +181,8 @@ pub(crate) fn refuse(command: Command, error: impl FnOnce() -> PodError) {
         | Command::Update(_, _, reply)
         | Command::ReopenLog(_, reply)
         | Command::StopPod(reply)
-        | Command::RemovePod(reply) => reply.answer(Err(error())),
+        | Command::RemovePod(reply)
+        | Command::Keep(reply) => reply.answer(Err(error())),
     }
 }
 
@@ -186,6 +196,7 @@ impl Task {
             dir: engine.pod_dir(&record.id),
             engine,
             record,
+            stale: false,
             inbox,
             link: Link::Down,
             slots: BTreeMap::new(),
@@ -198,6 +209,7 @@ impl Task {
             failed_teardowns: Backoff::default(),
             removal: Removal::default(),
             failed_kills: Backoff::default(),
+            rewrite: Retry::default(),
             finished: false,
             published: None,
             answers: Answers::default(),
@@ -264,44 +276,6 @@ impl Task {
         }
     }
 
-    /// Writes the sandbox's record with the number of this transition.
-    fn write_pod(&mut self) -> Result<(), PodError> {
-        let _step = self.mark("record");
-        self.record.transition = self.engine.index.next_transition();
-        Ok(on_disk(|| self.dir.write_pod(&self.record))?)
-    }
-
-    /// The same where no answer depends on it: a restart finds out what the sandbox has
-    /// become without it.
-    fn keep_pod(&mut self) {
-        if let Err(error) = self.write_pod() {
-            tracing::error!(pod = %self.record.id, %error, "the sandbox's record is stale");
-        }
-    }
-
-    /// Writes a container's record and renews its view.
-    fn keep(&mut self, id: &ContainerId) -> Result<(), PodError> {
-        let _step = self.mark("record");
-        let transition = self.engine.index.next_transition();
-        let written = match self.slots.get_mut(id) {
-            Some(slot) => {
-                slot.record.transition = transition;
-                on_disk(|| self.dir.write_container(&slot.record))
-            }
-            None => Ok(()),
-        };
-        self.refresh(id);
-        Ok(written?)
-    }
-
-    /// The same where no answer depends on it, as with the sandbox's.
-    fn keep_if_possible(&mut self, id: &ContainerId) {
-        if let Err(error) = self.keep(id) {
-            let reason = with_causes(&error);
-            tracing::error!(container = %id, reason, "the container's record is stale");
-        }
-    }
-
     /// The steps of the call that waits for what a job came to.
     fn waiting_for(&self, done: &Done) -> Option<Steps> {
         let slot = |id: &ContainerId| self.slots.get(id);
@@ -315,6 +289,7 @@ impl Task {
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
             Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
             Done::RetryTeardown | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
+            Done::Rewrite => None,
         }
     }
 

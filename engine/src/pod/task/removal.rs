@@ -94,8 +94,8 @@ impl Teardown {
     }
 }
 
-/// When a container that could not be made, nor be given back, is tried to be given back
-/// again: by one timer, however many ask.
+/// When something is tried again that failed, by one timer, however many ask: to give a
+/// container back that could not be made, or to write what a disk did not take.
 #[derive(Default)]
 pub(super) struct Retry {
     pub(super) backoff: Backoff,
@@ -107,6 +107,11 @@ impl Retry {
     pub(super) fn arm(&mut self, timer: AbortHandle) {
         self.disarm();
         self.timer = Some(timer);
+    }
+
+    /// Whether a try is to come.
+    pub(super) const fn is_armed(&self) -> bool {
+        self.timer.is_some()
     }
 
     /// The try is made now, or is not needed any more.

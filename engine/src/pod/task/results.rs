@@ -7,6 +7,7 @@ use runtime::client::{Event, ExitRecord};
 
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
+use super::super::record::ContainerRecord;
 use super::super::teardown;
 use super::link::Link;
 use super::removal::Retry;
@@ -15,10 +16,13 @@ use crate::causes::with_causes;
 use crate::clock::now;
 use crate::ids::ContainerId;
 
+/// The reason of an end for lack of memory.
+const OOM_KILLED: &str = "OOMKilled";
+
 /// What the kernel's exit means to people.
 pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
     let reason = match record {
-        record if record.oom_killed => "OOMKilled",
+        record if record.oom_killed => OOM_KILLED,
         record if record.exit_code == 0 => "Completed",
         record if record.started_at == 0 && record.exit_code == 128 => "StartError",
         _ => "Error",
@@ -30,6 +34,23 @@ pub(crate) fn exit_of(record: &ExitRecord) -> Exit {
         started_at: record.started_at,
         finished_at: record.finished_at,
     }
+}
+
+/// The end of a container as its monitor would write it down, if that says the same.
+pub(crate) fn exit_record_of(record: &ContainerRecord) -> Option<ExitRecord> {
+    let State::Exited(exit) = &record.state else {
+        return None;
+    };
+    let written = ExitRecord {
+        container: record.id.to_string(),
+        exit_code: exit.code,
+        signal: None,
+        oom_killed: exit.reason == OOM_KILLED,
+        started_at: exit.started_at,
+        finished_at: exit.finished_at,
+    };
+    let says = exit_of(&written);
+    (says.code == exit.code && says.reason == exit.reason).then_some(written)
 }
 
 impl Task {
@@ -76,6 +97,7 @@ impl Task {
             Done::TornDown(result) => self.torn_down(result),
             Done::Removed(result) => self.removed(result),
             Done::RetryTeardown => self.tear_down_when_ended(),
+            Done::Rewrite => self.rewrite_due(),
             Done::RetryOrphans(ids) => self.kill_orphans(ids),
         }
     }

@@ -23,9 +23,18 @@ use crate::ids::ContainerId;
 /// What the records say of a pod.
 pub(crate) struct Restored {
     pub(crate) record: PodRecord,
-    pub(crate) containers: Vec<ContainerRecord>,
+    /// Whether the disk has an older record than this.
+    pub(crate) stale: bool,
+    pub(crate) containers: Vec<RestoredContainer>,
     /// Whether a monitor of it may be alive.
     pub(crate) monitored: bool,
+}
+
+/// What its record, and its exit record, say of a container.
+pub(crate) struct RestoredContainer {
+    pub(crate) record: ContainerRecord,
+    /// Whether the disk has an older record than this.
+    pub(crate) stale: bool,
 }
 
 /// Starts the task of a pod that an earlier engine left. What is answered ends when
@@ -37,17 +46,25 @@ pub(crate) fn resume(
 ) -> oneshot::Receiver<()> {
     let Restored {
         record,
+        stale,
         containers,
         monitored,
     } = restored;
     let (reaching, reached) = oneshot::channel();
     let mut task = Task::new(engine, record, inbox);
-    for record in containers {
+    task.stale = stale;
+    if stale {
+        task.rewrite_later();
+    }
+    for RestoredContainer { record, stale } in containers {
         let mut slot = Box::new(Slot::new(record, None));
         slot.forget_what_ran();
-        task.keys
-            .insert(slot.record.config.key.clone(), slot.record.id.clone());
-        task.slots.insert(slot.record.id.clone(), slot);
+        let id = slot.record.id.clone();
+        task.keys.insert(slot.record.config.key.clone(), id.clone());
+        task.slots.insert(id.clone(), slot);
+        if stale {
+            task.note_stale(&id);
+        }
     }
     if task.record.phase == Phase::Starting {
         task.undo_start(monitored);

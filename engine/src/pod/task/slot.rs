@@ -18,6 +18,8 @@ use crate::model::Resources;
 /// A container of this pod.
 pub(super) struct Slot {
     pub(super) record: ContainerRecord,
+    /// Whether the disk has an older record than this.
+    pub(super) stale: bool,
     pub(super) pid: Option<i32>,
     pub(super) view: Option<Arc<ContainerView>>,
     pub(super) creating: Vec<Reply<ContainerId>>,
@@ -46,6 +48,7 @@ impl Slot {
     pub(super) fn new(record: ContainerRecord, pid: Option<i32>) -> Self {
         Self {
             record,
+            stale: false,
             pid,
             view: None,
             creating: Vec::new(),

@@ -11,7 +11,7 @@ use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Cgroups, Container, Init, Lingering, State, raw};
+use super::{Cgroups, Container, Init, Lingering, State, Unwritten, raw};
 use crate::connection::ReplyTo;
 use crate::handover::Kept;
 use crate::output::Output;
@@ -63,6 +63,7 @@ impl Container {
             cgroup_freezer: self.cgroups.freezer.as_deref().map(bytes),
             keyring: self.keyring.clone(),
             lingering: self.lingering.is_some(),
+            unwritten: self.unwritten.is_some(),
         }
     }
 
@@ -93,6 +94,7 @@ impl Container {
             cgroup_freezer,
             keyring,
             lingering,
+            unwritten,
         } = container;
         let init = init.map(|init| resume_init(init, fds)).transpose()?;
         let state = match (init, gate.as_slice(), exited) {
@@ -120,6 +122,7 @@ impl Container {
             lingering: lingering.then_some(Lingering { look: 0, pause: 1 }),
             untold,
             recorder: None,
+            unwritten: unwritten.then(Unwritten::now),
             cgroups: Cgroups {
                 procs: cgroup_procs.map(path),
                 oom: cgroup_oom,

@@ -174,6 +174,9 @@ pub struct HandoverContainer {
     /// Whether processes of it outlive its first one.
     #[prost(bool, tag = "21")]
     pub lingering: bool,
+    /// Whether its exit record has yet to be written.
+    #[prost(bool, tag = "22")]
+    pub unwritten: bool,
 }
 
 /// A container's first process.
