@@ -67,6 +67,9 @@ pub(crate) fn refusal(status: StatusCode, text: &'static str) -> Response<Body> 
     let mut answer = Response::new(Body::from(text));
     *answer.status_mut() = status;
     answer
+        .headers_mut()
+        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 /// The answer to a token that is none, was used, or stands for something else.

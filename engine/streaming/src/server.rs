@@ -172,7 +172,6 @@ async fn greet<H: Handler>(
         async { Ok::<_, std::convert::Infallible>(answer) }
     });
     let parts = http1::Builder::new()
-        .keep_alive(false)
         .max_buf_size(HEAD)
         // The whole greeting has a deadline.
         .header_read_timeout(None)

@@ -59,31 +59,31 @@ fn status(verdict: &Verdict) -> serde_json::Value {
 mod tests {
     use super::*;
 
-    fn spelt(spelling: Spelling, verdict: Verdict) -> String {
-        let bytes = spelling.spell(&verdict).unwrap_or_default();
+    fn spelt(spelling: Spelling, verdict: &Verdict) -> String {
+        let bytes = spelling.spell(verdict).unwrap_or_default();
         String::from_utf8(bytes.to_vec()).unwrap()
     }
 
     #[test]
     fn success_is_a_status_or_silence() {
         let success = r#"{"metadata":{},"status":"Success"}"#;
-        assert_eq!(spelt(Spelling::Status, Verdict::Exited(0)), success);
-        assert_eq!(spelt(Spelling::Text, Verdict::Exited(0)), "");
+        assert_eq!(spelt(Spelling::Status, &Verdict::Exited(0)), success);
+        assert_eq!(spelt(Spelling::Text, &Verdict::Exited(0)), "");
     }
 
     #[test]
     fn an_exit_code_is_a_cause() {
-        let told = spelt(Spelling::Status, Verdict::Exited(3));
+        let told = spelt(Spelling::Status, &Verdict::Exited(3));
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         assert_eq!(told["reason"], "NonZeroExitCode");
         assert_eq!(told["details"]["causes"][0]["reason"], "ExitCode");
         assert_eq!(told["details"]["causes"][0]["message"], "3");
-        assert!(spelt(Spelling::Text, Verdict::Exited(3)).ends_with(": 3"));
+        assert!(spelt(Spelling::Text, &Verdict::Exited(3)).ends_with(": 3"));
     }
 
     #[test]
     fn a_failure_is_an_internal_error() {
-        let told = spelt(Spelling::Status, Verdict::Failed("no shell".to_owned()));
+        let told = spelt(Spelling::Status, &Verdict::Failed("no shell".to_owned()));
         let told: serde_json::Value = serde_json::from_str(&told).unwrap();
         assert_eq!(
             (&told["reason"], &told["code"]),

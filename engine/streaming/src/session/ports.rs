@@ -134,11 +134,12 @@ impl Ears {
         let creation = connection.creation;
         loop {
             let finished = *finishing.borrow();
-            if finished && self.pumps.is_empty() {
-                if let Some(quiet) = quiet.take() {
-                    // Who would hear it ends with this future.
-                    quiet.send(()).ok();
-                }
+            if finished
+                && self.pumps.is_empty()
+                && let Some(quiet) = quiet.take()
+            {
+                // Who would hear it ends with this future.
+                quiet.send(()).ok();
             }
             let overdue = self
                 .waiting
@@ -206,7 +207,7 @@ impl Ears {
     }
 
     async fn open(&mut self, id: u32, headers: &Headers) -> bool {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             debug!(id, "a stream's number is not new");
             return false;
         }

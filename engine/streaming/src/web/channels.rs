@@ -163,6 +163,14 @@ impl Sink for WebSink {
     }
 }
 
+/// The end, and that all went well.
+pub(super) fn farewell() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: "".into(),
+    }))
+}
+
 /// An error of the WebSocket as one of a writer.
 pub(super) fn failed(error: Error) -> io::Error {
     match error {

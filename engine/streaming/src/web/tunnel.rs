@@ -12,7 +12,7 @@ use futures::{Sink as _, Stream as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::channels::failed;
+use super::channels::{failed, farewell};
 use super::{Reader, Writer};
 
 /// What one message carries.
@@ -62,11 +62,17 @@ impl AsyncRead for TunnelReader {
 
 /// Messages of the server's bytes.
 #[derive(Debug)]
-pub(crate) struct TunnelWriter(Writer);
+pub(crate) struct TunnelWriter {
+    writer: Writer,
+    closed: bool,
+}
 
 impl TunnelWriter {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self(writer)
+        Self {
+            writer,
+            closed: false,
+        }
     }
 }
 
@@ -76,7 +82,7 @@ impl AsyncWrite for TunnelWriter {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let mut writer = Pin::new(&mut self.get_mut().0);
+        let mut writer = Pin::new(&mut self.get_mut().writer);
         ready!(writer.as_mut().poll_ready(context)).map_err(failed)?;
         let bytes = bytes.get(..MESSAGE).unwrap_or(bytes);
         let message = Message::Binary(Bytes::copy_from_slice(bytes));
@@ -85,15 +91,21 @@ impl AsyncWrite for TunnelWriter {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0)
+        Pin::new(&mut self.get_mut().writer)
             .poll_flush(context)
             .map_err(failed)
     }
 
-    /// Sends a close frame of the code that Go takes for the end of the bytes.
+    /// Sends a close frame of the code that Go takes for the end of the bytes;
+    /// it takes one without a code for an error.
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0)
-            .poll_close(context)
-            .map_err(failed)
+        let this = self.get_mut();
+        let mut writer = Pin::new(&mut this.writer);
+        if !this.closed {
+            ready!(writer.as_mut().poll_ready(context)).map_err(failed)?;
+            writer.as_mut().start_send(farewell()).map_err(failed)?;
+            this.closed = true;
+        }
+        writer.poll_flush(context).map_err(failed)
     }
 }
