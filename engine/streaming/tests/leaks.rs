@@ -49,7 +49,7 @@ async fn client(site: Site, number: usize) {
     if job == Job::Forward {
         let request = upgrade(&format!("/portforward/{token}"), "portforward.k8s.io");
         let (_, stream) = ask(site.address, &request).await;
-        stream.set_zero_linger().unwrap();
+        stream.set_zero_linger().ok();
         let mut client = Spdy::over(stream);
         for number in 0..number % 11 {
             let port = [("port", "80"), ("requestid", &*number.to_string())];
@@ -65,7 +65,7 @@ async fn client(site: Site, number: usize) {
     }
     let request = upgrade(&format!("/exec/{token}"), "v4.channel.k8s.io");
     let (_, stream) = ask(site.address, &request).await;
-    stream.set_zero_linger().unwrap();
+    stream.set_zero_linger().ok();
     let mut client = Spdy::over(stream);
     for kind in ["error", "stdin", "stdout", "stderr"]
         .iter()
@@ -73,8 +73,11 @@ async fn client(site: Site, number: usize) {
     {
         client.begin(&[("streamtype", kind)]).await;
     }
-    if number % 5 > 3 && number % 3 == 0 {
-        client.try_send(3, &[0; 50_000], number % 2 == 0).await.ok();
+    if number % 5 > 3 && number.is_multiple_of(3) {
+        client
+            .try_send(3, &[0; 50_000], number.is_multiple_of(2))
+            .await
+            .ok();
     }
 }
 

@@ -124,7 +124,9 @@ async fn megabytes_arrive_whole_before_the_status() {
     for kind in ["error", "stdin", "stdout", "stderr"] {
         ids.push(client.open(kind).await);
     }
-    let payload: Vec<u8> = (0..4_000_000_u32).map(|at| (at * 31 >> 3) as u8).collect();
+    let payload: Vec<u8> = (0..4_000_000_u32)
+        .map(|at| ((at * 31) >> 3) as u8)
+        .collect();
     let (read, write) = tokio::io::split(client.stream);
     let mut sending = Spdy::over(tokio::io::join(tokio::io::empty(), write));
     let sent = payload.clone();
