@@ -12,6 +12,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::wire;
+
 /// What one stream buffers each way.
 pub(crate) const BUFFER: usize = 64 * 1024;
 
@@ -73,10 +75,11 @@ impl Outcome {
         self.tell(Verdict::Exited(code)).await;
     }
 
-    /// The command could not be run, or what became of it is not known.
+    /// The command could not be run, or what became of it is not known; at
+    /// most 8 KiB of the message are told.
     /// Returns like [`Self::exited`].
     pub async fn failed(self, message: &str) {
-        self.tell(Verdict::Failed(message.to_owned())).await;
+        self.tell(Verdict::Failed(wire::message(message))).await;
     }
 
     async fn tell(self, verdict: Verdict) {

@@ -8,8 +8,16 @@
 //! the process.
 
 mod channels;
+mod pipes;
 mod ports;
+mod request;
 mod server;
+mod session;
+mod socket;
+mod spdy;
+mod status;
+mod web;
+mod wire;
 
 use std::future::Future;
 use std::sync::Arc;

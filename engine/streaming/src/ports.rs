@@ -11,6 +11,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::wire;
+
 /// The requests of a client, in the order in which they were complete.
 #[derive(Debug)]
 pub struct PortRequests(pub(crate) mpsc::Receiver<PortRequest>);
@@ -35,7 +37,20 @@ pub struct PortRequest {
 
 /// Both directions of one connection; shutdown half-closes.
 #[derive(Debug)]
-pub struct Duplex(pub(crate) DuplexStream);
+pub struct Duplex {
+    stream: DuplexStream,
+    /// Tells the session when this is dropped.
+    _hold: oneshot::Sender<()>,
+}
+
+impl Duplex {
+    pub(crate) fn new(stream: DuplexStream, hold: oneshot::Sender<()>) -> Self {
+        Self {
+            stream,
+            _hold: hold,
+        }
+    }
+}
 
 /// Tells the client why a connection could not be made or broke.
 ///
@@ -44,11 +59,11 @@ pub struct Duplex(pub(crate) DuplexStream);
 pub struct PortError(pub(crate) oneshot::Sender<String>);
 
 impl PortError {
-    /// Sends the message and ends the error stream. The kubectl that reads it
+    /// Sends at most 8 KiB of the message and ends the error stream. The kubectl that reads it
     /// prints it and closes the connection's data.
     pub async fn report(self, message: &str) {
         // Nobody to hear it is no error of the caller's.
-        self.0.send(message.to_owned()).ok();
+        self.0.send(wire::message(message)).ok();
     }
 }
 
@@ -58,7 +73,7 @@ impl AsyncRead for Duplex {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_read(context, buffer)
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
     }
 }
 
@@ -68,14 +83,14 @@ impl AsyncWrite for Duplex {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().0).poll_write(context, bytes)
+        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_flush(context)
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().0).poll_shutdown(context)
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }

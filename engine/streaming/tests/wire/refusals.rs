@@ -1,0 +1,82 @@
+//! What is no request, or not one for this server.
+
+use std::time::Duration;
+
+use streaming::Wants;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::site::{Job, Site, soon};
+use crate::spdy::{Spdy, ask, upgrade};
+
+#[tokio::test]
+async fn a_token_is_good_once_and_for_its_kind() {
+    let site = Site::new().await;
+    let wants = Wants {
+        stdout: true,
+        ..Wants::default()
+    };
+    let path = format!("/exec/{}", site.token(Job::Stay, wants));
+    // A refused protocol leaves the token alone.
+    let (head, _) = ask(site.address, &upgrade(&path, "v9.channel.k8s.io")).await;
+    assert!(head.starts_with("HTTP/1.1 403 "), "{head}");
+    let first = Spdy::connect(site.address, &path, "v4.channel.k8s.io").await;
+    for path in [path, "/exec/unknown".to_owned()] {
+        let (head, mut stream) = ask(site.address, &upgrade(&path, "v4.channel.k8s.io")).await;
+        assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+        let mut rest = String::new();
+        soon("the end", stream.read_to_string(&mut rest))
+            .await
+            .unwrap();
+    }
+    let path = format!("/exec/{}", site.token(Job::Forward, wants));
+    let (head, _) = ask(site.address, &upgrade(&path, "v4.channel.k8s.io")).await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    drop(first);
+}
+
+#[tokio::test]
+async fn a_long_or_slow_head_is_cut_off() {
+    let site = Site::with(None, Duration::from_secs(60), Duration::from_millis(200)).await;
+    let long = format!("GET /exec/a HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(17_000));
+    let mut stream = TcpStream::connect(site.address).await.unwrap();
+    stream.write_all(long.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    // The rest of it is not read, so a reset may come before the answer.
+    if soon("the answer", stream.read_exact(&mut head))
+        .await
+        .is_ok()
+    {
+        assert_eq!(&head, b"HTTP/1.1 431");
+    }
+    let mut stream = TcpStream::connect(site.address).await.unwrap();
+    stream.write_all(b"GET /exec/a HTTP/1.1\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    soon("the end", stream.read_to_end(&mut rest)).await.ok();
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_frames_end_the_session() {
+    let site = Site::new().await;
+    let wants = Wants {
+        stdin: true,
+        stdout: true,
+        ..Wants::default()
+    };
+    for nonsense in [
+        &b"GET / HTTP/1.1\r\n"[..],
+        &[0x80, 2, 0, 1, 0, 0, 0, 0],
+        &[0xff; 64],
+    ] {
+        let path = format!("/exec/{}", site.token(Job::Stay, wants));
+        let mut client = Spdy::connect(site.address, &path, "v4.channel.k8s.io").await;
+        for kind in ["error", "stdin", "stdout"] {
+            client.open(kind).await;
+        }
+        client.stream.write_all(nonsense).await.unwrap();
+        client.stream.shutdown().await.unwrap();
+        assert!(client.rest().await.is_empty());
+    }
+    site.live(0).await;
+}
