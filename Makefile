@@ -49,7 +49,7 @@ demo: build
 test: build test-tools unit suite critest bench-short guard
 
 unit: plugins
-	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine --features engine/otel
+	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p streaming -p engine --features engine/otel
 
 suite:
 	$(CARGO) build --locked -p engine --features failpoints

@@ -4,19 +4,25 @@
 //! read; a delivery waits where the handler does not. Both end when the
 //! connection does, and leave the handler EOF and `BrokenPipe`.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::ready;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
-use crate::socket::Line;
+use crate::session::Connection;
 use crate::wire::{Out, PIECE};
+
+/// How often a client is shown life while its bytes wait.
+const ALIVE: Duration = Duration::from_secs(10);
 
 /// Returns when there will be no more output than is written already.
 pub(crate) async fn finished(finishing: &mut watch::Receiver<bool>) {
@@ -95,7 +101,8 @@ pub(crate) enum Delivered {
 pub(crate) async fn deliver<W: AsyncWrite + Unpin>(
     bytes: &[u8],
     to: &mut W,
-    line: &Line,
+    out: &mpsc::Sender<Out>,
+    connection: &Connection,
     finishing: &mut watch::Receiver<bool>,
 ) -> Delivered {
     tokio::select! {
@@ -105,6 +112,63 @@ pub(crate) async fn deliver<W: AsyncWrite + Unpin>(
             Err(_) => Delivered::Unwanted,
         },
         () = finished(finishing) => Delivered::Unwanted,
-        () = line.hung_up() => Delivered::HungUp,
+        () = connection.line.hung_up() => Delivered::HungUp,
+        never = alive(out, connection.idle) => match never {},
+    }
+}
+
+/// Shows life to a client whose pings wait behind its own bytes: kubectl gives
+/// up after a minute. Not longer than a connection may be idle, so that this
+/// is not what keeps it.
+async fn alive(out: &mpsc::Sender<Out>, idle: Duration) -> Infallible {
+    let begun = Instant::now();
+    while begun.elapsed() < idle {
+        tokio::time::sleep(ALIVE).await;
+        // What waits to be written is a sign itself.
+        out.try_send(Out::Alive).ok();
+    }
+    std::future::pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn life_is_shown_for_as_long_as_a_connection_may_be_idle() {
+        let (out, mut queue) = mpsc::channel(1);
+        let idle = 3 * ALIVE;
+        let begun = Instant::now();
+        let shown = async {
+            let mut shown = 0;
+            while let Ok(Some(Out::Alive)) = tokio::time::timeout(idle, queue.recv()).await {
+                shown += 1;
+            }
+            (shown, begun.elapsed())
+        };
+        let (shown, took) = tokio::select! {
+            never = alive(&out, idle) => match never {},
+            shown = shown => shown,
+        };
+        assert_eq!((shown, took), (3, 2 * idle));
+    }
+
+    #[tokio::test]
+    async fn finishing_takes_along_what_is_written_and_no_more() {
+        let (mut handler, wire) = tokio::io::duplex(64 * 1024);
+        let written = vec![7; 60_000];
+        handler.write_all(&written).await.unwrap();
+        let (out, mut queue) = mpsc::channel(1);
+        let finishing = watch::channel(true).1;
+        let (_cut, being_cut) = oneshot::channel();
+        let pump = tokio::spawn(pump(wire, 5, out, finishing, being_cut));
+        let mut got = Vec::new();
+        while let Some(Out::Data(5, bytes)) = queue.recv().await {
+            got.extend(bytes);
+        }
+        assert!(got == written);
+        pump.await.unwrap();
+        let broken = handler.write_all(b"late").await.unwrap_err();
+        assert_eq!(broken.kind(), io::ErrorKind::BrokenPipe);
     }
 }

@@ -53,7 +53,9 @@ impl Line {
     /// Returns when no byte passed either way for so long.
     pub(crate) async fn idle(&self, limit: Duration) {
         loop {
-            let end = self.activity.last() + limit;
+            let Some(end) = self.activity.last().checked_add(limit) else {
+                return std::future::pending().await;
+            };
             if end <= Instant::now() {
                 return;
             }
@@ -64,7 +66,8 @@ impl Line {
     /// Returns when the client closed its side or the connection broke, though
     /// bytes of it are unread.
     pub(crate) async fn hung_up(&self) {
-        let mut ticks = tokio::time::interval(LOOK);
+        // Not at once: the handler may be about to take the bytes.
+        let mut ticks = tokio::time::interval_at(Instant::now() + LOOK, LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

@@ -59,6 +59,8 @@ pub(crate) enum Out {
     End(u32),
     /// The answer to a ping.
     Pong(u32),
+    /// A sign of life, where the protocol has one that answers nothing.
+    Alive,
     /// Nothing more.
     Close,
 }

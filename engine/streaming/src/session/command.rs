@@ -328,7 +328,7 @@ impl Ears {
     ) -> bool {
         let answer = match event {
             Event::Data { id, bytes } if Some(id) == self.ids.stdin => {
-                return self.stdin(&bytes, connection).await;
+                return self.stdin(&bytes, out, connection).await;
             }
             Event::Data { id, bytes } if Some(id) == self.ids.resize => {
                 if let Some(size) = self.sizes.hear(&bytes) {
@@ -360,11 +360,16 @@ impl Ears {
         true
     }
 
-    async fn stdin(&mut self, bytes: &[u8], connection: &Connection) -> bool {
+    async fn stdin(
+        &mut self,
+        bytes: &[u8],
+        out: &mpsc::Sender<Out>,
+        connection: &Connection,
+    ) -> bool {
         let Some(stdin) = &mut self.stdin else {
             return true;
         };
-        match pipes::deliver(bytes, stdin, &connection.line, &mut self.finishing).await {
+        match pipes::deliver(bytes, stdin, out, connection, &mut self.finishing).await {
             Delivered::Taken => true,
             Delivered::Unwanted => {
                 self.stdin = None;

@@ -7,8 +7,9 @@
 //! does not, hold the incoming bytes of their connection, as neither protocol
 //! gives a stream a window that the Go client minds. Pings, resets and the
 //! end behind held bytes wait with them; a client that hangs up is noticed all
-//! the same, by its socket, within two seconds. Output goes on, from a loop
-//! of its own. A client that does not read holds its own output, and its own
+//! the same, by its socket, within two seconds, and loses what was held. A
+//! WebSocket whose pings wait is sent pongs unasked. Output goes on, from a
+//! loop of its own. A client that does not read holds its own output, and its own
 //! pings once the few messages of `wire` wait. Nothing holds another
 //! connection, and `Options::idle` ends what is held for too long.
 

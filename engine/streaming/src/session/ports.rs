@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{DuplexStream, WriteHalf};
@@ -55,6 +56,13 @@ struct First {
     kind: Kind,
     port: u16,
     since: Instant,
+}
+
+impl First {
+    /// When the other one must have come.
+    fn due(&self, creation: Duration) -> Option<Instant> {
+        self.since.checked_add(creation)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +152,7 @@ impl Ears {
             let overdue = self
                 .waiting
                 .values()
-                .map(|first| first.since + creation)
+                .filter_map(|first| first.due(creation))
                 .min();
             let sweep = async {
                 match overdue {
@@ -330,7 +338,7 @@ impl Ears {
             return true;
         };
         let Some(pipe) = inbound else { return true };
-        match pipes::deliver(bytes, pipe, &connection.line, &mut self.finishing).await {
+        match pipes::deliver(bytes, pipe, &self.out, connection, &mut self.finishing).await {
             Delivered::Taken => true,
             Delivered::Unwanted => {
                 *inbound = None;
@@ -361,11 +369,11 @@ impl Ears {
     }
 
     /// Resets the streams whose other half did not come in time.
-    async fn sweep(&mut self, creation: std::time::Duration) {
+    async fn sweep(&mut self, creation: Duration) {
         let now = Instant::now();
         let overdue = self
             .waiting
-            .extract_if(|_, first| first.since + creation <= now);
+            .extract_if(|_, first| first.due(creation).is_some_and(|due| due <= now));
         for (_, first) in overdue.collect::<Vec<_>>() {
             self.streams.remove(&first.id);
             self.say(Out::Reset(first.id, Reason::Refused)).await;

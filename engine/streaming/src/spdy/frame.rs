@@ -206,7 +206,7 @@ impl Encoder {
     /// SYN_REPLY without headers: the stream is accepted.
     pub(crate) fn reply(&mut self, id: u32, into: &mut BytesMut) {
         let block = self.blocks.next();
-        // Blocks have 9 or 11 bytes.
+        // Blocks have 14 or 16 bytes.
         control(2, 4 + block.len() as u32, into);
         into.put_u32(id);
         into.put(block);

@@ -139,7 +139,7 @@ pub(crate) struct EmptyBlocks {
 impl EmptyBlocks {
     /// The next block.
     pub(crate) fn next(&mut self) -> Bytes {
-        let mut block = BytesMut::with_capacity(11);
+        let mut block = BytesMut::with_capacity(16);
         if !self.begun {
             self.begun = true;
             // Deflate with a window of 32 KiB, and the check of both bytes.
@@ -148,6 +148,9 @@ impl EmptyBlocks {
         // Stored, not the last, four bytes and their complement; then a count
         // of no headers.
         block.put_slice(&[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        // Stored and empty, as a flush ends: Go's inflater gives nothing out
+        // before it has seen one.
+        block.put_slice(&[0, 0, 0, 0xff, 0xff]);
         block.freeze()
     }
 }
@@ -185,6 +188,14 @@ mod tests {
         let (mut blocks, mut inflater) = (EmptyBlocks::default(), Inflater::new());
         for _ in 0..3 {
             assert_eq!(inflater.read(&blocks.next()).unwrap(), Headers::default());
+        }
+    }
+
+    #[test]
+    fn empty_blocks_end_as_a_flush_does() {
+        let mut blocks = EmptyBlocks::default();
+        for _ in 0..2 {
+            assert!(blocks.next().ends_with(&[0, 0, 0, 0xff, 0xff]));
         }
     }
 

@@ -121,6 +121,8 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Sink for SpdySink<W> {
             Out::Data(id, data) => frame::data(id, &data, false, bytes),
             Out::End(id) => frame::data(id, &[], true, bytes),
             Out::Pong(id) => frame::ping(id, bytes),
+            // Go's pings have no deadline.
+            Out::Alive => {}
             Out::Close => frame::leave(self.last, bytes),
         }
         if self.bytes.len() >= BATCH {

@@ -141,16 +141,13 @@ impl Sink for WebSink {
             // Clients of all versions take the end of the connection for that
             // of the channels, and know no word for one of them.
             Out::End(_) | Out::Reply(_) | Out::Reset(..) | Out::Pong(_) => Ok(()),
-            Out::Close => {
-                let frame = CloseFrame {
-                    code: CloseCode::Normal,
-                    reason: "".into(),
-                };
-                self.writer
-                    .send(Message::Close(Some(frame)))
-                    .await
-                    .map_err(failed)
-            }
+            // RFC 6455 5.5.3: a pong may come unasked.
+            Out::Alive => self
+                .writer
+                .feed(Message::Pong(Bytes::new()))
+                .await
+                .map_err(failed),
+            Out::Close => self.writer.send(farewell()).await.map_err(failed),
         }
     }
 
