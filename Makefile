@@ -59,6 +59,7 @@ suite:
 critest:
 	conformance/scripts/crictl-walk
 	conformance/scripts/critest
+	conformance/scripts/critest --ginkgo.focus='[Ss]treaming|exec|attach|portforward' -websocket-exec -websocket-attach -websocket-portforward
 
 check: fmt clippy doc arrows licences
 	$(MAKE) test
