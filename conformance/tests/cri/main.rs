@@ -55,6 +55,7 @@ mod server;
 )]
 mod stall;
 mod stats;
+mod streams;
 #[expect(
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
