@@ -26,6 +26,7 @@ use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
+use crate::pod_metrics::Known;
 use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
@@ -217,6 +218,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         host_paths: HostPaths::default(),
         streams,
         samples: Samples::default(),
+        pod_metrics: Known::default(),
         warnings: Warnings::default(),
         traces: Traces::default(),
         #[cfg(feature = "otel")]
