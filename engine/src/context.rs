@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::network::Network;
 use crate::pod::index::Index;
+use crate::pod_metrics::Known;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
@@ -37,6 +38,8 @@ pub(crate) struct Engine {
     /// Sessions that clients may begin: exec, attach, port-forward.
     pub(crate) streams: Streams,
     pub(crate) samples: Samples,
+    /// What metrics of pods are made of, as far as it stays the same.
+    pub(crate) pod_metrics: Known,
     pub(crate) warnings: Warnings,
     pub(crate) traces: Traces,
     #[cfg(feature = "otel")]

@@ -20,6 +20,7 @@ mod network;
 mod otel;
 mod paths;
 mod pod;
+mod pod_metrics;
 mod rpc;
 mod server;
 mod spec;

@@ -110,7 +110,7 @@ pub(crate) async fn of_containers(
 }
 
 /// Does the same work for each, in order: many of them in one part for each core.
-async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
+pub(crate) async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
     engine: &Arc<Engine>,
     mut items: Vec<I>,
     work: fn(&Engine, I) -> O,
@@ -177,7 +177,8 @@ pub(crate) async fn of_pods(
     Ok(uses)
 }
 
-fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
+/// The containers of a pod that run.
+pub(crate) fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
     let all = pod.containers.iter();
     all.filter(|container| container.state.is_running())
 }
@@ -200,7 +201,7 @@ fn of_pod(engine: &Engine, pod: Arc<PodView>) -> PodUse {
 }
 
 /// What the interfaces of the sandboxes with a network of their own carried.
-async fn traffic(
+pub(crate) async fn traffic(
     engine: &Arc<Engine>,
     pods: &[Arc<PodView>],
 ) -> Result<HashMap<PodId, Vec<InterfaceStats>>, PodError> {

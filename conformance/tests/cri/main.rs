@@ -36,6 +36,11 @@ mod logs;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod metrics;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod network;
 #[expect(
     clippy::expect_used,

@@ -27,6 +27,7 @@ use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
 use crate::pod::task::keep_all;
+use crate::pod_metrics::Known;
 use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
@@ -219,6 +220,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         host_paths: HostPaths::default(),
         streams,
         samples: Samples::default(),
+        pod_metrics: Known::default(),
         warnings: Warnings::default(),
         traces: Traces::default(),
         #[cfg(feature = "otel")]

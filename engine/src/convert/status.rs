@@ -77,7 +77,7 @@ pub(crate) fn pod(pod: &PodView) -> v1::PodSandboxStatus {
 
 /// The image as people name it, whatever the request called it: the kubelet names it by
 /// its id and shows what it is answered here.
-fn name_of_image(container: &ContainerView) -> String {
+pub(super) fn name_of_image(container: &ContainerView) -> String {
     match container.image_name.as_str() {
         "" => container.config.image.image.clone(),
         name => name.to_owned(),

@@ -147,6 +147,15 @@ pub(crate) struct Resources {
     pub(crate) unified: Pairs,
 }
 
+/// The limits of a pod as the kubelet tells of them, which sets them itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PodResources {
+    /// What the pod takes beside its containers.
+    pub(crate) overhead: Option<Resources>,
+    /// The sum over its containers.
+    pub(crate) resources: Option<Resources>,
+}
+
 /// Which seccomp filter a container runs under.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Seccomp {

@@ -14,7 +14,7 @@ use super::events::Events;
 use super::task::Command;
 use super::view::{ContainerView, PodView};
 use crate::ids::{ContainerId, PodId};
-use crate::model::SandboxKey;
+use crate::model::{PodResources, SandboxKey};
 
 /// The way to a pod's task.
 #[derive(Debug, Clone)]
@@ -50,6 +50,8 @@ struct Entry {
     key: SandboxKey,
     inbox: Inbox,
     view: View,
+    /// In memory only: nothing is done with it.
+    resources: Option<Arc<PodResources>>,
 }
 
 /// What lists say of a pod; absent while it is being started.
@@ -173,6 +175,7 @@ impl Index {
             key: key.clone(),
             inbox: inbox.clone(),
             view,
+            resources: None,
         };
         maps.pods.insert(inbox.pod.clone(), entry);
         Ok(())
@@ -200,6 +203,20 @@ impl Index {
     /// Whether a pod is known.
     pub(crate) fn has(&self, id: &PodId) -> bool {
         self.read().pods.contains_key(id)
+    }
+
+    /// Keeps what the kubelet told of a pod's limits; whether the pod is known.
+    pub(crate) fn tell_resources(&self, id: &PodId, told: PodResources) -> bool {
+        let mut maps = self.write();
+        let entry = maps.pods.get_mut(id);
+        entry
+            .map(|entry| entry.resources = Some(Arc::new(told)))
+            .is_some()
+    }
+
+    /// What the kubelet told last of a pod's limits.
+    pub(crate) fn told_resources(&self, id: &PodId) -> Option<Arc<PodResources>> {
+        self.read().pods.get(id)?.resources.clone()
     }
 
     /// Replaces what lists say of a pod.

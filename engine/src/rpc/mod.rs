@@ -449,14 +449,18 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        Err(list_metric_descriptors::handle(request.get_ref()))
+        list_metric_descriptors::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        Err(list_pod_sandbox_metrics::handle(request.get_ref()))
+        list_pod_sandbox_metrics::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamPodSandboxMetricsStream = Streamed<v1::StreamPodSandboxMetricsResponse>;
@@ -465,7 +469,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(stream_pod_sandbox_metrics::handle(request.get_ref()))
+        stream_pod_sandbox_metrics::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn runtime_config(
@@ -481,7 +487,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(update_pod_sandbox_resources::handle(request.get_ref()))
+        update_pod_sandbox_resources::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 

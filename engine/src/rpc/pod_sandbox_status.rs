@@ -47,6 +47,7 @@ fn info(engine: &Engine, view: &PodView) -> HashMap<String, String> {
         "transition": view.transition,
         "reason": view.reason,
         "config": *view.config,
+        "resources": engine.index.told_resources(&view.id).as_deref(),
     });
     HashMap::from([
         ("info".to_owned(), text.to_string()),

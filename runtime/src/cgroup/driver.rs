@@ -16,13 +16,16 @@
 
 use std::fmt::Debug;
 
-use super::{Cgroup, CgroupError, CgroupPath, Hierarchies, Version};
+use super::{Cgroup, CgroupError, CgroupPath, Counted, Hierarchies, Version};
 
 /// What the engine needs of the cgroups of pods and containers. All but the names may wait
 /// for the kernel.
 pub trait Driver: Debug + Send + Sync {
     /// The layout of the hierarchies that are used.
     fn version(&self) -> Version;
+
+    /// What this kernel counts of every cgroup of a container; asks it.
+    fn counted(&self) -> Counted;
 
     /// The cgroup for the own processes of the pod `id`, whose cgroups go below `parent`.
     ///
@@ -80,6 +83,10 @@ pub trait Driver: Debug + Send + Sync {
 impl Driver for Hierarchies {
     fn version(&self) -> Version {
         Self::version(self)
+    }
+
+    fn counted(&self) -> Counted {
+        Self::counted(self)
     }
 
     fn pod_path(&self, parent: &CgroupPath, id: &str) -> Result<CgroupPath, CgroupError> {

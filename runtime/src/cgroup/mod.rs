@@ -22,11 +22,13 @@
 mod detect;
 mod driver;
 mod error;
+mod figures;
 mod file;
 mod find;
 mod limits;
 mod path;
 mod plan;
+mod processes;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -38,7 +40,9 @@ use std::sync::Arc;
 
 pub use driver::Driver;
 pub use error::CgroupError;
+pub use figures::{Counted, DeviceUse, Figures, HugePages, Memory, Throttling};
 pub use path::CgroupPath;
+pub use processes::{Descriptors, Processes};
 pub use stats::{Psi, PsiData, Stats};
 
 use crate::ways;

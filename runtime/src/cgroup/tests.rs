@@ -160,6 +160,70 @@ fn processes_are_seen_measured_killed_and_gone() {
     assert!(scratch.top.exists(), "removed more than its own");
 }
 
+/// Each figure of a cgroup with processes, beside whether this machine is said to have it.
+fn assert_counted(scratch: &Scratch) {
+    let cgroup = scratch.child("pod/counted");
+    let sleeper = Sleeper::start_in(&cgroup);
+    let figures = cgroup.figures().unwrap();
+    let counted = scratch.hierarchies.counted();
+    let memory = figures.memory;
+    let pressure = figures.stats.cpu_psi.is_some();
+    for (name, said, there) in [
+        ("cpu", counted.cpu_times, figures.cpu_user_ns.is_some()),
+        ("cpu", counted.cpu_times, figures.cpu_system_ns.is_some()),
+        (
+            "throttling",
+            counted.throttling,
+            figures.throttling.is_some(),
+        ),
+        ("memory", counted.memory, memory.is_some()),
+        (
+            "kernel",
+            counted.kernel_memory,
+            memory.is_some_and(|m| m.kernel.is_some()),
+        ),
+        (
+            "peak",
+            counted.memory_peak,
+            memory.is_some_and(|m| m.peak.is_some()),
+        ),
+        (
+            "failcnt",
+            counted.memory,
+            memory.is_some_and(|m| m.limit_hits.is_some()),
+        ),
+        ("swap", counted.swap, figures.stats.swap_usage.is_some()),
+        ("oom_kill", counted.oom_kills, figures.oom_kills.is_some()),
+        (
+            "hugetlb",
+            counted.huge_pages,
+            !figures.huge_pages.is_empty(),
+        ),
+        ("devices", counted.devices, figures.devices.is_some()),
+        ("tasks", counted.tasks, figures.tasks.is_some()),
+        ("pressure", counted.pressure, pressure),
+    ] {
+        assert_eq!(said, there, "{name}: {counted:?} {figures:?}");
+    }
+    let processes = cgroup.processes(Some(sleeper.pid())).unwrap();
+    assert_eq!(processes.count, 1);
+    assert!(processes.descriptors.unwrap().open >= 3);
+    assert!(processes.open_files_limit.unwrap() > 0);
+    let other = cgroup.processes(Some(1)).unwrap();
+    assert_eq!(
+        other.open_files_limit, None,
+        "of a process that is elsewhere"
+    );
+}
+
+#[test]
+fn what_is_said_to_be_counted_has_figures_and_nothing_else() {
+    assert_counted(&Scratch::new());
+    if let Some(scratch) = unified() {
+        assert_counted(&scratch);
+    }
+}
+
 #[test]
 fn kill_and_remove_reach_below() {
     let scratch = Scratch::new();

@@ -372,7 +372,7 @@ fn enable_in(dir: &Path, wanted: &[&str]) -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
+pub(super) fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
     let look = |dir: BorrowedFd<'_>| {
         // A threaded cgroup has no list of processes: they stand in the list of
         // the domain above it.
