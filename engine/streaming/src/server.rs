@@ -148,7 +148,7 @@ async fn connection<H: Handler>(
         line,
         idle: options.idle,
         creation: options.creation,
-        permit,
+        _permit: permit,
     };
     // Its future holds everything of a session, which is too much to move.
     Box::pin(session(connection, socket, begun, granted, handler)).await;

@@ -19,6 +19,7 @@ mod spdy;
 use std::time::Duration;
 
 use streaming::Wants;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::site::{Job, Site, soon};
 use crate::spdy::{Spdy, ask, upgrade};
@@ -44,7 +45,8 @@ async fn client(site: Site, number: usize) {
         Job::Stay,
         Job::Fail,
         Job::Sizes,
-    ][number % 7];
+        Job::Hold,
+    ][number % 8];
     let token = site.token(job, ALL);
     if job == Job::Forward {
         let request = upgrade(&format!("/portforward/{token}"), "portforward.k8s.io");
@@ -62,6 +64,9 @@ async fn client(site: Site, number: usize) {
             client.send(data, &[0; 5000], false).await;
         }
         return;
+    }
+    if number.is_multiple_of(3) {
+        return web(&site, &token, number).await;
     }
     let request = upgrade(&format!("/exec/{token}"), "v4.channel.k8s.io");
     let (_, stream) = ask(site.address, &request).await;
@@ -81,11 +86,26 @@ async fn client(site: Site, number: usize) {
     }
 }
 
+/// A WebSocket, gone within a frame or between two.
+async fn web(site: &Site, token: &str, number: usize) {
+    let request = format!(
+        "GET /exec/{token} HTTP/1.1\r\nHost: node\r\nConnection: Upgrade\r\n\
+         Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: v5.channel.k8s.io\r\n\r\n"
+    );
+    let (_, mut stream) = ask(site.address, &request).await;
+    stream.set_zero_linger().ok();
+    // Five bytes on stdin, masked with zeros.
+    let frame = [0x82, 0x86, 0, 0, 0, 0, 0, b'h', b'e', b'l', b'l', b'o'];
+    stream.write_all(&frame[..number % 13 % 12]).await.ok();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_resets_leave_no_task_and_no_descriptor() {
-    let site = Site::new().await;
+    let mut site = Site::new().await;
     // What the runtime opens once is open now.
-    client(site.clone(), 0).await;
+    client(site.clone(), 2).await;
     site.live(0).await;
     let metrics = tokio::runtime::Handle::current().metrics();
     let before = || metrics.num_alive_tasks() == 1;
@@ -95,10 +115,12 @@ async fn a_thousand_resets_leave_no_task_and_no_descriptor() {
         let clients = (0..100).map(|number| client(site.clone(), batch * 100 + number));
         soon("a batch", futures::future::join_all(clients)).await;
     }
-    soon("the tasks' end", until(before)).await;
+    // Handlers that go on hold none.
     soon("the descriptors' end", until(|| descriptors() <= open)).await;
-    site.live(0).await;
     site.go();
+    site.live(0).await;
+    soon("the tasks' end", until(before)).await;
+    site.end();
 }
 
 /// Looks at what has no way to tell.

@@ -130,7 +130,7 @@ impl Command {
             finishing: finishing.clone(),
         };
 
-        let wire = async {
+        let wire = async move {
             let talk = async {
                 let pumps = async {
                     let stdout = pumping(stdout, ids.stdout, &out, &finishing, stdout_cut);
@@ -153,7 +153,8 @@ impl Command {
                 () = sizes => {}
             }
             gone.send_replace(true);
-            drop(connection.permit);
+            // The handler may go on for long: the socket and its place may not.
+            drop((source, writer, connection));
         };
         tokio::join!(start(channels), wire);
     }

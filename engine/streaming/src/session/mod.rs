@@ -42,7 +42,7 @@ pub(crate) struct Connection {
     /// `Options::creation`.
     pub(crate) creation: Duration,
     /// Its place among the connections of the server.
-    pub(crate) permit: OwnedSemaphorePermit,
+    pub(crate) _permit: OwnedSemaphorePermit,
 }
 
 /// The loop that writes, ended with this.

@@ -27,6 +27,9 @@ use crate::wire::{Event, Lost, Out, Reason, Sink, Source};
 /// How many streams a client may have; a request takes two.
 const STREAMS: usize = 256;
 
+/// The longest name of a request; kubectl counts from 0.
+const KEY: usize = 256;
+
 /// A port-forward session before it begins.
 #[derive(Debug, Default)]
 pub(crate) struct Ports {
@@ -115,7 +118,7 @@ impl Ports {
             handler.await;
             finish.send_replace(true);
         };
-        let wire = async {
+        let wire = async move {
             let talk = async {
                 // The listener says so when all pumps are done after the
                 // handler; it cannot be gone before.
@@ -123,7 +126,8 @@ impl Ports {
             };
             let listen = ears.listen(&mut source, &connection, quiet);
             converse(&connection, &out, talk, listen).await;
-            drop(connection.permit);
+            // The handler may go on for long: the socket and its place may not.
+            drop((source, writer, connection));
         };
         tokio::join!(handler, wire);
     }
@@ -402,7 +406,7 @@ fn told(id: u32, headers: &Headers) -> Option<Told> {
         None if kind == Kind::Data => format!("stream {}", id.checked_sub(2)?),
         None => format!("stream {id}"),
     };
-    Some(Told { key, kind, port })
+    (key.len() <= KEY).then_some(Told { key, kind, port })
 }
 
 /// Ends what the handler reads, behind what is there already.

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::site::{Job, Site, soon};
-use crate::spdy::{Spdy, ask, upgrade};
+use crate::spdy::{Got, Spdy, ask, upgrade};
 
 #[tokio::test]
 async fn a_token_is_good_once_and_for_its_kind() {
@@ -78,5 +78,59 @@ async fn bytes_that_are_no_frames_end_the_session() {
         client.stream.shutdown().await.unwrap();
         assert!(client.rest().await.is_empty());
     }
+    site.live(0).await;
+}
+
+#[tokio::test]
+async fn dropping_the_server_ends_connections_and_handlers() {
+    let mut site = Site::new().await;
+    let wants = Wants {
+        stdout: true,
+        ..Wants::default()
+    };
+    let path = format!("/exec/{}", site.token(Job::Stay, wants));
+    let mut command = Spdy::connect(site.address, &path, "v4.channel.k8s.io").await;
+    command.open("error").await;
+    command.open("stdout").await;
+    let path = format!("/portforward/{}", site.token(Job::Forward, wants));
+    let mut ports = Spdy::connect(site.address, &path, "portforward.k8s.io").await;
+    site.live(2).await;
+    site.end();
+    site.live(0).await;
+    assert_eq!(command.next().await, Got::Eof);
+    assert_eq!(ports.next().await, Got::Eof);
+}
+
+#[tokio::test]
+async fn a_handler_that_goes_on_holds_no_socket() {
+    let site = Site::new().await;
+    let wants = Wants {
+        stdout: true,
+        ..Wants::default()
+    };
+    let path = format!("/exec/{}", site.token(Job::Hold, wants));
+    let mut client = Spdy::connect(site.address, &path, "v4.channel.k8s.io").await;
+    client.open("error").await;
+    client.open("stdout").await;
+    site.live(1).await;
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(client.next().await, Got::Eof);
+    site.live(1).await;
+    site.go();
+    site.live(0).await;
+
+    let site = Site::new().await;
+    let path = format!("/portforward/{}", site.token(Job::Forward, wants));
+    let mut client = Spdy::connect(site.address, &path, "portforward.k8s.io").await;
+    for kind in ["error", "data"] {
+        let headers = [("streamtype", kind), ("port", "2"), ("requestid", "0")];
+        let id = client.begin(&headers).await;
+        assert_eq!(client.next().await, Got::Reply(id));
+    }
+    site.live(2).await;
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(client.next().await, Got::Eof);
+    site.live(2).await;
+    site.go();
     site.live(0).await;
 }

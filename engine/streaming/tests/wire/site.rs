@@ -39,6 +39,8 @@ pub(crate) enum Job {
     Fail,
     /// Stays until the client is gone.
     Stay,
+    /// Stays until told to go.
+    Hold,
     /// Ports: 1 cannot be reached, 2 is never read, 3 breaks after the first
     /// bytes, others echo.
     Forward,
@@ -55,7 +57,7 @@ struct Shared {
 pub(crate) struct Site {
     shared: Arc<Shared>,
     pub(crate) address: SocketAddr,
-    _server: Arc<JoinSet<()>>,
+    server: Arc<JoinSet<()>>,
 }
 
 /// Counts a session while it lives.
@@ -109,7 +111,7 @@ impl Site {
         Self {
             shared,
             address,
-            _server: Arc::new(server),
+            server: Arc::new(server),
         }
     }
 
@@ -123,6 +125,11 @@ impl Site {
         };
         tokens.insert(token.clone(), (expected, job));
         token
+    }
+
+    /// Drops the server.
+    pub(crate) fn end(&mut self) {
+        self.server = Arc::default();
     }
 
     /// Lets the deaf go.
@@ -215,6 +222,7 @@ async fn run(job: Job, mut channels: Channels, mut go: watch::Receiver<bool>) {
         }
         Job::Mute | Job::Forward => {}
         Job::Fail => channels.outcome.failed("no such command").await,
+        Job::Hold => drop(go.wait_for(|go| *go).await),
         Job::Stay => channels.gone.wait().await,
     }
 }
