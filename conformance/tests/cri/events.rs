@@ -1,5 +1,10 @@
 //! What the engine tells unasked, and lists in pieces: both say what lists say.
 
+#![expect(
+    clippy::expect_used,
+    reason = "helpers of tests, which the exception for tests misses"
+)]
+
 use proto::v1;
 use proto::v1::ContainerEventType as Kind;
 use tonic::Code;

@@ -1,6 +1,11 @@
 //! Sessions: what clients of exec, attach and port-forward get, over WebSocket; the field's
 //! suite comes over SPDY as well.
 
+#![expect(
+    clippy::expect_used,
+    reason = "helpers of tests, which the exception for tests misses"
+)]
+
 use std::time::Duration;
 
 use futures::{SinkExt, StreamExt};
