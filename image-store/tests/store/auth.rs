@@ -4,7 +4,7 @@ use image_store::{Auth, PullError};
 
 use crate::support::image::{Packing, image, layer};
 use crate::support::registry::{Access, Fault, Registry};
-use crate::support::{hosts, left_over, open};
+use crate::support::{eventually, hosts, left_over, open};
 
 fn small() -> crate::support::image::Image {
     image(&[
@@ -119,7 +119,7 @@ async fn wrong_or_missing_credentials_are_unauthorized_and_name_the_host() {
             PullError::Unauthorized { host, .. } => assert_eq!(host, registry.host()),
             other => panic!("{other:?}"),
         }
-        assert!(left_over(dir.path()).is_empty());
+        eventually("nothing is left", || left_over(dir.path()).is_empty()).await;
     }
 }
 

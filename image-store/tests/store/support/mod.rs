@@ -8,7 +8,7 @@ pub(crate) mod registry;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use image_store::{ImageStore, StoreOptions, Tuning};
+use image_store::{ImageStore, OpenError, StoreOptions, Tuning};
 
 /// Waits until a condition holds, for half a minute at most.
 pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
@@ -31,7 +31,16 @@ pub(crate) async fn open_with(dir: &Path, tuning: Tuning) -> ImageStore {
         hosts_dir: dir.join("hosts"),
         user_agent: "slipway-test".to_owned(),
     };
-    ImageStore::open_with(options, tuning).await.unwrap()
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match ImageStore::open_with(options.clone(), tuning.clone()).await {
+            // What one that is gone threw away behind its answers keeps it for a moment.
+            Err(OpenError::InUse { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(3)).await;
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// Short enough for tests, long enough for a busy machine.
