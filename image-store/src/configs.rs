@@ -36,13 +36,29 @@ pub(crate) struct Texts {
 }
 
 impl Texts {
-    /// Writes both into a fresh directory; says how many bytes of the disk they take.
-    pub(crate) fn write(&self, dir: &Path) -> io::Result<u64> {
-        let process = serde_json::to_vec(&self.process)?;
+    /// Writes both into a fresh directory.
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         fs::write(dir.join(TEXT), &self.config)?;
-        fs::write(dir.join(PROCESS), &process)?;
+        fs::write(dir.join(PROCESS), self.process_text()?)
+    }
+
+    /// Whether both are in a directory as they should be.
+    pub(crate) fn are_in(&self, dir: &Path) -> io::Result<bool> {
+        let holds = |name, text: &[u8]| match fs::read(dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            found => Ok(found.is_ok_and(|found| found == text)),
+        };
+        Ok(holds(TEXT, self.config.as_bytes())? && holds(PROCESS, &self.process_text()?)?)
+    }
+
+    /// How many bytes of the disk they take.
+    pub(crate) fn bytes_on_disk(&self) -> io::Result<u64> {
         let on_disk = |bytes: usize| (bytes as u64).next_multiple_of(BLOCK);
-        Ok(BLOCK + on_disk(self.config.len()) + on_disk(process.len()))
+        Ok(BLOCK + on_disk(self.config.len()) + on_disk(self.process_text()?.len()))
+    }
+
+    fn process_text(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec(&self.process)?)
     }
 }
 
@@ -71,11 +87,16 @@ mod tests {
             config: r#"{"os":"linux","config":{"Labels":{"a":"b"}}}"#.to_owned(),
             process: process.clone(),
         };
-        assert_eq!(texts.write(dir.path()).unwrap(), 3 * BLOCK);
+        assert!(!texts.are_in(dir.path()).unwrap());
+        texts.write(dir.path()).unwrap();
+        assert!(texts.are_in(dir.path()).unwrap());
+        assert_eq!(texts.bytes_on_disk().unwrap(), 3 * BLOCK);
         assert_eq!(read_process(dir.path()).unwrap(), process);
         let whole = read(dir.path()).unwrap();
         let labels = whole.config().as_ref().unwrap().labels().clone().unwrap();
         assert_eq!(labels.get("a").map(String::as_str), Some("b"));
+        fs::write(dir.path().join(TEXT), "").unwrap();
+        assert!(!texts.are_in(dir.path()).unwrap());
         fs::remove_file(dir.path().join(PROCESS)).unwrap();
         assert!(read_process(dir.path()).is_err());
     }

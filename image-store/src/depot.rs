@@ -108,13 +108,7 @@ impl Depot {
                 throw(&path, layout.throw_path(&path));
             }
         }
-        for dir in layout.snapshots()? {
-            let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-            let known = Snapshot::image_of(&dir).is_some_and(|id| state.add_snapshot(owner, &id));
-            if !known {
-                throw(&dir, layout.throw_snapshot(&dir));
-            }
-        }
+        let certain = adopt_snapshots(&layout, &mut state)?;
         layout.empty_trash();
         let catalog = ArcSwap::from_pointee(state.catalog());
         let depot = Self {
@@ -127,7 +121,9 @@ impl Depot {
             reading: Mutex::new(()),
             arrivals: Notify::new(),
         };
-        depot.collect();
+        if certain {
+            depot.collect();
+        }
         Ok(depot)
     }
 
@@ -199,25 +195,25 @@ impl Depot {
     /// Writes a new image for good. The caller holds its layers.
     pub(crate) fn commit(&self, mut new: NewImage) -> Result<(), PullError> {
         let patch = self.stage_patch(&new)?;
-        let config = self.stage_config(&mut new)?;
+        let path = self.layout.config(&new.id);
+        let bytes = new.config.bytes_on_disk();
+        new.record.config_bytes =
+            bytes.map_err(|e| PullError::io("encode the configuration for", &path, e))?;
         let _one = self.change();
         let known = self.state().is_patched(&new.id);
         new.record.patched = known.unwrap_or(patch.is_some());
-        if known.is_none() {
-            let config = match config {
-                // It was there a moment ago, and is not any more.
-                None => self.stage_config(&mut new)?,
-                config => config,
-            };
-            for (staging, path) in [
-                (patch, self.layout.patch(&new.id)),
-                (config, self.layout.config(&new.id)),
-            ] {
-                if let Some(staging) = staging {
-                    staging
-                        .install_at(&path)
-                        .map_err(|e| PullError::io("install", &path, e))?;
-                }
+        let config = self.stage_config(&new)?;
+        // A patch that is there is the same.
+        let patch = patch.filter(|_| known.is_none());
+        let is_new = known.is_none() || config.is_some();
+        for (staging, path) in [
+            (patch, self.layout.patch(&new.id)),
+            (config, self.layout.config(&new.id)),
+        ] {
+            if let Some(staging) = staging {
+                staging
+                    .install_at(&path)
+                    .map_err(|e| PullError::io("install", &path, e))?;
             }
         }
         let (change, durable) = {
@@ -225,7 +221,7 @@ impl Depot {
             new.record.size = state.size_of(&new);
             (
                 state.commit_change(&new),
-                known.is_some() && state.is_durable(&new.record.layers),
+                !is_new && state.is_durable(&new.record.layers),
             )
         };
         if !durable {
@@ -253,9 +249,11 @@ impl Depot {
         Ok(())
     }
 
-    /// Writes the configuration of an image that is not there.
-    fn stage_config(&self, new: &mut NewImage) -> Result<Option<Staging>, PullError> {
-        if self.state().is_patched(&new.id).is_some() {
+    /// Writes the configuration of an image where it is not, or not as it should be.
+    fn stage_config(&self, new: &NewImage) -> Result<Option<Staging>, PullError> {
+        let path = self.layout.config(&new.id);
+        let is_there = new.config.are_in(&path);
+        if is_there.map_err(|e| PullError::io("read the configuration in", &path, e))? {
             return Ok(None);
         }
         let images = self.layout.images();
@@ -264,8 +262,7 @@ impl Depot {
             .stage()
             .map_err(|e| PullError::io("make staging below", images, e))?;
         let path = staging.path();
-        new.record.config_bytes = new
-            .config
+        new.config
             .write(&path)
             .map_err(|e| PullError::io("write the configuration in", &path, e))?;
         Ok(Some(staging))
@@ -289,7 +286,11 @@ impl Depot {
         let mut any = false;
         for id in &stack {
             let implied = self.layout.implied(id);
-            any |= std::fs::metadata(&implied).is_ok_and(|found| found.len() > 0);
+            any |= match std::fs::metadata(&implied) {
+                Ok(found) => found.len() > 0,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+                Err(error) => return Err(PullError::io("look at", &implied, error)),
+            };
             let dir = std::fs::File::open(at(id))
                 .map_err(|e| PullError::io("open layer", &at(id), e))?
                 .into();
@@ -320,14 +321,21 @@ impl Depot {
         image: ImageId,
     ) -> Result<ImageConfiguration, ConfigurationError> {
         let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
-        configs::read(&self.layout.config(&image))
-            .map_err(|source| ConfigurationError::new(image, source))
+        configs::read(&self.layout.config(&image)).map_err(|source| self.not_read(image, source))
     }
 
     /// What of it the processes of containers get.
     pub(crate) fn process(&self, image: ImageId) -> Result<Config, ConfigurationError> {
         configs::read_process(&self.layout.config(&image))
-            .map_err(|source| ConfigurationError::new(image, source))
+            .map_err(|source| self.not_read(image, source))
+    }
+
+    /// A file that a known image misses is a damage, and no missing image.
+    fn not_read(&self, image: ImageId, source: std::io::Error) -> ConfigurationError {
+        match self.state().is_patched(&image) {
+            None => ConfigurationError::NotFound { image },
+            Some(_) => ConfigurationError::Io { image, source },
+        }
     }
 
     /// Removes an image with all its names; unknown: fine.
@@ -478,6 +486,28 @@ impl Drop for LayerHold {
             Err(_) => throw_away(),
         }
     }
+}
+
+/// Takes the snapshots on disk over, and throws away what is unfinished; whether it is
+/// known of all of them what image they are of.
+fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<bool, OpenError> {
+    let mut certain = true;
+    for dir in layout.snapshots()? {
+        let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        match Snapshot::image_of(&dir) {
+            Ok(Some(image)) if state.add_snapshot(owner, &image) => {}
+            Ok(_) => {
+                tracing::info!(owner, "a snapshot is unfinished, or its image is gone");
+                throw(&dir, layout.throw_snapshot(&dir));
+            }
+            Err(error) => {
+                let path = dir.display();
+                tracing::error!(%error, %path, "a snapshot is not read and stays as it is");
+                certain = false;
+            }
+        }
+    }
+    Ok(certain)
 }
 
 /// What cannot be moved to the trash stays until the next start.

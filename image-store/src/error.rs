@@ -364,15 +364,6 @@ pub enum ConfigurationError {
     },
 }
 
-impl ConfigurationError {
-    pub(crate) fn new(image: ImageId, source: io::Error) -> Self {
-        match source.kind() {
-            io::ErrorKind::NotFound => Self::NotFound { image },
-            _ => Self::Io { image, source },
-        }
-    }
-}
-
 /// Why an archive or layout cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {

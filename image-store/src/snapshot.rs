@@ -242,9 +242,24 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The image that a snapshot's directory names; `None` for an unfinished one.
-    pub(crate) fn image_of(dir: &Path) -> Option<ImageId> {
-        fs::read_link(dir.join(IMAGE)).ok()?.to_str()?.parse().ok()
+    /// The image that a snapshot's directory names; `None` for an unfinished one. An error
+    /// says nothing of either: a disk, or a shortage, may give it later.
+    pub(crate) fn image_of(dir: &Path) -> io::Result<Option<ImageId>> {
+        match fs::read_link(dir.join(IMAGE)) {
+            Ok(image) => Ok(image.to_str().and_then(|id| id.parse().ok())),
+            // Not there, or no link.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 }
 

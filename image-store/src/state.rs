@@ -112,8 +112,9 @@ pub(crate) struct Removal {
 }
 
 impl State {
-    /// Takes what the database holds. Images that miss a layer, a patch or their
-    /// configuration are returned for removal.
+    /// Takes what the database holds. Images that miss a layer or a patch are returned for
+    /// removal. One that misses its configuration is hidden: containers may run from it,
+    /// and new ones need it to be pulled again.
     pub(crate) fn load(contents: Contents, present: &Present) -> (Self, Vec<ImageId>) {
         let mut state = Self::default();
         let mut broken = Vec::new();
@@ -128,12 +129,12 @@ impl State {
                 state.layers.insert(id, layer);
             }
         }
-        for (id, record) in contents.images {
+        for (id, mut record) in contents.images {
             let mut layers = record.layers.iter();
             let whole = layers.all(|layer| state.layers.contains_key(layer))
-                && (!record.patched || present.patches.contains(&id))
-                && present.configs.contains(&id);
+                && (!record.patched || present.patches.contains(&id));
             if whole {
+                record.hidden |= !present.configs.contains(&id);
                 state.insert_image(id, record);
             } else {
                 broken.push(id);
@@ -312,6 +313,8 @@ impl State {
         match self.images.get_mut(&new.id) {
             Some(entry) => {
                 entry.record.hidden = false;
+                entry.record.size = new.record.size;
+                entry.record.config_bytes = new.record.config_bytes;
                 entry.leaving = false;
             }
             None => self.insert_image(new.id, new.record),
@@ -839,5 +842,39 @@ mod tests {
         let (state, broken) = State::load(contents, &Present::default());
         assert_eq!(broken, vec![image(1, &[], &[]).id]);
         assert!(state.catalog().list().is_empty());
+    }
+
+    #[test]
+    fn an_image_that_misses_its_configuration_keeps_what_its_containers_use() {
+        let id = image(1, &[], &[]).id;
+        let contents = Contents {
+            images: vec![(id, image(1, &[1], &[]).record)],
+            layers: vec![(layer(1), Occupied::default())],
+            ..Contents::default()
+        };
+        let present = Present {
+            layers: HashSet::from([layer(1)]),
+            ..Present::default()
+        };
+        let (mut state, broken) = State::load(contents, &present);
+        assert!(broken.is_empty() && state.catalog().list().is_empty());
+        assert!(state.add_snapshot("c1", &id));
+        assert!(state.abandoned().is_empty() && state.take_unused().is_empty());
+        pull(&mut state, &image(1, &[1], &["r/a:1"]));
+        assert_eq!(state.catalog().list().len(), 1);
+    }
+
+    #[test]
+    fn what_a_hidden_image_occupies_is_the_same_before_and_after_a_start() {
+        let mut state = State::default();
+        let mut a = image(1, &[1], &["r/a:1"]);
+        a.record.config_bytes = 4096;
+        pull(&mut state, &a);
+        state.add_snapshot("c1", &a.id);
+        remove(&mut state, &a);
+        let change = commit(&mut state, &a);
+        let written = change.put_images.first().unwrap().1.config_bytes;
+        assert_eq!(written, 4096);
+        assert_eq!(state.occupied().0, 10 + 4096);
     }
 }

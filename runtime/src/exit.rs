@@ -144,7 +144,15 @@ impl ExitRecord {
         match Self::read(&path) {
             Ok(Some(_)) => return Ok(()),
             Ok(None) if add(&path, text.as_bytes()).is_ok() => return Ok(()),
-            Ok(None) | Err(_) => {}
+            Ok(None) => {}
+            // None, or a broken one.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData
+                ) => {}
+            // What is there is not known, and may be whole.
+            Err(error) => return Err(error),
         }
         let temporary = temporary(exit_dir, &self.container);
         let placed = write_anew(&temporary, text.as_bytes())

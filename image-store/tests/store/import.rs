@@ -233,6 +233,48 @@ async fn start_throws_away_what_no_record_names() {
     .await;
 }
 
+/// Containers may run from it: only new ones need the configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_lost_its_configuration_keeps_what_is_used_and_is_mended_by_a_pull() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = two_layers();
+    let layout = dir.path().join("image");
+    write_dir(&layout, &image.layout(Some("r.io/x:1")));
+    let store = open(dir.path()).await;
+    store.import(&layout, None).await.unwrap();
+    store.create_snapshot("c1", &image.id()).await.unwrap();
+    let size = store.find("r.io/x:1").unwrap().size;
+    let config = dir
+        .path()
+        .join("store/images/configs")
+        .join(image.id().0.hex());
+    for damage in ["gone", "half"] {
+        match damage {
+            "gone" => std::fs::remove_dir_all(&config).unwrap(),
+            _ => std::fs::write(config.join("process"), "{").unwrap(),
+        }
+        let damaged = store.process(&image.id()).await.unwrap_err();
+        let is_named = matches!(damaged, image_store::ConfigurationError::Io { .. });
+        assert!(is_named, "{damaged:?}");
+        store.import(&layout, None).await.unwrap();
+        store.process(&image.id()).await.unwrap();
+        store.configuration(&image.id()).await.unwrap();
+    }
+    std::fs::remove_dir_all(&config).unwrap();
+    drop(store);
+    let store = open(dir.path()).await;
+    assert!(store.list().is_empty());
+    assert_eq!(store.snapshots(), ["c1"]);
+    let mount = store.find_snapshot("c1").unwrap().mount(false);
+    drop(mount.unwrap());
+    store.import(&layout, None).await.unwrap();
+    assert_eq!(store.find("r.io/x:1").unwrap().size, size);
+    drop(store);
+    let store = open(dir.path()).await;
+    assert_eq!(store.find("r.io/x:1").unwrap().size, size);
+    store.process(&image.id()).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn image_that_lost_a_layer_is_dropped_at_start_and_can_come_back() {
     let dir = tempfile::tempdir().unwrap();
