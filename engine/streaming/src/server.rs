@@ -1,12 +1,17 @@
 //! The server behind the URLs.
 //!
-//! Owns the tasks of all connections: at most [`CONNECTIONS`], more wait in
-//! the listener's queue. A request has `Options::creation` and 16 KiB to
-//! come, TLS included; each connection serves one. Dropping the server aborts
-//! its tasks, which closes their sockets and ends their handlers.
+//! Owns the tasks of all connections: [`CONNECTIONS`] whose request was granted, more
+//! wait, and [`STRANGERS`] that have shown no token yet. Local users and pods on the
+//! node's network can connect as often as they like: each stranger too many ends the
+//! oldest one, so that they keep nobody out who has a token. A request has
+//! `Options::creation` and 16 KiB to come, TLS included; each connection serves one.
+//! Dropping the server aborts its tasks, which closes their sockets and ends their
+//! handlers.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -17,8 +22,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
 
@@ -29,8 +34,10 @@ use crate::spdy::{SpdySink, SpdySource};
 use crate::web::{self, TunnelReader, TunnelWriter, WebSink, WebSource};
 use crate::{Expected, Handler, Options, Wants};
 
-/// How many connections are served at a time.
+/// How many sessions are served at a time.
 const CONNECTIONS: usize = 2048;
+/// How many connections may be without one.
+const STRANGERS: usize = 256;
 /// What a request's head may have.
 const HEAD: usize = 16 * 1024;
 /// How long to wait when there is no descriptor for a connection.
@@ -55,17 +62,23 @@ pub async fn serve<H: Handler>(
 ) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut tasks = JoinSet::new();
+    let mut strangers = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             Some(ended) = tasks.join_next() => {
                 report(ended);
                 continue;
             }
-            accepted = accept(&listener, &places) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, permit)) => {
-                tasks.spawn(connection(stream, permit, handler.clone(), options.clone()));
+            Ok((stream, _)) => {
+                make_room(&mut strangers);
+                let standing = Arc::new(Standing::default());
+                let place = (Arc::clone(&places), Arc::clone(&standing));
+                let (handler, options) = (handler.clone(), options.clone());
+                let task = tasks.spawn(connection(stream, place, handler, options));
+                strangers.push_back((task, standing));
             }
             Err(error) if passes(&error) => {
                 warn!(%error, "a streaming connection was not accepted");
@@ -77,23 +90,50 @@ pub async fn serve<H: Handler>(
 }
 
 /// Says that a task panicked: only a handler could.
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        error!(%error, "a streaming session failed");
+fn report(ended: Result<(), JoinError>) {
+    match ended {
+        Err(error) if error.is_panic() => error!(%error, "a streaming session failed"),
+        _ => {}
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
-    let permit = Arc::clone(places)
-        .acquire_owned()
-        .await
-        .map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    Ok((stream, permit))
+/// What a connection is: a stranger until its request is granted or it is sent away,
+/// whichever is first.
+#[derive(Default)]
+struct Standing(AtomicU8);
+
+impl Standing {
+    const STRANGER: u8 = 0;
+    const GRANTED: u8 = 1;
+    const SENT_AWAY: u8 = 2;
+
+    /// Whether it becomes that: it was a stranger.
+    fn becomes(&self, standing: u8) -> bool {
+        let order = Ordering::Relaxed;
+        let was = self
+            .0
+            .compare_exchange(Self::STRANGER, standing, order, order);
+        was.is_ok()
+    }
+
+    fn is_stranger(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::STRANGER
+    }
+}
+
+/// Sends the oldest stranger away if there are too many.
+fn make_room(strangers: &mut VecDeque<(AbortHandle, Arc<Standing>)>) {
+    if strangers.len() < STRANGERS {
+        return;
+    }
+    strangers.retain(|(task, standing)| standing.is_stranger() && !task.is_finished());
+    while strangers.len() >= STRANGERS
+        && let Some((task, standing)) = strangers.pop_front()
+    {
+        if standing.becomes(Standing::SENT_AWAY) {
+            task.abort();
+        }
+    }
 }
 
 /// Whether accept(2) may work the next time: the client left, or there is no
@@ -125,7 +165,7 @@ struct Granted<S> {
 
 async fn connection<H: Handler>(
     stream: TcpStream,
-    permit: OwnedSemaphorePermit,
+    (places, standing): (Arc<Semaphore>, Arc<Standing>),
     handler: H,
     options: Options,
 ) {
@@ -143,6 +183,13 @@ async fn connection<H: Handler>(
             debug!("a streaming request did not come in time");
             return;
         }
+    };
+    if !standing.becomes(Standing::GRANTED) {
+        return;
+    }
+    // Never closed.
+    let Ok(permit) = places.acquire_owned().await else {
+        return;
     };
     let connection = Connection {
         line,

@@ -134,3 +134,33 @@ async fn a_handler_that_goes_on_holds_no_socket() {
     site.go();
     site.live(0).await;
 }
+
+#[tokio::test]
+async fn strangers_keep_nobody_out_who_has_a_token() {
+    let site = Site::with(None, Duration::from_secs(60), Duration::from_secs(60)).await;
+    let wants = Wants {
+        stdout: true,
+        ..Wants::default()
+    };
+    let path = format!("/exec/{}", site.token(Job::Stay, wants));
+    let mut before = Spdy::connect(site.address, &path, "v4.channel.k8s.io").await;
+    let mut strangers = Vec::new();
+    for _ in 0..600 {
+        strangers.push(TcpStream::connect(site.address).await.unwrap());
+    }
+    let path = format!("/exec/{}", site.token(Job::Stay, wants));
+    let after = Spdy::connect(site.address, &path, "v4.channel.k8s.io");
+    let mut after = soon("a session beside them", after).await;
+    // The oldest are gone, the newest may still say what they want.
+    let mut rest = Vec::new();
+    let ended = strangers[0].read_to_end(&mut rest);
+    soon("the oldest stranger's end", ended).await.ok();
+    let request = upgrade("/exec/unknown", "v4.channel.k8s.io");
+    let newest = strangers.pop().unwrap();
+    let (head, _) = crate::spdy::greet(newest, &request).await;
+    assert!(head.starts_with("HTTP/1.1 404 "), "{head}");
+    for session in [&mut before, &mut after] {
+        session.ping(1).await;
+        assert!(matches!(session.next().await, Got::Pong(1)));
+    }
+}
