@@ -49,7 +49,7 @@ demo: build
 test: build test-tools unit suite critest bench-short guard
 
 unit: plugins
-	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p engine --features engine/otel
+	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p streaming -p engine --features engine/otel
 
 suite:
 	$(CARGO) build --locked -p engine --features failpoints
@@ -59,6 +59,7 @@ suite:
 critest:
 	conformance/scripts/crictl-walk
 	conformance/scripts/critest
+	conformance/scripts/critest --ginkgo.focus='[Ss]treaming|exec|attach|portforward' -websocket-exec -websocket-attach -websocket-portforward
 
 check: fmt clippy doc arrows licences
 	$(MAKE) test

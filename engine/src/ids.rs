@@ -12,7 +12,8 @@ const HEX_LEN: usize = 64;
 #[error("{0:?} is not an id of 64 lowercase hex digits")]
 pub(crate) struct NotAnId(String);
 
-fn random_hex() -> String {
+/// A text that nobody guesses: 256 bits of the kernel's.
+pub(crate) fn secret() -> String {
     let mut bytes = [0_u8; HEX_LEN / 2];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -45,7 +46,7 @@ macro_rules! id {
         impl $name {
             /// A new id, unlike all others.
             pub(crate) fn random() -> Self {
-                Self(random_hex())
+                Self(secret())
             }
 
             /// The 64 digits.

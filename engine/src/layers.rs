@@ -18,7 +18,7 @@ use tonic::codegen::http::{Request, Response};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::steps::{Call, Trace};
 
 /// Makes a [`CallService`] of a service.

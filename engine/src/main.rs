@@ -3,10 +3,13 @@
 //! `main` reads the command line and hands over; the map of everything else is
 //! ARCHITECTURE.md.
 
+mod causes;
+mod cgroups;
 mod cli;
+mod clock;
 mod config;
+mod context;
 mod convert;
-mod engine;
 mod failpoint;
 mod ids;
 mod layers;
@@ -15,13 +18,18 @@ mod model;
 mod network;
 #[cfg(feature = "otel")]
 mod otel;
+mod paths;
 mod pod;
+mod pod_metrics;
 mod rpc;
 mod server;
 mod spec;
 mod stats;
 mod status;
 mod steps;
+mod stream;
+mod threads;
+mod warnings;
 
 use std::process::ExitCode;
 

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::layers::CallLayer;
 use crate::rpc::Services;
 

@@ -5,13 +5,16 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use runtime::cgroup::Stats;
+use runtime::cgroup::{CgroupPath, Stats};
 use runtime::netns::{self, InterfaceStats};
 
-use crate::engine::{Engine, blocking_with, now};
+use crate::clock::{now, since_boot};
+use crate::context::Engine;
 use crate::ids::PodId;
+use crate::model::CgroupParent;
 use crate::pod::error::PodError;
 use crate::pod::view::{ContainerView, PodView};
+use crate::threads::blocking_with;
 
 /// Two samples closer than this say nothing about a rate.
 const SHORTEST: i64 = 100_000_000;
@@ -107,7 +110,7 @@ pub(crate) async fn of_containers(
 }
 
 /// Does the same work for each, in order: many of them in one part for each core.
-async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
+pub(crate) async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
     engine: &Arc<Engine>,
     mut items: Vec<I>,
     work: fn(&Engine, I) -> O,
@@ -127,7 +130,10 @@ async fn on_all_cores<I: Send + 'static, O: Send + 'static>(
 }
 
 fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
-    let (cgroup, nano_cores) = of_cgroup(engine, container.id.as_str(), &container.cgroup);
+    let (cgroup, nano_cores) = match &container.cgroup {
+        Some(path) => of_cgroup(engine, container.id.as_str(), path),
+        None => (None, None),
+    };
     ContainerUse {
         container,
         cgroup,
@@ -136,16 +142,8 @@ fn measure(engine: &Engine, container: Arc<ContainerView>) -> ContainerUse {
     }
 }
 
-/// Nanoseconds since the node was started, its sleep included.
-fn since_boot() -> i64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    time.tv_sec
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.tv_nsec)
-}
-
 /// The use of what has this id, and its rate of CPU use.
-fn of_cgroup(engine: &Engine, id: &str, path: &str) -> (Option<Stats>, Option<u64>) {
+fn of_cgroup(engine: &Engine, id: &str, path: &CgroupPath) -> (Option<Stats>, Option<u64>) {
     let cgroup = read(engine, path);
     // Taken beside the reading: the time in the statistics is the node's wall clock,
     // which may be set.
@@ -155,10 +153,10 @@ fn of_cgroup(engine: &Engine, id: &str, path: &str) -> (Option<Stats>, Option<u6
     (cgroup, nano_cores)
 }
 
-fn read(engine: &Engine, path: &str) -> Option<Stats> {
+fn read(engine: &Engine, path: &CgroupPath) -> Option<Stats> {
     let stats = engine.cgroups.open(path).stats();
     stats
-        .inspect_err(|error| tracing::debug!(path, %error, "cgroup statistics"))
+        .inspect_err(|error| tracing::debug!(%path, %error, "cgroup statistics"))
         .ok()
 }
 
@@ -179,17 +177,18 @@ pub(crate) async fn of_pods(
     Ok(uses)
 }
 
-fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
+/// The containers of a pod that run.
+pub(crate) fn running(pod: &PodView) -> impl Iterator<Item = &Arc<ContainerView>> {
     let all = pod.containers.iter();
     all.filter(|container| container.state.is_running())
 }
 
 fn of_pod(engine: &Engine, pod: Arc<PodView>) -> PodUse {
-    let parent = pod.cgroup.rsplit_once('/').map_or("", |(parent, _)| parent);
-    // Without a cgroup of its own, the pod's use is that of its parts.
-    let (cgroup, nano_cores) = match pod.config.cgroup_parent.as_str() {
-        "" => (None, None),
-        _ => of_cgroup(engine, pod.id.as_str(), parent),
+    let (cgroup, nano_cores) = match (&pod.config.cgroup_parent, &pod.cgroup) {
+        (CgroupParent::OfPod(path), Some(_)) => of_cgroup(engine, pod.id.as_str(), path),
+        // Without a cgroup for it alone, the pod's use is that of its parts; where its record
+        // cannot be read, it is not said which ones those are.
+        (CgroupParent::Shared, _) | (_, None) => (None, None),
     };
     PodUse {
         pod,
@@ -202,7 +201,7 @@ fn of_pod(engine: &Engine, pod: Arc<PodView>) -> PodUse {
 }
 
 /// What the interfaces of the sandboxes with a network of their own carried.
-async fn traffic(
+pub(crate) async fn traffic(
     engine: &Arc<Engine>,
     pods: &[Arc<PodView>],
 ) -> Result<HashMap<PodId, Vec<InterfaceStats>>, PodError> {

@@ -5,10 +5,12 @@ use image_store::{ConfigurationError, PullError, RemoveError};
 use runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
 
+use crate::causes::with_causes;
 use crate::convert::BadRequest;
-use crate::network::{NetworkError, chain};
+use crate::network::NetworkError;
 use crate::pod::error::PodError;
 use crate::spec::SpecError;
+use crate::stream::TooManySessions;
 
 /// What the kubelet looks for at the beginning of a message, under code Unknown.
 const REGISTRY_UNAVAILABLE: &str = "RegistryUnavailable";
@@ -54,7 +56,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::Configuration(error) => configuration_code(error),
         PodError::Defect(_) => Code::Internal,
     };
-    Status::new(code, cut(chain(error)))
+    Status::new(code, cut(with_causes(error)))
 }
 
 /// What an image or a container says may be in a message, which goes into a header that
@@ -145,7 +147,12 @@ fn configuration_code(error: &ConfigurationError) -> Code {
 
 /// A configuration that cannot be read.
 pub(crate) fn configuration(error: &ConfigurationError) -> Status {
-    Status::new(configuration_code(error), cut(chain(error)))
+    Status::new(configuration_code(error), cut(with_causes(error)))
+}
+
+/// Nobody begins the sessions that are asked for.
+pub(crate) fn too_many_sessions(error: &TooManySessions) -> Status {
+    Status::resource_exhausted(error.to_string())
 }
 
 /// A failed pull.
@@ -154,7 +161,7 @@ pub(crate) fn pull(error: &PullError) -> Status {
         PullError::BadReference { .. } => Code::InvalidArgument,
         PullError::RegistryUnavailable { .. } => {
             // Code and beginning of the message are what the kubelet matches.
-            return Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", chain(error)));
+            return Status::unknown(format!("{REGISTRY_UNAVAILABLE}: {}", with_causes(error)));
         }
         PullError::Unauthorized { .. } => Code::Unauthenticated,
         PullError::NotFound { .. } | PullError::NoMatchingPlatform { .. } => Code::NotFound,
@@ -172,10 +179,10 @@ pub(crate) fn pull(error: &PullError) -> Status {
         PullError::Cancelled => Code::Cancelled,
         PullError::Io { .. } | PullError::Database { .. } => disk_code(error),
     };
-    Status::new(code, chain(error))
+    Status::new(code, with_causes(error))
 }
 
 /// A failed removal of an image.
 pub(crate) fn remove_image(error: &RemoveError) -> Status {
-    Status::new(disk_code(error), chain(error))
+    Status::new(disk_code(error), with_causes(error))
 }

@@ -11,7 +11,7 @@ use runtime::client::steps::{Place, Step, Steps};
 use runtime::protocol::monotonic_now;
 use serde_json::{Value, json};
 
-use crate::engine::now;
+use crate::clock::now;
 
 /// The most pods whose calls are remembered; the one seen first goes first.
 const MOST_PODS: usize = 1000;

@@ -1,9 +1,10 @@
-//! Who is at which path of the node, of which some may never answer.
+//! Bounds on how many threads may be at paths of the node at once.
 //!
-//! A thread that a file system keeps in the kernel cannot be ended. What can be done is
-//! to send few others after it: to one path, to one file system, and altogether; and to
-//! keep room for file systems that answer. What a path's file system is, is told by the
-//! mount table, by its text alone: to ask the path would be one more to wait.
+//! A system call on a file system that does not answer, such as NFS without its server, keeps
+//! its thread in the kernel, where no signal ends it. So few threads are sent to one path, to
+//! one file system, and altogether, and some are kept for file systems on which no thread is.
+//! The file system of a path is looked up in the text of the mount table: a stat of the path
+//! could itself not return.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

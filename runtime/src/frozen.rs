@@ -1,13 +1,13 @@
-//! Killing everything in a cgroup of the v1 freezer.
+//! Killing all processes of a cgroup by the freezer of cgroup v1. The v2 tree has `cgroup.kill`.
 //!
-//! Processes that make others as fast as they can outrun whoever lists and kills them.
-//! Frozen ones make none: what is listed then is all, and has its end pending when the
-//! cgroup is thawed. A container may have frozen cgroups of its own below, which stay so
-//! when the ones above are thawed: each is thawed, and those that are empty are removed,
-//! so that whoever gives up has less to do the next time. Whoever else kills the cgroup may thaw
-//! it at any moment, so numbers are trusted no more than elsewhere. The v2 tree has
-//! `cgroup.kill` for the same. A crash in between leaves a frozen cgroup; whoever kills it
-//! again thaws it.
+//! Whoever lists processes and kills them one by one is outrun by a fork bomb. Frozen processes
+//! fork no more: the list is complete then, and SIGKILL is delivered when the cgroup is thawed.
+//!
+//! A container may freeze cgroups of its own below its cgroup. These stay frozen when that is
+//! thawed, so each is thawed by itself, and empty ones are removed: a call that runs out of time
+//! leaves less to the next one. Another process that kills the same cgroup may thaw it at any
+//! moment, so signals go to pidfds that were checked, as everywhere (`pidfd`). A crash leaves the
+//! cgroup frozen; the next kill thaws it.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -33,6 +33,9 @@ pub mod protocol;
 #[cfg(feature = "engine")]
 pub mod seccomp;
 pub mod shared_pipe;
+#[cfg(feature = "engine")]
+pub mod spec;
 pub mod subtree;
 pub mod sys;
+pub mod terminal;
 pub mod ways;

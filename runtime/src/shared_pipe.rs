@@ -1,12 +1,11 @@
-//! Pipes that a process of a container has as well, or may get hold of.
+//! Operations on pipes that a process of a container has as well, or may get hold of.
 //!
-//! Whoever holds a pipe's lock keeps everybody else waiting where no signal reaches: who
-//! reads it, and even who closes it, if no other descriptor is left. A writer holds it
-//! while the kernel takes what he writes from where it is, be that a socket that says
-//! nothing or a file on a dead server. poll(2) alone takes no lock. So a process that must
-//! not wait asks by poll what there is, and has a child of its own, which may wait, read
-//! or close it. What a stuck child keeps is that pipe and nothing else. A crash leaves
-//! such children to end by themselves.
+//! Reading, writing and closing the last descriptor of a pipe take its mutex, in a wait that no
+//! signal ends. A writer holds the mutex while the kernel takes the data from their source, and
+//! a container can choose a source that never gives any: splice from a silent socket, write from
+//! a mapped file on a dead server. poll(2) alone takes no mutex. So a process that must not wait
+//! polls, and has a child that may wait do the reading, writing or closing. A child that is stuck
+//! keeps that pipe and nothing else. A crash leaves such children, which end by themselves.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -35,6 +34,19 @@ pub enum State {
     Ended,
 }
 
+/// What reading the end of a pipe would give. Takes no lock.
+#[must_use]
+pub fn state(end: BorrowedFd<'_>) -> State {
+    let flags = poll(end);
+    if flags.contains(PollFlags::IN) {
+        State::Brings
+    } else if is_alone(flags) {
+        State::Ended
+    } else {
+        State::Silent
+    }
+}
+
 /// One end of such a pipe.
 #[derive(Debug)]
 pub struct SharedEnd(Option<OwnedFd>);
@@ -43,14 +55,7 @@ impl SharedEnd {
     /// What reading it would give. Takes no lock.
     #[must_use]
     pub fn state(&self) -> State {
-        let flags = poll(self.as_fd());
-        if flags.contains(PollFlags::IN) {
-            State::Brings
-        } else if is_alone(flags) {
-            State::Ended
-        } else {
-            State::Silent
-        }
+        state(self.as_fd())
     }
 
     /// What one read gives, of a child that does it: nothing where that takes too long.

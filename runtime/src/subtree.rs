@@ -1,13 +1,13 @@
-//! A cgroup with all that is below it, in one hierarchy.
+//! Walks and removes a cgroup's directory in one hierarchy with all directories below it.
 //!
-//! A container that may make cgroups of its own makes as many as it likes, side by side
-//! or nested: their paths are longer than the kernel takes, as many directories can
-//! neither be held open at once nor be a function's calls, and their names would fill
-//! the memory of whoever keeps them. So the way down is a descriptor for the directory
-//! that is looked at, and for each one above it the numbers of the children that were
-//! looked at: some bytes for each, of hundreds that it costs the container. The way up
-//! is `..`, since a cgroup is never moved to another parent. Owns walking and removing;
-//! what vanishes meanwhile is no error, what cannot be looked at is one.
+//! A container that may make cgroups makes as many as it likes, side by side or nested. Nested
+//! ones have paths longer than PATH_MAX, exceed the limit of open files if each level is held
+//! open, and the stack if each is a call; the names of many side by side would fill the memory.
+//! So the walk holds one descriptor, of the directory that it is in, and for each level above it
+//! the inode numbers of the children that are done: a few bytes for each cgroup, which costs the
+//! kernel, and so the container, hundreds. It goes up by `..`, since the kernel never moves a
+//! cgroup to another parent. A directory that vanishes meanwhile is no error, one that cannot be
+//! read is.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;

@@ -1,12 +1,12 @@
-//! Ways into cgroups that do not wait.
+//! How a process joins a cgroup without waiting for an RCU grace period.
 //!
-//! A write to `cgroup.procs` moves a whole process, whatever threads it has, and so
-//! waits for all processors where nothing joined lately: 7 ms on a quiet stock
-//! kernel, 15 and more on a busy one. Two ways do not wait. A process can be born in
-//! a cgroup of the v2 tree; and in a hierarchy of version 1 a thread may move itself
-//! alone, which for a process of one thread is all of it (Linux 5.6 and later; before
-//! it waits too). So whoever is to join gets `cgroup.procs` of the v2 tree, `tasks` of
-//! every other hierarchy, and the name tells which is which.
+//! A write to `cgroup.procs` moves a whole process with all its threads. For that the kernel
+//! takes a semaphore against all forks, which waits for such a period where nobody took it lately:
+//! 7 ms on a quiet stock kernel, 15 and more on a busy one. Two ways do not wait. In the v2 tree a process can be
+//! born in a cgroup (CLONE_INTO_CGROUP). In a hierarchy of version 1 a thread can move itself
+//! alone by writing 0 to `tasks`, which moves all of a process with one thread (since Linux 5.6;
+//! older kernels wait there, too). So a list of files to join by has `cgroup.procs` for the v2
+//! tree and `tasks` for each other hierarchy, and the file's name tells which kind it is.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};

@@ -88,6 +88,19 @@ macro_rules! launcher_suite {
                     many_at_once_come_back,
                     output_ends_with_the_process,
                 }
+                clients {
+                    commands_read_as_it_comes,
+                    slow_readers_of_commands_get_all,
+                    commands_have_terminals,
+                    terminals_carry_signals,
+                    false_terminals_are_refused,
+                    attached_clients_read_along,
+                    clients_that_do_not_read_hold_up_nobody,
+                    input_closes_once_or_stays,
+                    attached_clients_have_the_terminal,
+                    clients_that_write_in_vain_hold_up_nobody,
+                    bytes_pass_unchanged,
+                }
                 streams {
                     long_output_is_complete,
                     reopened_log_loses_nothing,

@@ -435,8 +435,15 @@ fn a_record_that_is_not_given_for_a_while_costs_its_container_nothing() {
             });
             let running = v1::ContainerState::ContainerRunning as i32;
             assert_eq!(back.await.expect("it is read"), running, "{record:?}");
-            let own = rig.client.exec(&id, &["cat", "/own"], 10).await;
-            assert_eq!(own.expect("exec").stdout, "own\n");
+            // It is shown as soon as its record is read, and its monitor is reached after it.
+            let own = conformance::eventually(DEADLINE, async || {
+                rig.client
+                    .clone()
+                    .exec(&id, &["cat", "/own"], 10)
+                    .await
+                    .ok()
+            });
+            assert_eq!(own.await.expect("exec").stdout, "own\n");
             rig.client.stop(&id, 0).await.expect("stop");
             assert_eq!(rig.exited(&id).await.exit_code, 137);
         }

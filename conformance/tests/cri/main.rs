@@ -19,6 +19,7 @@ mod containers;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod crash;
+mod events;
 mod exec;
 mod images;
 #[expect(
@@ -31,6 +32,11 @@ mod joins;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod logs;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod metrics;
 #[expect(
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
@@ -54,6 +60,7 @@ mod server;
 )]
 mod stall;
 mod stats;
+mod streams;
 #[expect(
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"

@@ -8,8 +8,8 @@ use runtime::client::MonitorBinaries;
 use serde::Serialize;
 
 use super::CheckArgs;
+use crate::causes::with_causes;
 use crate::config::{self, Config};
-use crate::network::chain;
 
 /// Kernels that take layers one by one stack at least as many.
 const MANY_LAYERS: usize = 400;
@@ -44,7 +44,11 @@ pub(super) fn run(args: CheckArgs) -> ExitCode {
     let CheckArgs { places, json } = args;
     let findings = match config::load(&places.places()) {
         Ok(config) => all(&config),
-        Err(error) => vec![finding("configuration", Verdict::Missing, chain(&error))],
+        Err(error) => vec![finding(
+            "configuration",
+            Verdict::Missing,
+            with_causes(&error),
+        )],
     };
     if json {
         match serde_json::to_string_pretty(&findings) {
@@ -143,7 +147,7 @@ fn cgroups(config: &Config) -> Finding {
                 finding("cgroups", Verdict::Warning, detail)
             }
         }
-        Err(error) => finding("cgroups", Verdict::Missing, chain(&error)),
+        Err(error) => finding("cgroups", Verdict::Missing, with_causes(&error)),
     }
 }
 
@@ -166,7 +170,7 @@ fn limits(config: &Config) -> Finding {
         Ok(Version::Hybrid | Version::V1) => {
             finding(name, Verdict::Warning, format!("cgroup v1: {lifted}"))
         }
-        Err(error) => finding(name, Verdict::Missing, chain(&error)),
+        Err(error) => finding(name, Verdict::Missing, with_causes(&error)),
     }
 }
 
@@ -184,7 +188,7 @@ fn monitor() -> Finding {
     };
     match MonitorBinaries::load(&dir) {
         Ok(_) => finding("monitor", Verdict::Ok, format!("in {}", dir.display())),
-        Err(error) => finding("monitor", Verdict::Missing, chain(&error)),
+        Err(error) => finding("monitor", Verdict::Missing, with_causes(&error)),
     }
 }
 
@@ -198,7 +202,7 @@ fn overlay() -> Finding {
             let detail = format!("stacks about {layers} layers; more take Linux 6.8");
             finding("overlay", Verdict::Ok, detail)
         }
-        Err(error) => finding("overlay", Verdict::Missing, chain(&error)),
+        Err(error) => finding("overlay", Verdict::Missing, with_causes(&error)),
     }
 }
 
@@ -209,7 +213,7 @@ fn seccomp() -> Finding {
             let detail = format!("RuntimeDefault is {} instructions", filter.len() / 8);
             finding("seccomp", Verdict::Ok, detail)
         }
-        Err(error) => finding("seccomp", Verdict::Missing, chain(&error)),
+        Err(error) => finding("seccomp", Verdict::Missing, with_causes(&error)),
     }
 }
 

@@ -13,22 +13,27 @@ use runtime::cgroup::Hierarchies;
 use runtime::client::{MonitorBinaries, MonitorPool};
 use runtime::netns::NetNsPool;
 use runtime::sys::heap;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
-use crate::engine::{Engine, Orphans, Said};
+use crate::context::Engine;
 use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
 use crate::network::Network;
 use crate::pod::index::Index;
 use crate::pod::restore::{self, restore};
 use crate::pod::task::keep_all;
+use crate::pod_metrics::Known;
 use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
+use crate::stream::{self, Streams};
+use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
 /// were needed at once lately, within these bounds (0.3 MiB for one of each).
@@ -77,7 +82,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let engine = Arc::new(open(config).await?);
+    let sessions = TcpListener::bind(config.streaming)
+        .await
+        .with_context(|| format!("listen at {} for exec and attach", config.streaming))?;
+    let streams = Streams::at(sessions.local_addr().context("find the own address")?);
+    let engine = Arc::new(open(config, streams).await?);
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
@@ -90,6 +99,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
+    let sessions = tokio::spawn(stream::serve(sessions, Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(listener, &listen, &engine, stopped);
@@ -104,6 +114,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => end(&stop, serving).await,
     };
     chores.abort();
+    sessions.abort();
     keep_all(&engine).await;
     if let Some(scraped) = scraped {
         scraped.abort();
@@ -181,7 +192,7 @@ fn lock(mut file: File) -> Result<Option<Flock<File>>, nix::errno::Errno> {
     }
 }
 
-async fn open(config: Config) -> anyhow::Result<Engine> {
+async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
     let dir = executable_dir()?;
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
     let cgroups =
@@ -203,19 +214,21 @@ async fn open(config: Config) -> anyhow::Result<Engine> {
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
         namespaces: NetNsPool::new(IDLE),
         images,
-        cgroups,
+        cgroups: Box::new(cgroups),
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
+        streams,
         samples: Samples::default(),
-        said: Said::default(),
+        pod_metrics: Known::default(),
+        warnings: Warnings::default(),
         traces: Traces::default(),
         #[cfg(feature = "otel")]
         spans: crate::otel::Spans::of_environment()
             .transpose()
             .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
-        orphans: Orphans::default(),
+        left_parents: LeftParents::default(),
         boot_id,
         first_of_boot,
         config,
@@ -260,7 +273,7 @@ async fn chores_of(engine: Arc<Engine>) {
             trimmed = now;
         }
         let chores = move || {
-            engine.orphans.sweep(&engine.cgroups);
+            engine.left_parents.sweep(&*engine.cgroups);
             if trim {
                 heap::trim();
             }

@@ -2,6 +2,7 @@
 //! whose feature is not there yet is refused by its name.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
@@ -83,7 +84,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         streaming,
         runtime,
     } = raw;
-    check_streaming(streaming)?;
+    let streaming = check_streaming(streaming)?;
     let here = |key: &str, path: &Path| {
         std::path::absolute(path).map_err(|error| wrong(key, error.to_string()))
     };
@@ -112,6 +113,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         root,
         state,
         listen,
+        streaming,
         default_handler,
         open_files,
         handlers,
@@ -197,27 +199,22 @@ fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
     Ok(Cgroup { hierarchy })
 }
 
-fn check_streaming(streaming: raw::Streaming) -> Result<(), ConfigError> {
+/// Where exec, attach and port-forward are served: bytes go in the clear, so nowhere but
+/// on the node itself.
+fn check_streaming(streaming: raw::Streaming) -> Result<SocketAddr, ConfigError> {
     let raw::Streaming { address, port } = streaming;
-    if let Some(address) = address {
-        if parse_address(&address).is_none() {
-            return Err(wrong(
-                "streaming.address",
-                format!("{address:?} is no IP address"),
-            ));
-        }
+    let ip = match address {
+        None => IpAddr::from(Ipv4Addr::LOCALHOST),
+        Some(text) => parse_address(&text)
+            .ok_or_else(|| wrong("streaming.address", format!("{text:?} is no IP address")))?,
+    };
+    if !ip.is_loopback() {
         return Err(not_yet(
             "streaming.address",
-            "streaming (exec, attach, port-forward)",
+            "streaming to other addresses than loopback, which needs TLS",
         ));
     }
-    match port {
-        Some(_) => Err(not_yet(
-            "streaming.port",
-            "streaming (exec, attach, port-forward)",
-        )),
-        None => Ok(()),
-    }
+    Ok(SocketAddr::new(ip, port.unwrap_or(0)))
 }
 
 fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
@@ -521,11 +518,7 @@ mod tests {
     fn a_key_whose_feature_is_not_there_is_refused_by_name() {
         for (text, key) in [
             ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
-            ("[streaming]\nport = 0\n", "streaming.port"),
-            (
-                "[streaming]\naddress = \"127.0.0.1\"\n",
-                "streaming.address",
-            ),
+            ("[streaming]\naddress = \"0.0.0.0\"\n", "streaming.address"),
             (
                 "[runtime.handlers.x]\nlauncher = \"shim\"\n",
                 "runtime.handlers.x.launcher",

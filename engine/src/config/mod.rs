@@ -152,6 +152,8 @@ pub(crate) struct Config {
     pub(crate) state: PathBuf,
     /// `--listen`.
     pub(crate) listen: PathBuf,
+    /// Where exec, attach and port-forward are served; port 0: any.
+    pub(crate) streaming: SocketAddr,
     /// Cgroup settings.
     pub(crate) cgroup: Cgroup,
     /// Network settings.

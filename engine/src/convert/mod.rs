@@ -6,9 +6,11 @@
 //! isolation and is set is refused by name.
 
 pub(crate) mod bandwidth;
+mod cgroup;
 pub(crate) mod container;
 pub(crate) mod filter;
 pub(crate) mod image;
+pub(crate) mod metrics;
 pub(crate) mod resources;
 pub(crate) mod sandbox;
 pub(crate) mod security;

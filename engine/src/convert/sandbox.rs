@@ -4,9 +4,12 @@ use std::path::PathBuf;
 
 use proto::v1;
 
-use super::{BadRequest, absolute, bandwidth, missing, no_nul, required, unsupported, wrong};
+use super::{
+    BadRequest, absolute, bandwidth, cgroup, missing, no_nul, required, unsupported, wrong,
+};
 use crate::model::{
-    Dns, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig, SandboxKey, Transport,
+    CgroupParent, Dns, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig, SandboxKey,
+    Transport,
 };
 
 /// Checks all of a sandbox's configuration.
@@ -201,7 +204,7 @@ fn port_from_proto(at: usize, mapping: v1::PortMapping) -> Result<Option<PortMap
 }
 
 struct Linux {
-    cgroup_parent: String,
+    cgroup_parent: CgroupParent,
     network: NetworkMode,
     pid: PidMode,
     ipc: IpcMode,
@@ -219,19 +222,7 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
         resources: _,
     } = linux;
     let field = "config.linux.cgroup_parent";
-    let cgroup_parent = match cgroup_parent.as_str() {
-        "" => String::new(),
-        path => absolute(field, path)?
-            .to_string_lossy()
-            .trim_end_matches('/')
-            .to_owned(),
-    };
-    if cgroup_parent.ends_with(".slice") && !cgroup_parent.trim_start_matches('/').contains('/') {
-        tracing::debug!(
-            cgroup_parent,
-            "a slice name below the cgroupfs driver is a plain folder"
-        );
-    }
+    let cgroup_parent = cgroup::parent_from_proto(field, &cgroup_parent)?;
     let context = security_context.unwrap_or_default();
     #[expect(deprecated, reason = "every field is named, the old ones too")]
     let v1::LinuxSandboxSecurityContext {

@@ -27,7 +27,7 @@ pub(crate) fn container(usage: &ContainerUse, mountpoint: &str) -> v1::Container
         layer,
     } = usage;
     let writable_layer = layer.as_ref().map(|layer| v1::FilesystemUsage {
-        timestamp: crate::engine::now(),
+        timestamp: crate::clock::now(),
         fs_id: Some(v1::FilesystemIdentifier {
             mountpoint: mountpoint.to_owned(),
         }),

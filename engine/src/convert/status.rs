@@ -4,6 +4,7 @@ use proto::v1;
 
 use super::container::{image_to_proto, key_to_proto, mount_to_proto};
 use super::{resources, sandbox, signal};
+use crate::pod::events::{Event, Happening};
 use crate::pod::machine::State;
 use crate::pod::view::{ContainerView, PodView};
 
@@ -76,7 +77,7 @@ pub(crate) fn pod(pod: &PodView) -> v1::PodSandboxStatus {
 
 /// The image as people name it, whatever the request called it: the kubelet names it by
 /// its id and shows what it is answered here.
-fn name_of_image(container: &ContainerView) -> String {
+pub(super) fn name_of_image(container: &ContainerView) -> String {
     match container.image_name.as_str() {
         "" => container.config.image.image.clone(),
         name => name.to_owned(),
@@ -163,5 +164,26 @@ pub(crate) fn container(container: &ContainerView) -> v1::ContainerStatus {
         image_id,
         user: Some(v1::ContainerUser { linux: Some(user) }),
         stop_signal: signal::from_kernel(container.stop_signal) as i32,
+    }
+}
+/// An event, with the status of its pod at that moment.
+pub(crate) fn event(event: &Event) -> v1::ContainerEventResponse {
+    let kind = match event.happening {
+        Happening::Created => v1::ContainerEventType::ContainerCreatedEvent,
+        Happening::Started => v1::ContainerEventType::ContainerStartedEvent,
+        Happening::Stopped => v1::ContainerEventType::ContainerStoppedEvent,
+        Happening::Deleted => v1::ContainerEventType::ContainerDeletedEvent,
+    };
+    v1::ContainerEventResponse {
+        container_id: event.id.clone(),
+        container_event_type: kind.into(),
+        created_at: event.at,
+        pod_sandbox_status: Some(pod(&event.pod)),
+        containers_statuses: event
+            .pod
+            .containers
+            .iter()
+            .map(|one| container(one))
+            .collect(),
     }
 }

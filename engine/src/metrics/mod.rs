@@ -16,7 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use runtime::client::steps::Step;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::pod::machine::State;
 
 pub(crate) use server::{bind, serve};

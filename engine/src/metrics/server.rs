@@ -20,7 +20,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
 use crate::config::MetricsAddress;
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// Connections at a time.
 const CONNECTIONS: usize = 8;

@@ -4,8 +4,10 @@
 //! A field that is here is honoured.
 
 mod bytes;
+mod cgroup_parent;
 
 pub(crate) use bytes::Bytes;
+pub(crate) use cgroup_parent::CgroupParent;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -95,8 +97,7 @@ pub(crate) struct SandboxConfig {
     pub(crate) port_mappings: Vec<PortMapping>,
     pub(crate) labels: Pairs,
     pub(crate) annotations: Pairs,
-    /// Absolute below the mount point of every hierarchy.
-    pub(crate) cgroup_parent: String,
+    pub(crate) cgroup_parent: CgroupParent,
     pub(crate) network: NetworkMode,
     pub(crate) pid: PidMode,
     pub(crate) ipc: IpcMode,
@@ -144,6 +145,15 @@ pub(crate) struct Resources {
     pub(crate) cpuset_mems: String,
     pub(crate) hugepage_limits: Vec<(String, u64)>,
     pub(crate) unified: Pairs,
+}
+
+/// The limits of a pod as the kubelet tells of them, which sets them itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PodResources {
+    /// What the pod takes beside its containers.
+    pub(crate) overhead: Option<Resources>,
+    /// The sum over its containers.
+    pub(crate) resources: Option<Resources>,
 }
 
 /// Which seccomp filter a container runs under.

@@ -1,15 +1,16 @@
-//! Interfaces of built-in plugins that are left where a pod's network namespace is held by
-//! somebody else: their names are random, so that no other pod has them meanwhile.
+//! Interfaces of built-in plugins that outlive DEL, since somebody else holds the pod's network
+//! namespace open. Their names are random, so that no other pod's can be the same meanwhile.
 //!
-//! Owns what becomes of a result of ADD once its network was given back: some seconds
-//! later, when the namespace is gone and its interfaces with it, it is looked whether they
-//! are, and those that are not are deleted. Nobody waits for it. A crash leaves the result,
-//! which the next start looks at.
+//! Owns the cached result of ADD once the network was given back: some seconds later, when
+//! namespace and interfaces are gone as a rule, interfaces that are still there are deleted, and
+//! the result with them. Nobody waits for it. A crash leaves the result, and the next start
+//! looks for its interfaces.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{cache, chain};
+use super::cache;
+use crate::causes::with_causes;
 
 /// What the kernel gets to end a namespace that nobody holds.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -42,7 +43,7 @@ fn delete(path: &Path) -> Result<(), String> {
         result => result.map_err(|error| error.to_string())?,
     };
     if !result.is_null() {
-        let deleted = cni::delete_ends(&result).map_err(|error| chain(&error))?;
+        let deleted = cni::delete_ends(&result).map_err(|error| with_causes(&error))?;
         if !deleted.is_empty() {
             tracing::warn!(
                 ?deleted,

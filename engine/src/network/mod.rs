@@ -30,11 +30,12 @@ pub(crate) use conf::NetworkList;
 pub(crate) use plugin::PluginError;
 pub(crate) use readiness::Readiness;
 
+use crate::causes::with_causes;
 use crate::config::Cni;
 use crate::convert::bandwidth;
-use crate::engine::on_disk;
 use crate::ids::PodId;
 use crate::model::SandboxConfig;
+use crate::threads::on_disk;
 
 /// The name of the pod's interface, as the kubelet and CNI users know it.
 pub(crate) const INTERFACE: &str = "eth0";
@@ -336,7 +337,7 @@ impl Network {
             tracing::info!(pod = %id, "giving back the network of a pod whose record is gone");
             let netns = netns(&id);
             if let Err(error) = self.detach(&id, &netns, &attachment).await {
-                let reason = chain(&error);
+                let reason = with_causes(&error);
                 tracing::warn!(pod = %id, reason, "leftovers of a network stay");
                 continue;
             }
@@ -489,18 +490,6 @@ fn addresses(list: &NetworkList, result: &Value) -> Result<Vec<String>, NetworkE
         return Err(problem(format!("has no address of {INTERFACE}")));
     }
     Ok(addresses)
-}
-
-/// An error with all its causes, for a status message.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

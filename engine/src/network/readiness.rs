@@ -13,6 +13,7 @@ use super::chain::{Chain, Limits, Runner, Told, runners};
 use super::conf::{self, NetworkList, kind};
 use super::plugin::installed;
 use super::{NetworkError, failed};
+use crate::causes::with_causes;
 use crate::config::Cni;
 
 /// How long plugins may take to say how they are.
@@ -100,7 +101,7 @@ impl Watch {
 }
 
 fn not_ready(error: &NetworkError) -> Readiness {
-    Readiness::NotReady(super::chain(error))
+    Readiness::NotReady(with_causes(error))
 }
 
 /// The configured network, if all its plugins are there.

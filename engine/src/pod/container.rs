@@ -10,22 +10,25 @@ use std::time::Duration;
 use image_store::{Filling, Snapshot};
 use runtime::cgroup::Cgroup;
 use runtime::client::steps::mark;
-use runtime::client::{CreateContainer, LauncherKind, Monitor, MonitorError, OciRuntime, Pids};
+use runtime::client::{LauncherKind, Monitor, MonitorError};
 
 use tokio::sync::oneshot;
 
 use super::error::PodError;
 use super::image_names;
+use super::prepare::{Parts, prepare};
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
+use crate::clock::now;
 use crate::config::Launcher;
+use crate::context::Engine;
 use crate::convert::{BadRequest, resources, signal};
-use crate::engine::{Engine, blocking, blocking_with, now};
 use crate::failpoint;
 use crate::ids::ContainerId;
-use crate::model::{Bytes, ContainerConfig, IpcMode, Mount, PidMode};
+use crate::model::{ContainerConfig, Mount, PidMode};
 use crate::pod::machine::State;
-use crate::spec::{self, Built, Visitor, Whereabouts};
+use crate::spec::{self, Whereabouts};
+use crate::threads::{blocking, blocking_with};
 
 /// How long the host's paths may take to answer: less than the kubelet's patience, so
 /// that its user is told why.
@@ -77,7 +80,7 @@ pub(crate) fn intend(
         image_id: image.id.to_string(),
         image_ref: named.reference,
         image_name: named.name,
-        cgroup: Engine::container_cgroup(&host.cgroup, &id),
+        cgroup: engine.container_cgroup(&host.cgroup, &id)?,
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
@@ -201,7 +204,7 @@ async fn make(
         .await
         .map_err(launch_error)?;
     for warning in &created.warnings {
-        engine.said.warn(warning);
+        engine.warnings.once(warning);
     }
     failpoint::hit("create-launched");
     Ok(Made {
@@ -241,120 +244,15 @@ async fn fill_volumes(
     }
 }
 
-/// What a container is prepared from, beside its records.
-struct Parts {
-    /// What the image says of its containers' process.
-    of_image: oci_spec::image::Config,
-    /// A detached mount.
-    rootfs: OwnedFd,
-    /// Of the image.
-    volumes: Vec<Mount>,
-    cgroup: Cgroup,
-    /// Tells whoever waits which path of the host is being looked at.
-    at: Arc<Whereabouts>,
-}
-
 /// Makes the container's cgroup.
 async fn make_cgroup(engine: &Arc<Engine>, record: &ContainerRecord) -> Result<Cgroup, PodError> {
     let path = record.cgroup.clone();
     blocking_with(engine, move |engine| {
         let _step = mark("cgroup");
-        let made = engine.cgroups.create(&path);
+        let made = engine.cgroups.make_container(&path);
         made.map_err(|error| PodError::runtime(format!("create cgroup {path}"), error))
     })
     .await
-}
-
-struct Prepared {
-    order: CreateContainer,
-    user: User,
-    process: oci_spec::runtime::Process,
-    raw_environment: Option<Vec<Bytes>>,
-}
-
-fn prepare(
-    engine: &Engine,
-    host: &Host,
-    record: &ContainerRecord,
-    parts: Parts,
-) -> Result<Prepared, PodError> {
-    let config = &record.config;
-    let step = mark("spec");
-    let inputs = inputs(engine, host, record, &parts);
-    let Built {
-        spec,
-        process,
-        sources,
-        user,
-        filter,
-        raw_environment,
-    } = spec::build(&inputs)?;
-    let launcher = launcher(engine, &host.pod)?;
-    if raw_environment.is_some() && launcher != LauncherKind::Native {
-        return Err(PodError::Request(raw_environment_refused(config)));
-    }
-    drop(step);
-    let Parts { rootfs, cgroup, .. } = parts;
-    let _step = mark("limits");
-    let limits = resources::to_runtime(&config.resources, 0);
-    for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-        engine.said.warn(&warning);
-    }
-    // Without a PID namespace of its own, what outlives the first process has to
-    // be found through the cgroup.
-    let shares_pids = config.security.pid != PidMode::Container;
-    let order = CreateContainer {
-        id: record.id.to_string(),
-        launcher,
-        runtime: oci_runtime(engine, &host.pod),
-        spec,
-        pids: pids(config, host),
-        rootfs,
-        mounts: sources,
-        cgroup_files: cgroup.files_to_join(),
-        cgroup_oom: cgroup.oom_file(),
-        cgroup_kill: if shares_pids {
-            cgroup.kill_file()
-        } else {
-            None
-        },
-        seccomp_bpf: filter.map(|filter| filter.to_vec()),
-        log_path: record.log_path.clone(),
-        stdin: config.stdin,
-        stdin_once: config.stdin_once,
-        tty: config.tty,
-        environment: raw_environment.as_ref().map(|pairs| {
-            let bytes = pairs.iter().map(|pair| pair.0.clone());
-            bytes.collect()
-        }),
-    };
-    Ok(Prepared {
-        order,
-        user,
-        process,
-        raw_environment,
-    })
-}
-
-/// Whose PID namespace the monitor is to enter.
-fn pids(config: &ContainerConfig, host: &Host) -> Pids {
-    match (&config.security.pid, &host.target) {
-        (PidMode::Target(_), Some(target)) => Pids::Target(target.id.to_string()),
-        (PidMode::Target(id), None) => Pids::Target(id.clone()),
-        (PidMode::Pod, _) => Pids::Pod,
-        (PidMode::Container, _) => Pids::Own,
-        (PidMode::Node, _) => Pids::Node,
-    }
-}
-
-/// Names the variable that an OCI runtime specification, which is JSON, cannot say.
-fn raw_environment_refused(config: &ContainerConfig) -> BadRequest {
-    let is_raw = |(_, value): &&(String, Bytes)| std::str::from_utf8(&value.0).is_err();
-    let name = config.envs.iter().find(is_raw).map(|(name, _)| name);
-    BadRequest::Value {
-        field: format!("config.envs[{}]", name.map_or("", String::as_str)),
-        reason: "the value is not UTF-8, which only the native launcher can pass on".to_owned(),
-    }
 }
 
 /// Other launchers than the native one make first processes with sockets of theirs: who
@@ -395,55 +293,13 @@ pub(crate) fn refuse_traced_birth(
 }
 
 /// Who makes the containers of a pod.
-fn launcher(engine: &Engine, pod: &PodRecord) -> Result<LauncherKind, PodError> {
+pub(super) fn launcher(engine: &Engine, pod: &PodRecord) -> Result<LauncherKind, PodError> {
     let handler = engine.config.handler(&pod.handler);
     match handler.map(|handler| handler.launcher) {
         Some(Launcher::Libcontainer) => Ok(LauncherKind::Libcontainer),
         Some(Launcher::Native) => Ok(LauncherKind::Native),
         Some(Launcher::Oci) => Ok(LauncherKind::Oci),
         None => Err(PodError::NoHandler(pod.handler.clone())),
-    }
-}
-
-fn oci_runtime(engine: &Engine, pod: &PodRecord) -> Option<OciRuntime> {
-    let handler = engine.config.handler(&pod.handler)?;
-    Some(OciRuntime {
-        path: handler.path.clone()?,
-        args: handler.options.args.clone(),
-    })
-}
-
-fn inputs<'a>(
-    engine: &'a Engine,
-    host: &'a Host,
-    record: &'a ContainerRecord,
-    parts: &'a Parts,
-) -> spec::Inputs<'a> {
-    let pod = &host.pod;
-    // Launchers that need the number are not sure whose it is: the monitor is.
-    let pid_of_namespace = match &record.config.security.pid {
-        PidMode::Target(_) => host.target.as_ref().map(|target| target.pid),
-        PidMode::Pod | PidMode::Container | PidMode::Node => pod.init_pid,
-    };
-    spec::Inputs {
-        config: &record.config,
-        sandbox: &pod.config,
-        image: &parts.of_image,
-        rootfs: &parts.rootfs,
-        image_volumes: &parts.volumes,
-        cgroup: &record.cgroup,
-        files: engine.pod_dir(&pod.id).files(),
-        shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),
-        netns: pod.netns.clone(),
-        monitor_pid: host.monitor.pid(),
-        pid_of_namespace,
-        unified_cgroups: engine.unified(),
-        open_files: engine.config.open_files,
-        seccomp: &engine.seccomp,
-        host_paths: Visitor {
-            paths: &engine.host_paths,
-            at: &parts.at,
-        },
     }
 }
 
@@ -466,7 +322,7 @@ pub(crate) async fn update(
         let limits = resources::to_runtime(&new, 0);
         let cgroup = engine.cgroups.open(&cgroup);
         for warning in cgroup.apply(&limits).map_err(PodError::Limits)? {
-            engine.said.warn(&warning);
+            engine.warnings.once(&warning);
         }
         Ok(())
     })

@@ -6,17 +6,20 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use runtime::client::{ExecExit, ExecProcess, MonitorError};
+use runtime::client::{Attachment, ExecExit, ExecProcess, ExecStreams, Monitor, MonitorError};
+use runtime::spec::Process;
+use runtime::spec::oci::read_process;
 use tokio::net::unix::pipe::Receiver;
 
 use super::error::PodError;
 use super::view::{ContainerView, PodView};
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// The most that is kept of either stream. The rest is read and thrown away.
 const MAX_STREAM: usize = 16 * 1024 * 1024;
@@ -47,6 +50,104 @@ pub(crate) struct Output {
     pub(crate) room: [Room; 2],
 }
 
+/// A container that runs, and in which a command can be run.
+pub(crate) struct Ready {
+    monitor: Monitor,
+    container: Arc<ContainerView>,
+    process: Process,
+    cgroup_files: Vec<PathBuf>,
+}
+
+/// How a command is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// Its output is collected; after so many seconds it is ended, 0: never.
+    Collecting(u64),
+    /// Somebody reads its output as it comes.
+    Streaming,
+}
+
+impl Ready {
+    /// Looks whether a container can run commands.
+    pub(crate) fn of(
+        engine: &Engine,
+        pod: &PodView,
+        container: &Arc<ContainerView>,
+    ) -> Result<Self, PodError> {
+        let state = || PodError::State {
+            what: format!("container {}", container.id),
+            state: container.state.word().to_owned(),
+        };
+        if !container.state.is_running() {
+            return Err(state());
+        }
+        // Its monitor is being looked for, or its sandbox's record cannot be read.
+        let Some(monitor) = pod.monitor.clone() else {
+            return Err(PodError::MonitorSilent);
+        };
+        // Both are known of a container whose record can be read.
+        let (Some(template), Some(cgroup)) = (&container.process, &container.cgroup) else {
+            return Err(state());
+        };
+        let mut process =
+            read_process(template).map_err(|error| exec_error(container, error.into()))?;
+        if let Some(pairs) = &container.raw_environment {
+            process.env = pairs.iter().map(|pair| pair.0.clone()).collect();
+        }
+        Ok(Self {
+            monitor,
+            container: Arc::clone(container),
+            process,
+            cgroup_files: engine.cgroups.open(cgroup).files_to_join(),
+        })
+    }
+
+    /// Whether its own streams are a terminal.
+    pub(crate) fn has_terminal(&self) -> bool {
+        self.container.config.tty
+    }
+
+    /// Whether it reads what clients write.
+    pub(crate) fn has_input(&self) -> bool {
+        self.container.config.stdin
+    }
+
+    /// Runs a command. Dropped, it ends the command.
+    pub(crate) async fn run(
+        self,
+        words: Vec<String>,
+        streams: ExecStreams,
+        run: Run,
+    ) -> Result<ExecExit, PodError> {
+        let mut process = self.process;
+        process.args = words;
+        process.terminal = matches!(streams, ExecStreams::Terminal(_));
+        if process.terminal && !process.env.iter().any(|pair| pair.starts_with(b"TERM=")) {
+            process.env.push(b"TERM=xterm".to_vec());
+        }
+        let timeout = match run {
+            Run::Collecting(0) | Run::Streaming => None,
+            Run::Collecting(seconds) => Some(Duration::from_secs(seconds)),
+        };
+        let order = ExecProcess {
+            container: self.container.id.to_string(),
+            process,
+            streams,
+            streaming: run == Run::Streaming,
+            timeout,
+            cgroup_files: self.cgroup_files,
+        };
+        let ended = self.monitor.exec(order).await;
+        ended.map_err(|error| exec_error(&self.container, error))
+    }
+
+    /// Connects a client to its own streams.
+    pub(crate) async fn attach(&self, attachment: Attachment) -> Result<(), PodError> {
+        let attached = self.monitor.attach(attachment).await;
+        attached.map_err(|error| exec_error(&self.container, error))
+    }
+}
+
 /// Runs `words` in a container that runs; a timeout of 0 means none.
 pub(crate) async fn exec_sync(
     engine: &Engine,
@@ -55,41 +156,18 @@ pub(crate) async fn exec_sync(
     words: Vec<String>,
     timeout: i64,
 ) -> Result<Output, PodError> {
-    let state = || PodError::State {
-        what: format!("container {}", container.id),
-        state: container.state.word().to_owned(),
-    };
-    if !container.state.is_running() {
-        return Err(state());
-    }
-    // Its monitor is being looked for, or its sandbox's record cannot be read.
-    let Some(monitor) = &pod.monitor else {
-        return Err(PodError::MonitorSilent);
-    };
-    let Some(template) = &container.process else {
-        return Err(state());
-    };
-    let mut process = (**template).clone();
-    process.set_args(Some(words)).set_terminal(Some(false));
+    let ready = Ready::of(engine, pod, container)?;
     let pipe = || half_blocking_pipe().map_err(|error| PodError::runtime("make a pipe", error));
     let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
-    let seconds = u64::try_from(timeout).unwrap_or(0);
-    let order = ExecProcess {
-        container: container.id.to_string(),
-        process,
-        environment: container.raw_environment.as_deref().map(|pairs| {
-            let bytes = pairs.iter().map(|pair| pair.0.clone());
-            bytes.collect()
-        }),
+    let streams = ExecStreams::Pipes {
         stdin: None,
         stdout: stdout_end,
         stderr: stderr_end,
-        timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
-        cgroup_files: engine.cgroups.open(&container.cgroup).files_to_join(),
     };
+    let seconds = u64::try_from(timeout).unwrap_or(0);
     let mut out = Collector::new(stdout);
     let mut err = Collector::new(stderr);
-    let ended = monitor.exec(order);
+    let ended = ready.run(words, streams, Run::Collecting(seconds));
     tokio::pin!(ended);
     let exit = loop {
         tokio::select! {
@@ -100,7 +178,7 @@ pub(crate) async fn exec_sync(
     };
     out.rest();
     err.rest();
-    match exit.map_err(|error| exec_error(container, error))? {
+    match exit? {
         ExecExit::Exited { code } => {
             fit(&mut out, &mut err);
             let lost = (out.lost, err.lost);

@@ -10,10 +10,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::mpsc;
 
+use super::events::Events;
 use super::task::Command;
 use super::view::{ContainerView, PodView};
 use crate::ids::{ContainerId, PodId};
-use crate::model::SandboxKey;
+use crate::model::{PodResources, SandboxKey};
 
 /// The way to a pod's task.
 #[derive(Debug, Clone)]
@@ -49,6 +50,8 @@ struct Entry {
     key: SandboxKey,
     inbox: Inbox,
     view: View,
+    /// In memory only: nothing is done with it.
+    resources: Option<Arc<PodResources>>,
 }
 
 /// What lists say of a pod; absent while it is being started.
@@ -82,6 +85,8 @@ impl Maps {
 #[derive(Default)]
 pub(crate) struct Index {
     maps: RwLock<Maps>,
+    /// Told under the lock, in the order of what they are about.
+    events: Events,
     transitions: AtomicU64,
 }
 
@@ -141,6 +146,11 @@ impl Index {
         self.maps.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What happens to pods.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
     /// How many transitions there were.
     pub(crate) fn transitions(&self) -> u64 {
         self.transitions.load(Ordering::Relaxed)
@@ -165,6 +175,7 @@ impl Index {
             key: key.clone(),
             inbox: inbox.clone(),
             view,
+            resources: None,
         };
         maps.pods.insert(inbox.pod.clone(), entry);
         Ok(())
@@ -194,6 +205,20 @@ impl Index {
         self.read().pods.contains_key(id)
     }
 
+    /// Keeps what the kubelet told of a pod's limits; whether the pod is known.
+    pub(crate) fn tell_resources(&self, id: &PodId, told: PodResources) -> bool {
+        let mut maps = self.write();
+        let entry = maps.pods.get_mut(id);
+        entry
+            .map(|entry| entry.resources = Some(Arc::new(told)))
+            .is_some()
+    }
+
+    /// What the kubelet told last of a pod's limits.
+    pub(crate) fn told_resources(&self, id: &PodId) -> Option<Arc<PodResources>> {
+        self.read().pods.get(id)?.resources.clone()
+    }
+
     /// Replaces what lists say of a pod.
     pub(crate) fn publish(&self, view: &Arc<PodView>) {
         let mut maps = self.write();
@@ -201,6 +226,7 @@ impl Index {
             return;
         };
         let before = entry.view.replace(Arc::clone(view));
+        self.events.tell(before.as_ref(), Some(view));
         for container in before.iter().flat_map(|before| &before.containers) {
             maps.containers.remove(&container.id);
         }
@@ -217,6 +243,7 @@ impl Index {
             return;
         };
         maps.keys.remove(&entry.key);
+        self.events.tell(entry.view.as_ref(), None);
         for container in entry.view.iter().flat_map(|view| &view.containers) {
             maps.containers.remove(&container.id);
         }

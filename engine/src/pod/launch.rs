@@ -13,10 +13,11 @@ use tokio::sync::mpsc;
 use super::error::PodError;
 use super::files;
 use super::record::PodRecord;
-use crate::engine::{Engine, blocking_with};
+use crate::context::Engine;
 use crate::failpoint;
 use crate::model::{IpcMode, NetworkMode, PidMode};
 use crate::network::NetworkError;
+use crate::threads::blocking_with;
 
 /// A sandbox's score for the OOM killer: its monitor must outlive its containers.
 const MONITOR_OOM_SCORE: i32 = -998;
@@ -120,7 +121,7 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
     match monitor.setup(setup).await {
         Ok((ready, events)) => {
             for warning in &ready.warnings {
-                engine.said.warn(warning);
+                engine.warnings.once(warning);
             }
             failpoint::hit("run-setup");
             Ok((monitor, events, ready.init_pid))
@@ -155,7 +156,7 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
     let _step = mark("cgroup");
     let cgroup = engine
         .cgroups
-        .create(&record.cgroup)
+        .make_pod(&record.cgroup)
         .map_err(|error| PodError::runtime(format!("create cgroup {}", record.cgroup), error))?;
     failpoint::hit("run-cgroup");
     let own_names = config.network == NetworkMode::Pod;

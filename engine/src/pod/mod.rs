@@ -3,6 +3,7 @@
 //! - `machine`: what a container and a sandbox may become; no I/O.
 //! - `task`: the one owner of a pod; handlers send it commands.
 //! - `launch`, `container`, `teardown`: the work, idempotent where it undoes.
+//! - `prepare`: from a container's record to the order that has its monitor make it.
 //! - `record`: what is on disk; `restore` reads it at start, `unreadable` has what it
 //!   cannot read.
 //! - `upgrade`: has monitors of an earlier build go on as this engine's.
@@ -14,6 +15,7 @@
 mod backoff;
 pub(crate) mod container;
 pub(crate) mod error;
+pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;
 pub(crate) mod image_names;
@@ -21,6 +23,7 @@ pub(crate) mod index;
 pub(crate) mod launch;
 pub(crate) mod machine;
 mod placeholder;
+mod prepare;
 pub(crate) mod record;
 pub(crate) mod restore;
 pub(crate) mod task;

@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
+use runtime::cgroup::{CgroupError, CgroupPath};
+
 use super::machine::State;
 use super::record::{self, ContainerRecord, User};
 use crate::ids::{ContainerId, PodId};
 use crate::model::{
-    ContainerConfig, ContainerKey, ImageName, IpcMode, NetworkMode, Pairs, PidMode, Resources,
-    SandboxConfig, SandboxKey, Security,
+    CgroupParent, ContainerConfig, ContainerKey, ImageName, IpcMode, NetworkMode, Pairs, PidMode,
+    Resources, SandboxConfig, SandboxKey, Security,
 };
 
 /// A sandbox of which only the id is known.
@@ -26,7 +28,7 @@ pub(super) fn sandbox(id: &PodId) -> SandboxConfig {
         port_mappings: Vec::new(),
         labels: Pairs::new(),
         annotations: Pairs::new(),
-        cgroup_parent: String::new(),
+        cgroup_parent: CgroupParent::Shared,
         network: NetworkMode::Pod,
         pid: PidMode::Container,
         ipc: IpcMode::Pod,
@@ -37,12 +39,15 @@ pub(super) fn sandbox(id: &PodId) -> SandboxConfig {
 
 /// A container of which only the id and the sandbox are known, or what it was asked to be
 /// as well. The kubelet finds the pod of a container by labels, which most of the sandbox's
-/// are.
+/// are. Its cgroup is not known: the path is one where no other's can be.
+///
+/// # Errors
+/// The id cannot be the name of a cgroup, which that of a [`ContainerId`] always can.
 pub(super) fn container(
     id: &ContainerId,
     sandbox: &SandboxConfig,
     config: Option<ContainerConfig>,
-) -> ContainerRecord {
+) -> Result<ContainerRecord, CgroupError> {
     let config = config.unwrap_or_else(|| ContainerConfig {
         key: ContainerKey {
             name: id.to_string(),
@@ -51,7 +56,7 @@ pub(super) fn container(
         labels: sandbox.labels.clone(),
         ..nothing()
     });
-    ContainerRecord {
+    Ok(ContainerRecord {
         version: record::version(),
         boot_id: String::new(),
         transition: 0,
@@ -64,11 +69,11 @@ pub(super) fn container(
         image_id: String::new(),
         image_ref: String::new(),
         image_name: String::new(),
-        cgroup: String::new(),
+        cgroup: CgroupPath::slipway().child(id.as_str())?,
         user: User::default(),
         raw_environment: None,
         process: None,
-    }
+    })
 }
 
 fn nothing() -> ContainerConfig {

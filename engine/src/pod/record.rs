@@ -13,6 +13,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use runtime::cgroup::CgroupPath;
 use runtime::client::ExitRecord;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -86,8 +87,8 @@ pub(crate) struct PodRecord {
     pub(crate) created_at: i64,
     pub(crate) phase: Phase,
     pub(crate) config: Arc<SandboxConfig>,
-    /// Where its own cgroup is, in every hierarchy.
-    pub(crate) cgroup: String,
+    /// The cgroup of its own processes.
+    pub(crate) cgroup: CgroupPath,
     /// Where its network namespace is pinned; `None` with the node's network.
     pub(crate) netns: Option<PathBuf>,
     /// The network it is or may be attached to; `None` when given back.
@@ -137,7 +138,7 @@ pub(crate) struct ContainerRecord {
     /// The image by a name that a person knows; empty in records of older engines.
     #[serde(default)]
     pub(crate) image_name: String,
-    pub(crate) cgroup: String,
+    pub(crate) cgroup: CgroupPath,
     pub(crate) log_path: Option<PathBuf>,
     /// The signal that StopContainer sends.
     pub(crate) stop_signal: i32,
@@ -495,6 +496,54 @@ mod tests {
         assert!(matches!(states(&path), Err(RecordError::Version { .. })));
         std::fs::write(&path, "{\"version\":1,").expect("written");
         assert!(matches!(states(&path), Err(RecordError::Parse { .. })));
+    }
+
+    /// As an engine wrote it whose cgroups were texts.
+    fn pod_of_a_former_engine(id: &PodId, parent: &str, cgroup: &str) -> serde_json::Value {
+        serde_json::json!({
+            "version": VERSION, "boot_id": "b", "transition": 7, "id": id, "handler": "",
+            "created_at": 1, "phase": "Ready", "cgroup": cgroup, "netns": null,
+            "attachment": null, "ips": [], "init_pid": null, "trouble": null,
+            "config": {
+                "key": {"namespace": "ns", "name": "n", "uid": "u", "attempt": 0},
+                "hostname": "h", "log_directory": null, "dns": null, "port_mappings": [],
+                "labels": {}, "annotations": {}, "cgroup_parent": parent,
+                "network": "Node", "pid": "Container", "ipc": "Pod", "sysctls": {},
+                "privileged": false,
+            },
+        })
+    }
+
+    #[test]
+    fn cgroups_in_records_are_the_texts_that_they_were() {
+        let root = tempfile::tempdir().expect("folder");
+        for (parent, of_pod) in [("", "/slipway"), ("/kubepods/pod1", "/kubepods/pod1")] {
+            let id = PodId::random();
+            let dir = PodDir::new(root.path(), &id);
+            dir.create().expect("folders");
+            let former = pod_of_a_former_engine(&id, parent, &format!("{of_pod}/{id}"));
+            write(&dir.0.join(POD_FILE), &former).expect("written");
+            let record = dir.read_pod().expect("read").expect("there");
+            assert_eq!(record.cgroup.name(), id.as_str());
+            assert_eq!(
+                record.cgroup.parent(),
+                Some(record.config.cgroup_parent.path())
+            );
+            assert_eq!(serde_json::to_value(&record).expect("json"), former);
+        }
+    }
+
+    #[test]
+    fn a_record_with_a_path_that_is_no_cgroups_is_damaged_and_keeps_the_rest() {
+        let root = tempfile::tempdir().expect("folder");
+        let id = PodId::random();
+        let dir = PodDir::new(root.path(), &id);
+        dir.create().expect("folders");
+        let damaged = pod_of_a_former_engine(&id, "/kubepods", "/kubepods/../id");
+        write(&dir.0.join(POD_FILE), &damaged).expect("written");
+        let error = dir.read_pod().expect_err("refused");
+        assert!(matches!(error, RecordError::Parse { .. }) && !error.may_pass());
+        assert_eq!(dir.config_of_broken().expect("its config").key.name, "n");
     }
 
     #[test]

@@ -22,9 +22,12 @@ use super::index::Inbox;
 use super::machine::{Exit, Phase, State};
 use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Command, Restored, RestoredContainer, exit_of, resume};
-use super::unreadable;
-use crate::engine::{Engine, now, on_disk};
+use super::unreadable::{self, Records};
+use crate::causes::with_causes;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::ids::PodId;
+use crate::threads::on_disk;
 
 /// How long the records of a pod may take to be given by a disk, or by what else is short
 /// for a moment, until the sandbox is shown as one whose record cannot be read.
@@ -155,13 +158,13 @@ async fn one(engine: &Arc<Engine>, id: &PodId) -> Found {
             }
         }
         Err(error) => {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             if engine.first_of_boot && !error.may_pass() {
                 tracing::error!(pod = %id, reason, "the record of a sandbox of an earlier boot cannot be read, the sandbox is given back");
                 unreadable::give_back(engine, id, &dir);
             } else {
                 tracing::error!(pod = %id, reason, "the record of the sandbox cannot be read, it is left alone until it can be or is removed");
-                on_disk(|| unreadable::hold(engine, id, &dir, &reason, error.may_pass()));
+                on_disk(|| unreadable::hold(engine, id, &dir, &reason, Records::after(&error)));
             }
             Found {
                 containers: on_disk(|| dir.container_ids()).ok(),
@@ -177,7 +180,7 @@ async fn read(dir: &PodDir) -> Result<Option<Recorded>, RecordError> {
     loop {
         match on_disk(|| dir.read()) {
             Err(error) if error.may_pass() && Instant::now() < end => {
-                tracing::debug!(error = crate::network::chain(&error), "records");
+                tracing::debug!(error = with_causes(&error), "records");
                 tokio::time::sleep(READ_PAUSE).await;
             }
             read => return read,
@@ -196,7 +199,7 @@ fn pod(engine: &Arc<Engine>, dir: &PodDir, recorded: Recorded) -> Option<oneshot
             id,
             dir,
             "another record has the same identity",
-            false,
+            Records::Unusable,
         );
         return None;
     }

@@ -8,15 +8,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use runtime::cgroup::CgroupPath;
 use runtime::client::Monitor;
 use runtime::client::steps::mark;
 
 use super::error::PodError;
 use super::files;
 use super::record::{ContainerRecord, PodRecord};
-use crate::engine::{Engine, blocking_with};
+use crate::context::Engine;
 use crate::failpoint;
 use crate::ids::PodId;
+use crate::threads::{blocking, blocking_with};
 
 /// How long the processes of a killed cgroup may take to be gone.
 const KILL_DEADLINE: Duration = Duration::from_secs(20);
@@ -111,13 +113,13 @@ pub(crate) async fn undo(
 ) -> Result<(), PodError> {
     pod(engine, record, monitor).await?;
     let dir = engine.pod_dir(&record.id);
-    crate::engine::blocking(move || Ok(dir.remove()?)).await
+    blocking(move || Ok(dir.remove()?)).await
 }
 
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("pod's processes and cgroup");
-    engine.orphans.note(&record.cgroup);
+    engine.left_parents.note(&record.config.cgroup_parent);
     // Those that wait for a disk cannot be killed, and end with what they have once the
     // disk goes on.
     let cgroup = engine.cgroups.open(&record.cgroup);
@@ -129,7 +131,7 @@ fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
 }
 
 /// Ends what is in a cgroup and removes it; one that is not there is fine.
-pub(super) fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodError> {
+pub(super) fn kill_and_remove(engine: &Engine, path: &CgroupPath) -> Result<(), PodError> {
     let cgroup = engine.cgroups.open(path);
     if !cgroup.exists() {
         return Ok(());
@@ -137,7 +139,10 @@ pub(super) fn kill_and_remove(engine: &Engine, path: &str) -> Result<(), PodErro
     cgroup
         .kill(KILL_DEADLINE)
         .map_err(|error| PodError::runtime(format!("kill what is in cgroup {path}"), error))?;
-    engine.remove_cgroup(&cgroup)
+    engine
+        .cgroups
+        .remove(&cgroup)
+        .map_err(|error| PodError::runtime(format!("remove cgroup {path}"), error))
 }
 
 /// Unmounts and removes what a pod has below `--state`.

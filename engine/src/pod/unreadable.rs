@@ -1,14 +1,14 @@
 //! Sandboxes whose record cannot be read: cut short by a power loss, damaged, or written
 //! by a newer engine.
 //!
-//! They are listed as NOTREADY, with their containers as those are recorded, and keep
-//! their identity where the rest of the record tells it, so that no second sandbox
-//! starts beside what may still run. Whoever stops or removes one ends all that bears
-//! its id: the monitor, cgroups, network, mounts and writable layers are all named by it.
-//! Their containers can be stopped and removed one by one, too: a kubelet does that first,
-//! and never comes to the sandbox where it fails. After another boot nothing of it runs,
-//! and all is given back at once. Until then a crash, or a return to the newer engine,
-//! leaves it as it was.
+//! Such a sandbox is listed as NOTREADY, with its containers as their own records say. Its
+//! name, namespace, uid and attempt stay taken where the rest of the record tells them, so
+//! that RunPodSandbox starts no second one beside what may still run. StopPodSandbox and
+//! RemovePodSandbox end all that bears its id: monitor, cgroups, network, mounts and writable
+//! layers are named by it. StopContainer and RemoveContainer work, too, since a kubelet calls
+//! them first and does not go on to the sandbox where they fail. After another boot nothing
+//! of it can run, and all is given back at once. Before that, a crash of this engine or a
+//! return to the newer one leaves it as it was.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -28,9 +28,12 @@ use super::record::{ContainerRecord, PodDir, RecordError, Recorded};
 use super::task::{Command, exit_of, refuse};
 use super::view::{ContainerView, PodView};
 use super::{restore, teardown};
-use crate::engine::{Engine, blocking, blocking_with, now, on_disk};
+use crate::causes::with_causes;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::SandboxConfig;
+use crate::threads::{blocking, blocking_with, on_disk};
 
 /// How long a monitor may take to end what it has.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,9 +42,28 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The longest grace period: whatever else is asked of the sandbox waits for it.
 const LONGEST_GRACE: Duration = Duration::from_secs(30);
 
-/// Keeps the identity of such a sandbox and lists it. What `may_pass` is tried again until
-/// it has, or the sandbox is ended.
-pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, may_pass: bool) {
+/// Whether the records of such a sandbox may be readable later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Records {
+    /// A disk, or a shortage of something, does not give them now: they are asked for again
+    /// until it does, or until the sandbox is ended.
+    Withheld,
+    /// They are damaged, of a newer engine, or say the same as another sandbox's: they stay so.
+    Unusable,
+}
+
+impl Records {
+    /// What an error says of them.
+    pub(super) fn after(error: &RecordError) -> Self {
+        match error.may_pass() {
+            true => Self::Withheld,
+            false => Self::Unusable,
+        }
+    }
+}
+
+/// Keeps the identity of such a sandbox and lists it, with the reason.
+pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str, records: Records) {
     let config = dir.config_of_broken();
     let config = config.unwrap_or_else(|| placeholder::sandbox(id));
     let (inbox, receiver) = Inbox::new(id);
@@ -59,7 +81,7 @@ pub(super) fn hold(engine: &Arc<Engine>, id: &PodId, dir: &PodDir, reason: &str,
         config: Arc::new(config),
         reason: format!("its record cannot be read: {reason}"),
         containers: BTreeMap::new(),
-        may_pass,
+        records,
     };
     held.look();
     held.publish();
@@ -72,7 +94,7 @@ pub(super) fn give_back(engine: &Arc<Engine>, id: &PodId, dir: &PodDir) {
     tokio::spawn(async move {
         let mut backoff = Backoff::default();
         while let Err(error) = remove(&engine, &id, &dir).await {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::warn!(pod = %id, reason, "a sandbox without a readable record is not given back yet");
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -90,7 +112,7 @@ pub(super) fn end_containers(
     damaged: &[(String, RecordError)],
 ) {
     for (container, error) in damaged {
-        let reason = crate::network::chain(error);
+        let reason = with_causes(error);
         tracing::error!(%pod, container, reason, "a container whose record is damaged is ended and removed");
     }
     if damaged.is_empty() {
@@ -101,7 +123,7 @@ pub(super) fn end_containers(
     tokio::spawn(async move {
         let mut backoff = Backoff::default();
         while let Err(error) = remove_containers(&engine, &dir, &lost).await {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::warn!(%pod, reason, "containers without readable records are not given back yet");
             tokio::time::sleep(backoff.pause()).await;
         }
@@ -157,8 +179,8 @@ struct Held {
     /// Why it is not ready.
     reason: String,
     containers: BTreeMap<ContainerId, Kept>,
-    /// Whether its records may be readable later, and it was not ended.
-    may_pass: bool,
+    /// Withheld only until it is ended: from then on its records have nothing to go on with.
+    records: Records,
 }
 
 /// A container of such a sandbox.
@@ -172,6 +194,7 @@ impl Held {
     fn publish(&self) {
         let view = |kept: &Kept| ContainerView {
             unread: kept.unread,
+            cgroup: (!kept.unread).then(|| kept.record.cgroup.clone()),
             ..ContainerView::of(&kept.record, &self.id)
         };
         let containers = self.containers.values();
@@ -183,7 +206,7 @@ impl Held {
             config: Arc::clone(&self.config),
             handler: String::new(),
             created_at: on_disk(|| self.dir.age()),
-            cgroup: String::new(),
+            cgroup: None,
             netns: None,
             ips: Vec::new(),
             monitor: None,
@@ -194,9 +217,9 @@ impl Held {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Command>) {
         let mut backoff = Backoff::default();
         loop {
-            let pause = match self.may_pass {
-                true => backoff.pause().min(LOOK),
-                false => LOOK,
+            let pause = match self.records {
+                Records::Withheld => backoff.pause().min(LOOK),
+                Records::Unusable => LOOK,
             };
             match tokio::time::timeout(pause, inbox.recv()).await {
                 Ok(Some(command)) => {
@@ -221,7 +244,7 @@ impl Held {
 
     /// The records, if they can be read by now and nobody else has the identity.
     fn returns(&self) -> Option<Recorded> {
-        if !self.may_pass {
+        if self.records == Records::Unusable {
             return None;
         }
         let recorded = on_disk(|| self.dir.read()).ok().flatten()?;
@@ -293,11 +316,12 @@ impl Held {
                 }
                 Err(_) => {
                     let config = self.dir.container_config_of_broken(&id);
-                    let kept = || Kept {
-                        record: placeholder::container(&id, &self.config, config),
-                        unread: true,
+                    // Every id is the name of a cgroup.
+                    let Ok(record) = placeholder::container(&id, &self.config, config) else {
+                        continue;
                     };
-                    self.containers.entry(id.clone()).or_insert_with(kept);
+                    let unread = true;
+                    self.containers.entry(id).or_insert(Kept { record, unread });
                 }
             }
         }
@@ -329,7 +353,7 @@ impl Held {
             }
             record.transition = self.engine.index.next_transition();
             if let Err(error) = self.dir.write_container(record) {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::error!(container = %record.id, reason, "the container's record is stale");
                 if let Err(error) = self.dir.write_exit(record) {
                     tracing::error!(container = %record.id, %error, "nor is its end on disk");
@@ -384,7 +408,7 @@ impl Held {
     }
 
     async fn end(&mut self) -> Result<(), PodError> {
-        self.may_pass = false;
+        self.records = Records::Unusable;
         end_processes(&self.engine, &self.id, &self.dir).await?;
         on_disk(|| self.note_ended(|_| true));
         give_parts_back(&self.engine, &self.id, &self.dir).await

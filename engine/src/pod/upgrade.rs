@@ -12,7 +12,8 @@ use runtime::client::{Monitor, MonitorError, Upgraded};
 use tokio::sync::Semaphore;
 
 use super::backoff::Backoff;
-use crate::engine::Engine;
+use crate::causes::with_causes;
+use crate::context::Engine;
 use crate::ids::PodId;
 
 /// Upgrades at a time: starting programs is what an engine that just came back has
@@ -53,7 +54,7 @@ async fn is_settled(engine: &Engine, pod: &PodId, monitor: &Monitor) -> bool {
         }
         Err(MonitorError::Gone) => true,
         Err(error) => {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::warn!(%pod, reason, "the monitor stays of an earlier build");
             true
         }

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use runtime::cgroup::CgroupPath;
 use runtime::client::Monitor;
 
 use super::machine::State;
@@ -26,7 +27,8 @@ pub(crate) struct ContainerView {
     pub(crate) image_ref: String,
     pub(crate) image_name: String,
     pub(crate) created_at: i64,
-    pub(crate) cgroup: String,
+    /// Not known where its record cannot be read.
+    pub(crate) cgroup: Option<CgroupPath>,
     pub(crate) log_path: Option<PathBuf>,
     /// Whether the log takes nothing for the time being: its output waits.
     pub(crate) log_stalled: bool,
@@ -51,7 +53,7 @@ impl ContainerView {
             image_ref: record.image_ref.clone(),
             image_name: record.image_name.clone(),
             created_at: record.created_at,
-            cgroup: record.cgroup.clone(),
+            cgroup: Some(record.cgroup.clone()),
             log_path: record.log_path.clone(),
             log_stalled: false,
             stop_signal: record.stop_signal,
@@ -75,7 +77,8 @@ pub(crate) struct PodView {
     pub(crate) config: Arc<SandboxConfig>,
     pub(crate) handler: String,
     pub(crate) created_at: i64,
-    pub(crate) cgroup: String,
+    /// Not known where its record cannot be read.
+    pub(crate) cgroup: Option<CgroupPath>,
     pub(crate) netns: Option<PathBuf>,
     pub(crate) ips: Vec<String>,
     pub(crate) monitor: Option<Monitor>,

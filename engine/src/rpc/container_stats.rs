@@ -6,8 +6,8 @@ use proto::v1;
 use tonic::Status;
 
 use super::must_find;
+use crate::context::Engine;
 use crate::convert::stats;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::stats::of_containers;
 use crate::status;

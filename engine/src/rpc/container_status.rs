@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::v1;
+use runtime::cgroup::CgroupPath;
 use serde_json::json;
 use tonic::Status;
 
 use super::must_find;
+use crate::context::Engine;
 use crate::convert::status::container;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::view::ContainerView;
 
@@ -35,7 +36,7 @@ fn info(view: &ContainerView) -> HashMap<String, String> {
     let text = json!({
         "pid": view.pid,
         "sandboxID": view.pod,
-        "cgroup": view.cgroup,
+        "cgroup": view.cgroup.as_ref().map_or("", CgroupPath::as_str),
         "process": view.process.as_deref(),
         "config": *view.config,
     });

@@ -6,8 +6,8 @@ use proto::v1;
 use tonic::{Response, Status};
 
 use super::must_find;
+use crate::context::Engine;
 use crate::convert::{missing, wrong};
-use crate::engine::Engine;
 use crate::layers::Held;
 use crate::pod::error::PodError;
 use crate::pod::exec::exec_sync;

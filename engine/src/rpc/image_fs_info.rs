@@ -5,7 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
-use crate::engine::{Engine, now};
+use crate::clock::now;
+use crate::context::Engine;
 
 /// Use of the filesystem of images; writable layers are on the same one.
 pub(crate) async fn handle(

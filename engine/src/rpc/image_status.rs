@@ -8,8 +8,8 @@ use proto::v1;
 use serde_json::json;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::image::{name_from_proto, to_proto};
-use crate::engine::Engine;
 use crate::status;
 
 /// One image; an image that is not present is an answer, not an error.

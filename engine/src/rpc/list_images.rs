@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::image::{filter_from_proto, to_proto};
-use crate::engine::Engine;
 
 /// All images, or the one that the filter names.
 pub(crate) async fn handle(
@@ -20,7 +20,7 @@ pub(crate) async fn handle(
 }
 
 /// The images that a filter leaves.
-pub(super) fn matching(engine: &Engine, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+fn matching(engine: &Engine, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
     match filter_from_proto(filter) {
         Some(name) => engine
             .images

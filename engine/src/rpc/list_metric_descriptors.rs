@@ -1,10 +1,23 @@
-//! ListMetricDescriptors: not there yet.
+//! ListMetricDescriptors.
+
+use std::sync::Arc;
 
 use proto::v1;
 use tonic::Status;
 
-/// Answers that it is not there yet, by its name.
-pub(crate) fn handle(request: &v1::ListMetricDescriptorsRequest) -> Status {
+use crate::context::Engine;
+use crate::convert::metrics;
+use crate::pod_metrics::counted;
+use crate::status;
+
+/// The metrics that this machine has of every pod or container.
+pub(crate) async fn handle(
+    engine: &Arc<Engine>,
+    request: v1::ListMetricDescriptorsRequest,
+) -> Result<v1::ListMetricDescriptorsResponse, Status> {
     let v1::ListMetricDescriptorsRequest {} = request;
-    crate::status::unimplemented("ListMetricDescriptors", "metrics of pods")
+    let counted = counted(engine).await.map_err(|error| status::pod(&error))?;
+    Ok(v1::ListMetricDescriptorsResponse {
+        descriptors: metrics::descriptors(&counted),
+    })
 }

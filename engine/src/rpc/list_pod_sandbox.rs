@@ -5,9 +5,9 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::filter::SandboxFilter;
 use crate::convert::status::pod_line;
-use crate::engine::Engine;
 use crate::status;
 
 /// All sandboxes that match.

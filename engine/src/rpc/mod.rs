@@ -22,6 +22,7 @@ mod list_metric_descriptors;
 mod list_pod_sandbox;
 mod list_pod_sandbox_metrics;
 mod list_pod_sandbox_stats;
+mod pieces;
 mod pod_sandbox_stats;
 mod pod_sandbox_status;
 mod port_forward;
@@ -57,8 +58,8 @@ use proto::v1::runtime_service_server::RuntimeService;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use crate::context::Engine;
 use crate::convert::BadRequest;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::index::{Inbox, Lookup};
 use crate::pod::task::{Command, Reply};
@@ -216,7 +217,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        Err(stream_pod_sandboxes::handle(request.get_ref()))
+        stream_pod_sandboxes::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn create_container(
@@ -270,7 +273,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        Err(stream_containers::handle(request.get_ref()))
+        stream_containers::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn container_status(
@@ -311,21 +316,27 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::ExecRequest>,
     ) -> Result<Response<v1::ExecResponse>, Status> {
-        Err(exec::handle(request.get_ref()))
+        exec::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn attach(
         &self,
         request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
-        Err(attach::handle(request.get_ref()))
+        attach::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn port_forward(
         &self,
         request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        Err(port_forward::handle(request.get_ref()))
+        port_forward::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn container_stats(
@@ -352,7 +363,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        Err(stream_container_stats::handle(request.get_ref()))
+        stream_container_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn pod_sandbox_stats(
@@ -379,7 +392,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        Err(stream_pod_sandbox_stats::handle(request.get_ref()))
+        stream_pod_sandbox_stats::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn update_runtime_config(
@@ -427,21 +442,25 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        Err(get_container_events::handle(request.get_ref()))
+        get_container_events::handle(&self.engine, request.into_inner()).map(Response::new)
     }
 
     async fn list_metric_descriptors(
         &self,
         request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        Err(list_metric_descriptors::handle(request.get_ref()))
+        list_metric_descriptors::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        Err(list_pod_sandbox_metrics::handle(request.get_ref()))
+        list_pod_sandbox_metrics::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     type StreamPodSandboxMetricsStream = Streamed<v1::StreamPodSandboxMetricsResponse>;
@@ -450,7 +469,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        Err(stream_pod_sandbox_metrics::handle(request.get_ref()))
+        stream_pod_sandbox_metrics::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn runtime_config(
@@ -466,7 +487,9 @@ impl RuntimeService for Services {
         &self,
         request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(update_pod_sandbox_resources::handle(request.get_ref()))
+        update_pod_sandbox_resources::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 }
 
@@ -487,7 +510,9 @@ impl ImageService for Services {
         &self,
         request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        stream_images::handle(&self.engine, request.into_inner()).map(Response::new)
+        stream_images::handle(&self.engine, request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn image_status(

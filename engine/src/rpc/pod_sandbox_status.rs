@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proto::v1;
+use runtime::cgroup::CgroupPath;
 use serde_json::json;
 use tonic::Status;
 
 use super::must_find;
+use crate::clock::now;
+use crate::context::Engine;
 use crate::convert::status::{container, pod};
-use crate::engine::{Engine, now};
 use crate::pod::error::PodError;
 use crate::pod::view::PodView;
 
@@ -39,12 +41,13 @@ pub(crate) async fn handle(
 
 fn info(engine: &Engine, view: &PodView) -> HashMap<String, String> {
     let text = json!({
-        "cgroup": view.cgroup,
+        "cgroup": view.cgroup.as_ref().map_or("", CgroupPath::as_str),
         "netns": view.netns,
         "monitorPid": view.monitor.as_ref().map(runtime::client::Monitor::pid),
         "transition": view.transition,
         "reason": view.reason,
         "config": *view.config,
+        "resources": engine.index.told_resources(&view.id).as_deref(),
     });
     HashMap::from([
         ("info".to_owned(), text.to_string()),

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::image::{auth_from_proto, name_from_proto};
-use crate::engine::Engine;
 use crate::status;
 
 /// Brings an image in, or joins the pull that is doing so. The store ends the

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::image::name_from_proto;
-use crate::engine::Engine;
 use crate::status;
 
 /// Removes an image with all its names; an unknown one is removed. Layers that a

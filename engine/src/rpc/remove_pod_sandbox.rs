@@ -6,7 +6,7 @@ use proto::v1;
 use tonic::Status;
 
 use super::{ambiguous, ask};
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::pod::index::Lookup;
 use crate::pod::task::Command;
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
+use crate::context::Engine;
 use crate::convert::{missing, sandbox};
-use crate::engine::Engine;
 use crate::ids::PodId;
 use crate::model::SandboxConfig;
 use crate::pod::error::{PodError, SharedError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// The driver in effect; the systemd driver is not there yet.
 pub(crate) async fn handle(

@@ -6,7 +6,7 @@ use proto::v1;
 use tonic::Status;
 
 use super::{ask, container_inbox, must_find};
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::pod::error::PodError;
 use crate::pod::task::Command;
 use crate::status;

@@ -7,7 +7,7 @@ use proto::v1;
 use serde_json::json;
 use tonic::Status;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::network::Readiness;
 
 /// Containers that a condition names at most.

@@ -6,8 +6,8 @@ use proto::v1;
 use tonic::Status;
 
 use super::{ask, container_inbox, must_find};
+use crate::context::Engine;
 use crate::convert::resources;
-use crate::engine::Engine;
 use crate::pod::error::PodError;
 use crate::pod::task::Command;
 use crate::status;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// Takes note. The range matters only to configurations that are made from a
 /// template, and networks here are configured by files.

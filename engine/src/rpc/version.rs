@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proto::v1;
 use tonic::Status;
 
-use crate::engine::Engine;
+use crate::context::Engine;
 
 /// Names the engine; the version that the client says is of no use.
 pub(crate) async fn handle(

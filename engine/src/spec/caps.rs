@@ -3,7 +3,9 @@
 use std::collections::HashSet;
 use std::str::FromStr;
 
-use oci_spec::runtime::{Capability, LinuxCapabilities};
+use oci_spec::runtime::Capability;
+use runtime::spec::CapabilitySets;
+use runtime::spec::oci::{CAPABILITIES, bits};
 
 use super::SpecError;
 use crate::model::Security;
@@ -27,9 +29,6 @@ const DEFAULT: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-/// The highest number that this crate has a name for.
-const LAST: u32 = 40;
-
 fn named(field: &'static str, name: &str) -> Result<Capability, SpecError> {
     let upper = name.to_ascii_uppercase();
     let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
@@ -42,13 +41,8 @@ fn named(field: &'static str, name: &str) -> Result<Capability, SpecError> {
 /// All that this engine may hand on: what its own bounding set has.
 fn all() -> HashSet<Capability> {
     let bounding = own_bounding();
-    let number = |capability: &Capability| numbers().iter().position(|known| known == capability);
-    let allowed = |capability: &Capability| {
-        number(capability).is_some_and(|bit| bounding & (1_u64 << bit) != 0)
-    };
-    numbers()
-        .into_iter()
-        .filter(|capability| allowed(capability))
+    let all = CAPABILITIES.into_iter();
+    all.filter(|capability| bounding & bits([capability]) != 0)
         .collect()
 }
 
@@ -60,56 +54,6 @@ fn own_bounding() -> u64 {
         .unwrap_or_default()
 }
 
-/// All capabilities in the order of the kernel's numbers.
-fn numbers() -> Vec<Capability> {
-    use Capability as C;
-    let known = vec![
-        C::Chown,
-        C::DacOverride,
-        C::DacReadSearch,
-        C::Fowner,
-        C::Fsetid,
-        C::Kill,
-        C::Setgid,
-        C::Setuid,
-        C::Setpcap,
-        C::LinuxImmutable,
-        C::NetBindService,
-        C::NetBroadcast,
-        C::NetAdmin,
-        C::NetRaw,
-        C::IpcLock,
-        C::IpcOwner,
-        C::SysModule,
-        C::SysRawio,
-        C::SysChroot,
-        C::SysPtrace,
-        C::SysPacct,
-        C::SysAdmin,
-        C::SysBoot,
-        C::SysNice,
-        C::SysResource,
-        C::SysTime,
-        C::SysTtyConfig,
-        C::Mknod,
-        C::Lease,
-        C::AuditWrite,
-        C::AuditControl,
-        C::Setfcap,
-        C::MacOverride,
-        C::MacAdmin,
-        C::Syslog,
-        C::WakeAlarm,
-        C::BlockSuspend,
-        C::AuditRead,
-        C::Perfmon,
-        C::Bpf,
-        C::CheckpointRestore,
-    ];
-    debug_assert_eq!(known.len(), LAST as usize + 1);
-    known
-}
-
 /// The capabilities that a container may ever have.
 pub(super) fn bounding(security: &Security) -> Result<Vec<Capability>, SpecError> {
     let all = all();
@@ -118,7 +62,7 @@ pub(super) fn bounding(security: &Security) -> Result<Vec<Capability>, SpecError
     } else {
         changed(DEFAULT.into_iter().collect(), security, &all)?
     };
-    Ok(numbers()
+    Ok(CAPABILITIES
         .into_iter()
         .filter(|capability| set.contains(capability))
         .collect())
@@ -166,22 +110,23 @@ fn changed(
 }
 
 /// The sets of the container's process.
-pub(super) fn sets(security: &Security) -> Result<LinuxCapabilities, SpecError> {
-    let all: HashSet<Capability> = bounding(security)?.into_iter().collect();
+pub(super) fn sets(security: &Security) -> Result<CapabilitySets, SpecError> {
+    let all = bits(&bounding(security)?);
     let field = "config.linux.security_context.capabilities.add_ambient_capabilities";
     let ambient = security
         .ambient_capabilities
         .iter()
         .map(|name| named(field, name))
-        .collect::<Result<HashSet<_>, _>>()?;
-    let mut sets = LinuxCapabilities::default();
-    sets.set_bounding(Some(all.clone()))
-        .set_effective(Some(all.clone()))
-        .set_permitted(Some(all))
-        // Ambient capabilities must be inheritable; nothing else needs to be.
-        .set_inheritable(Some(ambient.clone()))
-        .set_ambient(Some(ambient));
-    Ok(sets)
+        .collect::<Result<Vec<_>, _>>()?;
+    // Ambient capabilities must be inheritable; nothing else needs to be.
+    let ambient = bits(&ambient);
+    Ok(CapabilitySets {
+        bounding: all,
+        effective: all,
+        permitted: all,
+        inheritable: ambient,
+        ambient,
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+use runtime::devices::BadRule;
+use runtime::spec::{Access, Device as Node, DeviceKind, DeviceRule, DeviceRuleKind as Kind};
 use rustix::fs::{major, minor};
 
 use super::{Inputs, SpecError, stuck};
@@ -11,13 +12,13 @@ use crate::model::Device;
 
 /// Nodes to make and rules to set.
 pub(super) struct Devices {
-    pub(super) nodes: Vec<LinuxDevice>,
-    pub(super) rules: Vec<LinuxDeviceCgroup>,
+    pub(super) nodes: Vec<Node>,
+    pub(super) rules: Vec<DeviceRule>,
 }
 
 /// What may always be used, as type, major, minor: null, zero, full, random,
 /// urandom, tty, console, and pseudo terminals.
-const ALWAYS: [(i64, Option<i64>); 8] = [
+const ALWAYS: [(u32, Option<u32>); 8] = [
     (1, Some(3)),
     (1, Some(5)),
     (1, Some(7)),
@@ -27,6 +28,13 @@ const ALWAYS: [(i64, Option<i64>); 8] = [
     (5, Some(2)),
     (136, None),
 ];
+
+/// Making a node, which is no access to what it stands for.
+const MAKE: Access = Access {
+    read: false,
+    write: false,
+    mknod: true,
+};
 
 /// Nodes below /dev that a privileged container does not get: they belong to the
 /// container's own mounts.
@@ -47,94 +55,85 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
         rules: Vec::new(),
     };
     if config.security.privileged {
-        devices
-            .rules
-            .push(rule(true, LinuxDeviceType::A, (None, None), "rwm"));
+        devices.rules.push(DeviceRule::everything(true));
         let dev = Path::new("/dev");
         let all = inputs.host_paths.visit(dev, || all_of_the_host(dev));
         devices.nodes = all.map_err(|source| stuck(dev, source))?;
     } else {
-        devices
-            .rules
-            .push(rule(false, LinuxDeviceType::A, (None, None), "rwm"));
+        devices.rules.push(DeviceRule::everything(false));
         for (major, minor) in ALWAYS {
-            devices
-                .rules
-                .push(rule(true, LinuxDeviceType::C, (Some(major), minor), "rwm"));
+            let numbers = (Some(major), minor);
+            devices.rules.push(allow(Kind::Char, numbers, Access::ALL));
         }
         // mknod itself is harmless without a rule that lets the node be opened.
-        devices
-            .rules
-            .push(rule(true, LinuxDeviceType::C, (None, None), "m"));
-        devices
-            .rules
-            .push(rule(true, LinuxDeviceType::B, (None, None), "m"));
+        for kind in [Kind::Char, Kind::Block] {
+            devices.rules.push(allow(kind, (None, None), MAKE));
+        }
     }
     for wanted in &config.devices {
         let path = &wanted.host_path;
         let found = inputs.host_paths.visit(path, || nodes(wanted));
         let found = found.map_err(|source| stuck(path, source))??;
+        let access = Access::parse(&wanted.permissions).ok_or_else(|| SpecError::Device {
+            path: path.clone(),
+            source: std::io::Error::other(BadRule::Access(wanted.permissions.clone())),
+        })?;
         for node in &found {
-            let numbers = (Some(node.major()), Some(node.minor()));
-            devices
-                .rules
-                .push(rule(true, node.typ(), numbers, &wanted.permissions));
+            let kind = match node.kind {
+                DeviceKind::Block => Kind::Block,
+                DeviceKind::Char => Kind::Char,
+            };
+            let numbers = (Some(node.major), Some(node.minor));
+            devices.rules.push(allow(kind, numbers, access));
         }
         devices.nodes.extend(found);
     }
     // The last wish for a path is the one that counts.
     let mut seen = std::collections::HashSet::new();
     devices.nodes.reverse();
-    devices
-        .nodes
-        .retain(|node| seen.insert(node.path().clone()));
+    devices.nodes.retain(|node| seen.insert(node.path.clone()));
     devices.nodes.reverse();
     Ok(devices)
 }
 
-fn rule(
-    allow: bool,
-    kind: LinuxDeviceType,
-    (major, minor): (Option<i64>, Option<i64>),
-    access: &str,
-) -> LinuxDeviceCgroup {
-    let mut rule = LinuxDeviceCgroup::default();
-    rule.set_allow(allow)
-        .set_typ(Some(kind))
-        .set_major(major)
-        .set_minor(minor)
-        .set_access(Some(access.to_owned()));
-    rule
+fn allow(kind: Kind, (major, minor): (Option<u32>, Option<u32>), access: Access) -> DeviceRule {
+    DeviceRule {
+        allow: true,
+        kind,
+        major,
+        minor,
+        access,
+    }
 }
 
-fn node(host: &Path, path: PathBuf) -> std::io::Result<LinuxDevice> {
+fn node(host: &Path, path: PathBuf) -> std::io::Result<Node> {
     let found = std::fs::symlink_metadata(host)?;
     let kind = if found.file_type().is_char_device() {
-        LinuxDeviceType::C
+        DeviceKind::Char
     } else if found.file_type().is_block_device() {
-        LinuxDeviceType::B
+        DeviceKind::Block
     } else {
         return Err(std::io::Error::other("is no device node"));
     };
-    let mut node = LinuxDevice::default();
-    node.set_path(path)
-        .set_typ(kind)
-        .set_major(i64::from(major(found.rdev())))
-        .set_minor(i64::from(minor(found.rdev())))
-        .set_file_mode(Some(found.mode() & 0o7777))
-        .set_uid(Some(found.uid()))
-        .set_gid(Some(found.gid()));
-    Ok(node)
+    Ok(Node {
+        path,
+        kind,
+        major: major(found.rdev()),
+        minor: minor(found.rdev()),
+        mode: found.mode() & 0o7777,
+        uid: found.uid(),
+        gid: found.gid(),
+    })
 }
 
-fn all_of_the_host(dir: &Path) -> Vec<LinuxDevice> {
+fn all_of_the_host(dir: &Path) -> Vec<Node> {
     let mut nodes = Vec::new();
     below(dir, dir, &mut nodes);
     nodes
 }
 
 /// The node at a path of the host, or all nodes of the folder there.
-fn nodes(wanted: &Device) -> Result<Vec<LinuxDevice>, SpecError> {
+fn nodes(wanted: &Device) -> Result<Vec<Node>, SpecError> {
     let path = &wanted.host_path;
     let target = PathBuf::from(&wanted.container_path);
     let host = path.canonicalize().map_err(|source| SpecError::Device {
@@ -153,7 +152,7 @@ fn nodes(wanted: &Device) -> Result<Vec<LinuxDevice>, SpecError> {
 }
 
 /// All device nodes of a folder; what cannot be read is not there.
-fn below(host: &Path, container: &Path, nodes: &mut Vec<LinuxDevice>) {
+fn below(host: &Path, container: &Path, nodes: &mut Vec<Node>) {
     let Ok(entries) = std::fs::read_dir(host) else {
         return;
     };

@@ -1,8 +1,8 @@
-//! Paths of the host that are being looked at, of which some may never answer: a
-//! volume on a server that is gone keeps the thread that touches it in the kernel.
+//! Visits to paths of the host, such as volumes, of which some may never answer: a volume whose
+//! server is gone keeps the thread that touches it in the kernel, and nothing ends that thread.
 //!
-//! Such a thread cannot be ended. What can be done is to send no other after it, and
-//! to say which path it was.
+//! Owns which paths are being visited now: a path that has not answered for a while gets no
+//! further thread, and the error names it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};

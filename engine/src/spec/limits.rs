@@ -5,20 +5,22 @@
 
 use std::sync::OnceLock;
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
+use runtime::spec::Rlimit;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
+/// The kernel's number of the limit of open files.
+const NOFILE: u32 = 7;
+
 /// The limit of open files, as far as this node lets it be set.
-pub(super) fn open_files(wanted: u64) -> Vec<PosixRlimit> {
+pub(super) fn open_files(wanted: u64) -> Rlimit {
     static HIGHEST: OnceLock<u64> = OnceLock::new();
     let value = wanted.min(*HIGHEST.get_or_init(highest));
-    let limit = PosixRlimitBuilder::default()
-        .typ(PosixRlimitType::RlimitNofile)
-        .soft(value)
-        .hard(value);
-    // Nothing is missing that could make it fail.
-    limit.build().into_iter().collect()
+    Rlimit {
+        resource: NOFILE,
+        soft: value,
+        hard: value,
+    }
 }
 
 /// The kernel's own bound for who may raise limits; for others that of this process,
@@ -48,8 +50,8 @@ mod tests {
     #[test]
     fn no_limit_is_wished_that_cannot_be_set() {
         for (wanted, expected) in [(1024, 1024), (u64::MAX, highest())] {
-            let limits = open_files(wanted);
-            assert_eq!((limits[0].soft(), limits[0].hard()), (expected, expected));
+            let limit = open_files(wanted);
+            assert_eq!((limit.soft, limit.hard), (expected, expected));
         }
     }
 }

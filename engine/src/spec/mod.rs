@@ -1,5 +1,5 @@
-//! From a container's configuration and its image to an OCI runtime
-//! specification, and the detached mounts that go with it.
+//! From a container's configuration and its image to its specification, with the
+//! detached mounts that belong to it.
 //!
 //! Reads the image's user database and the host's paths; changes nothing but
 //! that it makes a missing host folder, as the kubelet's users expect.
@@ -16,16 +16,15 @@ mod user;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use oci_spec::runtime::{
-    Linux, LinuxNamespace, LinuxNamespaceType, LinuxResources, LinuxSeccomp, Process, Root, Spec,
-};
+use runtime::spec::{Namespace, NamespaceKind as Kind, Seccomp as Filter, Spec};
 
+use runtime::cgroup::CgroupPath;
+
+use crate::convert::resources;
 use crate::model::{
-    AppArmor, Bytes, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
+    AppArmor, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
-use crate::pod::record::User;
 use host_paths::Stuck;
 pub(crate) use host_paths::{HostPaths, Visitor, Whereabouts};
 use seen::Seen;
@@ -142,7 +141,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: &'a oci_spec::image::Config,
     /// The container's root, a detached mount.
     pub(crate) rootfs: &'a OwnedFd,
-    pub(crate) cgroup: &'a str,
+    pub(crate) cgroup: &'a CgroupPath,
     /// Folder of the sandbox's hostname, hosts and resolv.conf.
     pub(crate) files: PathBuf,
     /// The sandbox's /dev/shm; `None` with the node's IPC namespace.
@@ -161,75 +160,32 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image_volumes: &'a [Mount],
 }
 
-/// A container ready to be handed to a launcher.
-pub(crate) struct Built {
-    pub(crate) spec: Spec,
-    pub(crate) process: Process,
-    /// Index into the specification's mounts and the detached mount for it.
-    pub(crate) sources: Vec<(usize, OwnedFd)>,
-    pub(crate) user: User,
-    /// The environment, where the specification cannot say all of its bytes.
-    pub(crate) raw_environment: Option<Vec<Bytes>>,
-    /// The seccomp filter as BPF, for exec.
-    pub(crate) filter: Option<Arc<Vec<u8>>>,
-}
-
 /// Makes the specification; blocking, for a thread that may wait for the disk.
-pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Built, SpecError> {
+pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let security = &inputs.config.security;
-    let (mounts, sources) = mounts::build(inputs)?;
-    let seen = Seen::new(inputs.rootfs, &mounts, &sources, inputs.host_paths);
+    let mounts = mounts::build(inputs)?;
+    let seen = Seen::new(inputs.rootfs, &mounts, inputs.host_paths);
     let account = user::resolve(inputs, &seen)?;
-    let environment = process::environment(inputs, &account);
-    let process = process::build(inputs, &account, &environment)?;
+    let process = process::build(inputs, account)?;
     let devices = devices::build(inputs)?;
-    let (seccomp, filter) = seccomp(inputs)?;
-    let mut resources = LinuxResources::default();
-    resources.set_devices(Some(devices.rules));
-    let (masked, read_only) = paths(inputs);
-    let mut linux = Linux::default();
-    linux
-        .set_namespaces(Some(namespaces(inputs)?))
-        .set_resources(Some(resources))
-        .set_cgroups_path(Some(PathBuf::from(inputs.cgroup)))
-        .set_devices(Some(devices.nodes))
-        .set_masked_paths(masked)
-        .set_readonly_paths(read_only)
-        .set_seccomp(seccomp)
-        .set_rootfs_propagation(None)
-        .set_uid_mappings(None)
-        .set_gid_mappings(None)
-        .set_sysctl(None)
-        .set_mount_label(None)
-        .set_intel_rdt(None)
-        .set_personality(None);
-    let mut root = Root::default();
-    root.set_path(PathBuf::from("rootfs"))
-        .set_readonly(Some(security.read_only_rootfs));
-    let mut spec = Spec::default();
-    spec.set_version("1.2.0".to_owned())
-        .set_root(Some(root))
-        .set_mounts(Some(mounts))
-        .set_process(Some(process.clone()))
-        .set_hostname(None)
-        .set_hooks(None)
-        .set_annotations(None)
-        .set_linux(Some(linux));
-    let user = User {
-        uid: account.uid,
-        gid: account.gid,
-        groups: account.groups,
+    let seccomp = seccomp(inputs)?;
+    // A privileged container sees all that the kernel shows.
+    let hidden = |paths: &[String]| match security.privileged {
+        true => Vec::new(),
+        false => paths.to_vec(),
     };
-    let is_text = |pair: &Vec<u8>| std::str::from_utf8(pair).is_ok();
-    let is_raw = !environment.iter().all(is_text);
-    let raw_environment = is_raw.then(|| environment.into_iter().map(Bytes).collect());
-    Ok(Built {
-        raw_environment,
-        spec,
+    Ok(Spec {
         process,
-        sources,
-        user,
-        filter,
+        namespaces: namespaces(inputs)?,
+        mounts,
+        devices: devices.nodes,
+        device_rules: devices.rules,
+        masked_paths: hidden(&security.masked_paths),
+        readonly_paths: hidden(&security.readonly_paths),
+        readonly_root: security.read_only_rootfs,
+        cgroup: inputs.cgroup.to_string(),
+        limits: resources::to_runtime(&inputs.config.resources, 0),
+        seccomp,
     })
 }
 
@@ -238,16 +194,10 @@ fn stuck(path: &Path, source: Stuck) -> SpecError {
     SpecError::Stuck { path, source }
 }
 
-fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
-    use LinuxNamespaceType as Kind;
+fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<Namespace>, SpecError> {
     let of_monitor = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", inputs.monitor_pid));
     let mut namespaces = Vec::new();
-    let mut add = |kind: Kind, path: Option<PathBuf>| {
-        let mut namespace = LinuxNamespace::default();
-        namespace.set_typ(kind).set_path(path);
-        namespaces.push(namespace);
-    };
-    add(Kind::Mount, None);
+    let mut add = |kind: Kind, path: Option<PathBuf>| namespaces.push(Namespace { kind, path });
     if inputs.sandbox.ipc == IpcMode::Pod {
         add(Kind::Ipc, Some(of_monitor("ipc")));
     }
@@ -280,28 +230,13 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, SpecError> {
     Ok(namespaces)
 }
 
-type Paths = (Option<Vec<String>>, Option<Vec<String>>);
-
-fn paths(inputs: &Inputs<'_>) -> Paths {
+fn seccomp(inputs: &Inputs<'_>) -> Result<Option<Filter>, SpecError> {
     let security = &inputs.config.security;
     if security.privileged {
-        return (None, None);
-    }
-    (
-        Some(security.masked_paths.clone()),
-        Some(security.readonly_paths.clone()),
-    )
-}
-
-type Filter = (Option<LinuxSeccomp>, Option<Arc<Vec<u8>>>);
-
-fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
-    let security = &inputs.config.security;
-    if security.privileged {
-        return Ok((None, None));
+        return Ok(None);
     }
     let (path, profile) = match &security.seccomp {
-        Seccomp::Unconfined => return Ok((None, None)),
+        Seccomp::Unconfined => return Ok(None),
         Seccomp::RuntimeDefault => {
             let capabilities = caps::bounding(security)?;
             (
@@ -328,7 +263,7 @@ fn seccomp(inputs: &Inputs<'_>) -> Result<Filter, SpecError> {
             path,
             source: error.into(),
         })?;
-    Ok((Some(profile), Some(filter)))
+    Ok(Some(Filter { profile, filter }))
 }
 
 /// A profile on the node: a regular file of a sensible size, so that neither a

@@ -6,18 +6,16 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount as OciMount;
 use runtime::mount::{BindOptions, Propagation as TreePropagation};
+use runtime::spec::{Attributes, Mount as Made, MountAttrFlags as Attr, Parameter, What};
 
 use super::{Inputs, SpecError, stuck};
-use crate::model::{Mount, Propagation};
-
-type Sources = Vec<(usize, OwnedFd)>;
+use crate::model::{Mount, Propagation, Security};
 
 /// What is mounted at a place.
 enum Place {
     /// A filesystem of the kernel's.
-    Kernels(OciMount),
+    Kernels(Made),
     /// A clone of a path of the host.
     Volume(Mount),
 }
@@ -26,7 +24,7 @@ enum Place {
 /// a link of the image that leads a volume there is noticed; then all others by path,
 /// so that a parent comes before what is mounted below it. A volume on /dev brings
 /// what is below it, too.
-pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), SpecError> {
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Made>, SpecError> {
     let mut places: BTreeMap<PathBuf, Place> = BTreeMap::new();
     for mount in inputs.image_volumes {
         let target = PathBuf::from(&mount.container_path);
@@ -42,8 +40,8 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), Spe
         places.insert(target, Place::Volume(mount.clone()));
     }
     let mut mounts = Vec::new();
-    for mount in kernel(inputs) {
-        let target = mount.destination().clone();
+    for mount in kernel(&inputs.config.security) {
+        let target = mount.destination.clone();
         let mut above = target.ancestors().skip(1);
         match above.find(|above| places.contains_key(*above)) {
             _ if places.contains_key(&target) => {}
@@ -52,66 +50,71 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<(Vec<OciMount>, Sources), Spe
             Some(_) => drop(places.insert(target, Place::Kernels(mount))),
         }
     }
-    let mut sources = Vec::new();
     for (target, place) in places {
         match place {
             Place::Kernels(mount) => mounts.push(mount),
             Place::Volume(mount) => {
                 let path = &mount.host_path;
-                let source = inputs.host_paths.visit(path, || clone(&mount));
-                let source = source.map_err(|source| stuck(path, source))??;
-                sources.push((mounts.len(), source));
-                mounts.push(bind(&target, &mount));
+                let tree = inputs.host_paths.visit(path, || clone(&mount));
+                let tree = tree.map_err(|source| stuck(path, source))??;
+                mounts.push(volume(target, mount, tree));
             }
         }
     }
-    Ok((mounts, sources))
+    Ok(mounts)
 }
 
-fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> OciMount {
-    let mut mount = OciMount::default();
-    mount
-        .set_destination(PathBuf::from(target))
-        .set_typ(Some(kind.to_owned()))
-        .set_source(Some(PathBuf::from(source)))
-        .set_options(Some(
-            options.iter().map(|option| (*option).to_owned()).collect(),
-        ));
-    mount
+/// A filesystem of the kernel's, whose type is its source too.
+fn filesystem(target: &str, kind: &str, top: Attributes, parameters: &[(&str, &str)]) -> Made {
+    let parameter = |(key, value): &(&str, &str)| Parameter {
+        key: (*key).to_owned(),
+        value: (!value.is_empty()).then(|| (*value).to_owned()),
+    };
+    let what = What::Filesystem {
+        kind: kind.to_owned(),
+        source: kind.to_owned(),
+        parameters: parameters.iter().map(parameter).collect(),
+    };
+    kernels(target, what, top)
 }
 
-fn kernel(inputs: &Inputs<'_>) -> Vec<OciMount> {
-    let security = &inputs.config.security;
-    let access = if security.privileged { "rw" } else { "ro" };
-    let dev = ["nosuid", "strictatime", "mode=755", "size=65536k"];
-    let pts = [
-        "nosuid",
-        "noexec",
-        "newinstance",
-        "ptmxmode=0666",
-        "mode=0620",
-        "gid=5",
+/// What shows the kernel itself travels nowhere.
+fn kernels(target: &str, what: What, top: Attributes) -> Made {
+    Made {
+        destination: PathBuf::from(target),
+        what,
+        top,
+        tree: Attributes::NONE,
+        propagation: TreePropagation::Private,
+    }
+}
+
+fn kernel(security: &Security) -> Vec<Made> {
+    let access = match security.privileged {
+        true => Attr::empty(),
+        false => Attr::MOUNT_ATTR_RDONLY,
+    };
+    let nosuid = Attr::MOUNT_ATTR_NOSUID;
+    let plain = nosuid | Attr::MOUNT_ATTR_NOEXEC | Attr::MOUNT_ATTR_NODEV;
+    let dev = Attributes::of(nosuid).with_atime(Attr::MOUNT_ATTR_STRICTATIME);
+    let pts = Attributes::of(nosuid | Attr::MOUNT_ATTR_NOEXEC);
+    let terminals = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
     ];
-    let mut mounts = vec![
-        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
-        mount("/dev", "tmpfs", "tmpfs", &dev),
-        mount("/dev/pts", "devpts", "devpts", &pts),
-        mount(
-            "/dev/mqueue",
-            "mqueue",
-            "mqueue",
-            &["nosuid", "noexec", "nodev"],
-        ),
-        mount(
-            "/sys",
-            "sysfs",
-            "sysfs",
-            &["nosuid", "noexec", "nodev", access],
-        ),
-    ];
-    let cgroup = ["nosuid", "noexec", "nodev", "relatime", access];
-    mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup));
-    mounts
+    let cgroup = Attributes::of(plain | access).with_atime(Attr::MOUNT_ATTR_RELATIME);
+    let neither = Attributes::of(plain);
+    let size = [("mode", "755"), ("size", "65536k")];
+    vec![
+        filesystem("/proc", "proc", neither, &[]),
+        filesystem("/dev", "tmpfs", dev, &size),
+        filesystem("/dev/pts", "devpts", pts, &terminals),
+        filesystem("/dev/mqueue", "mqueue", neither, &[]),
+        filesystem("/sys", "sysfs", Attributes::of(plain | access), &[]),
+        kernels("/sys/fs/cgroup", What::Cgroups, cgroup),
+    ]
 }
 
 /// hostname, hosts, resolv.conf and /dev/shm of the sandbox.
@@ -135,18 +138,29 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts
 }
 
-fn bind(target: &Path, wanted: &Mount) -> OciMount {
-    let access = if wanted.read_only { "ro" } else { "rw" };
-    let propagation = match wanted.propagation {
-        Propagation::Private => "rprivate",
-        Propagation::HostToContainer => "rslave",
-        Propagation::Bidirectional => "rshared",
+fn volume(target: PathBuf, wanted: Mount, tree: OwnedFd) -> Made {
+    let top = match wanted.read_only {
+        true => Attributes::of(Attr::MOUNT_ATTR_RDONLY),
+        false => Attributes::NONE,
     };
-    let mut mount = mount("", "bind", "", &["rbind", access, propagation]);
-    mount
-        .set_destination(target.to_owned())
-        .set_source(Some(wanted.host_path.clone()));
-    mount
+    Made {
+        destination: target,
+        what: What::Volume {
+            host_path: wanted.host_path,
+            tree,
+        },
+        top,
+        tree: Attributes::NONE,
+        propagation: travels(wanted.propagation),
+    }
+}
+
+fn travels(propagation: Propagation) -> TreePropagation {
+    match propagation {
+        Propagation::Private => TreePropagation::Private,
+        Propagation::HostToContainer => TreePropagation::Slave,
+        Propagation::Bidirectional => TreePropagation::Shared,
+    }
 }
 
 fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
@@ -167,12 +181,100 @@ fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
         recursive: true,
         read_only: mount.read_only,
         recursive_read_only: mount.recursive_read_only,
-        propagation: match mount.propagation {
-            Propagation::Private => TreePropagation::Private,
-            Propagation::HostToContainer => TreePropagation::Slave,
-            Propagation::Bidirectional => TreePropagation::Shared,
-        },
+        propagation: travels(mount.propagation),
         idmap: None,
     };
     runtime::mount::clone_tree(&mount.host_path, &options).map_err(|error| named(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use runtime::spec::{Resources, Spec, oci};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// As OCI runtimes read them.
+    fn written(mounts: Vec<Made>) -> Value {
+        let process = oci_spec::runtime::Process::default();
+        let spec = Spec {
+            process: oci::read_process(&process).expect("a process"),
+            namespaces: Vec::new(),
+            mounts,
+            devices: Vec::new(),
+            device_rules: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            readonly_root: false,
+            cgroup: String::new(),
+            limits: Resources::default(),
+            seccomp: None,
+        };
+        let written = oci::write(&spec).expect("text");
+        serde_json::to_value(written.mounts()).expect("JSON")
+    }
+
+    fn one(target: &str, kind: &str, source: &str, options: &[&str]) -> Value {
+        json!({ "destination": target, "type": kind, "source": source, "options": options })
+    }
+
+    #[test]
+    fn oci_runtimes_read_the_usual_filesystems() {
+        let tmpfs = ["nosuid", "strictatime", "mode=755", "size=65536k"];
+        let terminals = [
+            "nosuid",
+            "noexec",
+            "newinstance",
+            "ptmxmode=0666",
+            "mode=0620",
+            "gid=5",
+        ];
+        let plain = ["nosuid", "noexec", "nodev"];
+        let sys = ["nosuid", "noexec", "nodev", "ro"];
+        let cgroup = ["nosuid", "noexec", "nodev", "relatime", "ro"];
+        let usual = [
+            one("/proc", "proc", "proc", &plain),
+            one("/dev", "tmpfs", "tmpfs", &tmpfs),
+            one("/dev/pts", "devpts", "devpts", &terminals),
+            one("/dev/mqueue", "mqueue", "mqueue", &plain),
+            one("/sys", "sysfs", "sysfs", &sys),
+            one("/sys/fs/cgroup", "cgroup", "cgroup", &cgroup),
+        ];
+        assert_eq!(written(kernel(&Security::of_nothing())), json!(usual));
+        let privileged = Security {
+            privileged: true,
+            ..Security::of_nothing()
+        };
+        let open = written(kernel(&privileged)).to_string();
+        assert!(!open.contains("\"ro\""), "{open}");
+    }
+
+    #[test]
+    fn oci_runtimes_read_volumes_with_access_and_propagation() {
+        for (read_only, propagation, options) in [
+            (false, Propagation::Private, ["rbind", "rw", "rprivate"]),
+            (
+                true,
+                Propagation::HostToContainer,
+                ["rbind", "ro", "rslave"],
+            ),
+            (
+                false,
+                Propagation::Bidirectional,
+                ["rbind", "rw", "rshared"],
+            ),
+        ] {
+            let wanted = Mount {
+                container_path: "/x".to_owned(),
+                host_path: PathBuf::from("/host"),
+                read_only,
+                recursive_read_only: false,
+                propagation,
+            };
+            let tree = std::fs::File::open("/dev/null").expect("opened").into();
+            let volume = volume(PathBuf::from("/x"), wanted, tree);
+            let expected = [one("/x", "bind", "/host", &options)];
+            assert_eq!(written(vec![volume]), json!(expected));
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Process, User};
+use runtime::spec::Process;
 
 use super::user::Account;
 use super::{Inputs, SpecError, apparmor, caps, limits};
@@ -12,35 +12,26 @@ use crate::model::Bytes;
 /// What every image may count on.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The process as a launcher takes it, and as exec inherits from it.
-pub(super) fn build(
-    inputs: &Inputs<'_>,
-    account: &Account,
-    environment: &[Vec<u8>],
-) -> Result<Process, SpecError> {
+/// The container's first process, and what exec inherits from it.
+pub(super) fn build(inputs: &Inputs<'_>, account: Account) -> Result<Process, SpecError> {
     let (config, security) = (inputs.config, &inputs.config.security);
-    let mut user = User::default();
-    user.set_uid(account.uid)
-        .set_gid(account.gid)
-        .set_additional_gids(Some(account.groups.clone()))
-        .set_umask(None)
-        .set_username(None);
-    let mut process = Process::default();
-    process
-        .set_terminal(Some(config.tty))
-        .set_console_size(None)
-        .set_user(user)
-        .set_args(Some(arguments(inputs)?))
-        .set_env(Some(written(environment)))
-        .set_cwd(working_dir(inputs)?)
-        .set_capabilities(Some(caps::sets(security)?))
-        .set_rlimits(Some(limits::open_files(inputs.open_files)))
-        // Absent and not false: libcontainer takes Some(false) for a wish.
-        .set_no_new_privileges(security.no_new_privs.then_some(true))
-        .set_apparmor_profile(apparmor(config))
-        .set_selinux_label(None)
-        .set_oom_score_adj(i32::try_from(config.resources.oom_score_adj).ok());
-    Ok(process)
+    let env = environment(inputs, &account);
+    Ok(Process {
+        args: arguments(inputs)?,
+        env,
+        cwd: working_dir(inputs)?,
+        terminal: config.tty,
+        uid: account.uid,
+        gid: account.gid,
+        groups: account.groups,
+        umask: None,
+        capabilities: caps::sets(security)?,
+        rlimits: vec![limits::open_files(inputs.open_files)],
+        no_new_privileges: security.no_new_privs,
+        apparmor_profile: apparmor(config),
+        selinux_label: None,
+        oom_score_adj: i32::try_from(config.resources.oom_score_adj).ok(),
+    })
 }
 
 /// The request's working directory, or the image's, or the root.
@@ -80,7 +71,7 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, SpecError> {
 }
 
 /// The image's environment, then the request's; the last word on a name wins.
-pub(super) fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>> {
+fn environment(inputs: &Inputs<'_>, account: &Account) -> Vec<Vec<u8>> {
     let of_image = inputs.image.env().clone().unwrap_or_default();
     let mut all = vec![PATH.as_bytes().to_vec()];
     if inputs.config.tty {
@@ -120,15 +111,6 @@ fn last_of_each_name(all: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
         .collect();
     kept.reverse();
     kept
-}
-
-/// The environment as the OCI runtime specification writes it, in which other bytes
-/// than UTF-8 cannot be said.
-fn written(environment: &[Vec<u8>]) -> Vec<String> {
-    let pairs = environment.iter();
-    pairs
-        .map(|pair| String::from_utf8_lossy(pair).into_owned())
-        .collect()
 }
 
 #[cfg(test)]

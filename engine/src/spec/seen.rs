@@ -10,7 +10,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Mount;
+use runtime::spec::{Mount, What};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
@@ -35,8 +35,6 @@ impl From<io::Error> for ReadError {
 pub(super) struct Seen<'a> {
     rootfs: BorrowedFd<'a>,
     mounts: &'a [Mount],
-    /// Index into `mounts` and the detached mount for it.
-    sources: &'a [(usize, OwnedFd)],
     visitor: Visitor<'a>,
 }
 
@@ -51,16 +49,10 @@ struct InVolume<'a> {
 
 impl<'a> Seen<'a> {
     /// The files of a container with this root and these mounts.
-    pub(super) fn new(
-        rootfs: &'a OwnedFd,
-        mounts: &'a [Mount],
-        sources: &'a [(usize, OwnedFd)],
-        visitor: Visitor<'a>,
-    ) -> Self {
+    pub(super) fn new(rootfs: &'a OwnedFd, mounts: &'a [Mount], visitor: Visitor<'a>) -> Self {
         Self {
             rootfs: rootfs.as_fd(),
             mounts,
-            sources,
             visitor,
         }
     }
@@ -107,12 +99,14 @@ impl<'a> Seen<'a> {
 
     /// Where in the deepest volume that covers it a path is; `None`: no volume does.
     fn in_volume<'p>(&'p self, path: &'p Path) -> Option<InVolume<'p>> {
-        let covering = self.sources.iter().filter_map(|(at, volume)| {
-            let mount = self.mounts.get(*at)?;
-            let target = mount.destination();
+        let covering = self.mounts.iter().filter_map(|mount| {
+            let What::Volume { host_path, tree } = &mount.what else {
+                return None;
+            };
+            let target = &mount.destination;
             let place = InVolume {
-                host_path: mount.source().as_deref().unwrap_or(target),
-                volume,
+                host_path,
+                volume: tree,
                 rest: path.strip_prefix(target).ok()?,
             };
             Some((target.components().count(), place))
@@ -173,10 +167,9 @@ mod tests {
         rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("open")
     }
 
-    fn mount(target: &str) -> Mount {
-        let mut mount = Mount::default();
-        mount.set_destination(PathBuf::from(target));
-        mount
+    fn volume(target: &str, source: &Path) -> Mount {
+        let volume = (source.to_owned(), open(source));
+        Mount::volume(target, volume, &[]).expect("no options")
     }
 
     struct Root(tempfile::TempDir);
@@ -200,22 +193,13 @@ mod tests {
             paths: &HostPaths,
         ) -> Result<Vec<u8>, ReadError> {
             let root = open(self.0.path());
-            let targets: Vec<Mount> = mounts
-                .iter()
-                .map(|(target, source)| {
-                    let mut mount = mount(target);
-                    mount.set_source(Some(source.to_path_buf()));
-                    mount
-                })
-                .collect();
-            let sources: Vec<(usize, OwnedFd)> = mounts
-                .iter()
-                .enumerate()
-                .map(|(at, (_, source))| (at, open(source)))
+            let mounts = mounts.iter();
+            let mounts: Vec<_> = mounts
+                .map(|(target, source)| volume(target, source))
                 .collect();
             let at = &Whereabouts::default();
             let visitor = Visitor { paths, at };
-            Seen::new(&root, &targets, &sources, visitor).read("/etc/passwd", 1000)
+            Seen::new(&root, &mounts, visitor).read("/etc/passwd", 1000)
         }
     }
 

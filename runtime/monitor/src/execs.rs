@@ -12,7 +12,7 @@ mod handover;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 
-use runtime::exec::{self, Begun, Plan, Problem, Stdio, Step};
+use runtime::exec::{self, Begun, Plan, Problem, Stdio, Step, Streams};
 use runtime::pidfd::has_ended;
 use runtime::protocol::{
     self, Body, ExecEnded, Failure, FailureKind, Fds, ProtocolError, monotonic_now,
@@ -20,6 +20,7 @@ use runtime::protocol::{
 use runtime::shared_pipe::SharedEnd;
 use runtime::sys::note::Note;
 use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitStatus};
 
 use crate::connection::ReplyTo;
@@ -33,8 +34,20 @@ use crate::tap::{self, Tap};
 /// Exit code of a process that could not become its program.
 const NOT_RUN: i32 = 127;
 
-/// Streams to be tapped: from where a process writes, to where that is read.
-type Tapped = Vec<(OwnedFd, OwnedFd)>;
+/// The streams of a process that is to be run, and the pipes that lead to them.
+struct Connected {
+    streams: Streams,
+    /// From where it writes, to where that is read.
+    output: Vec<(OwnedFd, OwnedFd)>,
+    /// From where a client writes, to where it reads.
+    input: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// The ways of a process's streams.
+struct Taps {
+    output: Option<Tap>,
+    input: Option<Tap>,
+}
 
 /// How long an answer waits for what the process wrote, nanoseconds: a relay may be stuck.
 const DELIVERY_TIME: u64 = 1_000_000_000;
@@ -63,8 +76,13 @@ pub(crate) struct Exec {
     killed: bool,
     /// Who asked, until the answer.
     reply: Option<ReplyTo>,
-    /// What it writes, on its way; missing where another build of the monitor ran it.
+    /// What it writes, on its way; missing with a terminal, and where an early build of
+    /// the monitor ran it.
     tap: Option<Tap>,
+    /// What a client writes, on its way to it.
+    input: Option<Tap>,
+    /// Whether the answer waits for as long as its streams are read.
+    streaming: bool,
 }
 
 /// Children of the monitor.
@@ -109,14 +127,14 @@ impl Exec {
         }
     }
 
-    /// The same, to be looked at.
-    pub(crate) fn watched_tap(&self) -> Option<&Tap> {
-        self.tap.as_ref()
+    /// Its streams' ways.
+    pub(crate) fn taps(&self) -> impl Iterator<Item = &Tap> {
+        self.tap.iter().chain(&self.input)
     }
 
-    /// What it writes, on its way.
-    pub(crate) fn tap(&mut self) -> Option<&mut Tap> {
-        self.tap.as_mut()
+    /// The same, to be changed.
+    pub(crate) fn taps_mut(&mut self) -> impl Iterator<Item = &mut Tap> {
+        self.tap.iter_mut().chain(&mut self.input)
     }
 
     /// Whether the process itself is known.
@@ -152,7 +170,7 @@ impl Monitor {
     /// Runs a process; the answer follows when it ended.
     pub(crate) fn exec(&mut self, request: &protocol::Exec, fds: Fds, mut reply: ReplyTo) {
         match self.begin_exec(request, fds) {
-            Ok((plan, begun, tap)) => {
+            Ok((plan, begun, taps)) => {
                 reply.step("clone");
                 let Begun { pid, note, report } = begun;
                 let deadline =
@@ -169,7 +187,9 @@ impl Monitor {
                     timed_out: false,
                     killed: false,
                     reply: Some(reply),
-                    tap: Some(tap),
+                    tap: taps.output,
+                    input: taps.input,
+                    streaming: request.streaming,
                 };
                 self.execs.insert(raw(pid), exec);
             }
@@ -181,10 +201,14 @@ impl Monitor {
         &mut self,
         request: &protocol::Exec,
         mut fds: Fds,
-    ) -> Result<(Plan, Begun, Tap), Failure> {
+    ) -> Result<(Plan, Begun, Taps), Failure> {
         let key = self.find(&request.id)?;
         let failed = |message: String| Failure::new(FailureKind::Launch, "exec", message);
-        let (stdio, streams) = self.take_streams(key, request, &mut fds)?;
+        let Connected {
+            streams,
+            output,
+            input,
+        } = self.take_streams(key, request, &mut fds)?;
         let not_running =
             || Failure::new(FailureKind::NotRunning, &request.id, "it is not running");
         let container = self.containers.get(&key).ok_or_else(not_running)?;
@@ -197,13 +221,13 @@ impl Monitor {
             .and_then(|plan| plan.with_keyring(&request.id, &container.keyring, process))
             .map_err(|error| failed(error.to_string()))?;
         let mut plan = plan.with_seccomp_flags(container.seccomp_flags);
-        let begun = match exec::spawn(&plan, pidfd.as_fd(), &stdio) {
+        let begun = match exec::spawn(&plan, pidfd.as_fd(), &streams) {
             // The container has cgroups of its own below its cgroup of the v2 tree, which
             // then takes no processes: the first process's takes them.
             Err(problem) if problem.errno == Errno::BUSY => {
                 let first = container.pid().ok_or_else(not_running)?;
                 plan.be_born_beside(first).map_err(&failed)?;
-                exec::spawn(&plan, pidfd.as_fd(), &stdio)
+                exec::spawn(&plan, pidfd.as_fd(), &streams)
             }
             other => other,
         };
@@ -211,12 +235,36 @@ impl Monitor {
             let message = problem.errno.to_string();
             Failure::new(FailureKind::Launch, problem.step.name(), message)
         })?;
-        let number = self.new_key();
-        match Tap::new(number, streams, &mut self.reactor) {
-            Ok(tap) => Ok((plan, begun, tap)),
+        // Its ends are the process's alone now: who reads them sees its end.
+        drop(streams);
+        match self.tap_streams(output, input) {
+            Ok(taps) => Ok((plan, begun, taps)),
             Err(errno) => {
                 let _gone = send_signal(begun.pid, KILL);
                 Err(failed(format!("watch its streams: {errno}")))
+            }
+        }
+    }
+
+    fn tap_streams(
+        &mut self,
+        output: Vec<(OwnedFd, OwnedFd)>,
+        input: Option<(OwnedFd, OwnedFd)>,
+    ) -> Result<Taps, Errno> {
+        let keys = (self.new_key(), self.new_key());
+        let reactor = &mut self.reactor;
+        let output = match output.is_empty() {
+            true => None,
+            false => Some(Tap::new(keys.0, output, reactor)?),
+        };
+        let input = input.map(|(from, to)| Tap::into_container(keys.1, from, to, reactor));
+        match input.transpose() {
+            Ok(input) => Ok(Taps { output, input }),
+            Err(errno) => {
+                if let Some(output) = output {
+                    output.close(&mut self.reactor);
+                }
+                Err(errno)
             }
         }
     }
@@ -252,31 +300,35 @@ impl Monitor {
         key: Key,
         request: &protocol::Exec,
         fds: &mut Fds,
-    ) -> Result<(Stdio, Tapped), Failure> {
+    ) -> Result<Connected, Failure> {
         let streams = request.streams.clone().unwrap_or_default();
-        if streams.tty.is_some() {
-            let message = "not in this version";
-            return Err(Failure::new(
-                FailureKind::Unsupported,
-                "terminal of exec",
-                message,
-            ));
-        }
         let failed =
             |error: ProtocolError| Failure::new(FailureKind::Protocol, "exec", error.to_string());
+        if let Some(socket) = fds.take_optional(streams.tty, "tty").map_err(failed)? {
+            return Ok(Connected {
+                streams: Streams::Terminal(socket),
+                output: Vec::new(),
+                input: None,
+            });
+        }
         let container = self.containers.get_mut(&key);
-        let stdin = match fds.take_optional(streams.stdin, "stdin").map_err(failed)? {
-            Some(stdin) => stdin,
-            None => container
-                .map_or(Err(Errno::SRCH), Container::null)
-                .map_err(|errno| {
+        let no_pipe =
+            |errno: Errno| Failure::new(FailureKind::Launch, "make pipes", errno.to_string());
+        let (stdin, input) = match fds.take_optional(streams.stdin, "stdin").map_err(failed)? {
+            Some(from) => {
+                let (read, to) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(no_pipe)?;
+                (read, Some((from, to)))
+            }
+            None => {
+                let null = container.map_or(Err(Errno::SRCH), Container::null);
+                let null = null.map_err(|errno| {
                     Failure::new(FailureKind::Launch, "open a null device", errno.to_string())
-                })?,
+                })?;
+                (null, None)
+            }
         };
         let to = fds.take(streams.stdout, "stdout").map_err(failed)?;
         let err_to = fds.take(streams.stderr, "stderr").map_err(failed)?;
-        let no_pipe =
-            |errno: Errno| Failure::new(FailureKind::Launch, "make pipes", errno.to_string());
         let (from, stdout) = tap::pipe().map_err(no_pipe)?;
         let (err_from, stderr) = tap::pipe().map_err(no_pipe)?;
         let stdio = Stdio {
@@ -284,7 +336,11 @@ impl Monitor {
             stdout,
             stderr,
         };
-        Ok((stdio, vec![(from, to), (err_from, err_to)]))
+        Ok(Connected {
+            streams: Streams::Given(stdio),
+            output: vec![(from, to), (err_from, err_to)],
+            input,
+        })
     }
 
     /// A process that was run, or the one that made it, was reaped.
@@ -360,6 +416,9 @@ impl Monitor {
 
     /// All of a process that was run is known.
     fn exec_over(&mut self, mut exec: Exec, code: i32) {
+        if let Some(input) = exec.input.take() {
+            input.close(&mut self.reactor);
+        }
         let Some(mut reply) = exec.reply.take() else {
             // It was answered before it ended, and its streams were let go.
             return;
@@ -389,12 +448,22 @@ impl Monitor {
                 timed_out: exec.timed_out,
             })),
         };
+        let patience = match exec.streaming {
+            true => u64::MAX,
+            false => DELIVERY_TIME,
+        };
         let tap = exec.tap.take();
-        self.deliver(tap, reply, result);
+        self.deliver(tap, patience, reply, result);
     }
 
     /// Answers when what the process wrote has come to whoever reads it.
-    fn deliver(&mut self, tap: Option<Tap>, reply: ReplyTo, result: Result<Body, Failure>) {
+    fn deliver(
+        &mut self,
+        tap: Option<Tap>,
+        patience: u64,
+        reply: ReplyTo,
+        result: Result<Body, Failure>,
+    ) {
         let Some(mut tap) = tap else {
             return self.reply(reply, result);
         };
@@ -406,7 +475,7 @@ impl Monitor {
             tap,
             reply,
             result,
-            deadline: monotonic_now().saturating_add(DELIVERY_TIME),
+            deadline: monotonic_now().saturating_add(patience),
         });
     }
 

@@ -13,7 +13,7 @@ use crate::container::{Container, State};
 use crate::execs::Exec;
 use crate::log::Log;
 use crate::monitor::Monitor;
-use crate::output::{Output, Read, Scratch};
+use crate::output::{Number, Output, Read, Scratch};
 use crate::reactor::Key;
 use crate::tap::Tap;
 
@@ -61,14 +61,22 @@ impl Monitor {
 
     /// A stream of a container or of a process in one has something, or has ended.
     pub(crate) fn look_at_tap(&mut self, key: Key) {
-        if let Some(container) = self.containers.get_mut(&key) {
-            return container.output.look(&mut self.reactor);
+        let reactor = &mut self.reactor;
+        let outputs = self.containers.values_mut().map(|one| &mut one.output);
+        let mut outputs = outputs.chain(&mut self.leaving);
+        if outputs.any(|output| output.look(key, reactor)) {
+            return;
         }
-        let leaving = self.leaving.iter_mut().filter_map(Output::tap_mut);
-        let execs = self.execs.values_mut().filter_map(Exec::tap);
-        let mut taps = execs.chain(leaving);
-        if let Some(tap) = taps.find(|tap| tap.key() == key) {
-            tap.look(&mut self.reactor);
+        let mut execs = self.execs.values_mut().flat_map(Exec::taps_mut);
+        if let Some(tap) = execs.find(|tap| tap.key() == key) {
+            tap.look(reactor);
+        }
+    }
+
+    /// A client that is attached to a container may have gone.
+    pub(crate) fn look_at_client(&mut self, number: Number) {
+        if let Some(container) = self.containers.get_mut(&number.0) {
+            container.output.look_at_client(number, &mut self.reactor);
         }
     }
 
@@ -82,8 +90,8 @@ impl Monitor {
                 return true;
             }
         }
-        let mut execs = self.execs.values_mut().filter_map(Exec::tap);
-        if execs.any(|tap| tap.relay_ended(pid, reactor)) {
+        let mut execs = self.execs.values_mut();
+        if execs.any(|exec| exec.taps_mut().any(|tap| tap.relay_ended(pid, reactor))) {
             return true;
         }
         let mut delivered = self.delivered.iter_mut();
@@ -102,8 +110,8 @@ impl Monitor {
     /// The next moment at which a tap has to be looked at or an answer waits no longer.
     pub(crate) fn next_tap_deadline(&self) -> Option<u64> {
         let outputs = self.containers.values().map(|one| &one.output);
-        let outputs = outputs.chain(&self.leaving).filter_map(Output::tap);
-        let execs = self.execs.values().filter_map(Exec::watched_tap);
+        let outputs = outputs.chain(&self.leaving).flat_map(Output::taps);
+        let execs = self.execs.values().flat_map(Exec::taps);
         let taps = outputs.chain(execs).filter_map(Tap::deadline);
         let delivered = self.delivered.iter().map(|one| one.deadline);
         taps.chain(delivered).min()
@@ -112,9 +120,10 @@ impl Monitor {
     /// Looks at taps without a relay, and answers what has waited long enough.
     pub(crate) fn look_after_taps(&mut self, now: u64) {
         let outputs = self.containers.values_mut().map(|one| &mut one.output);
-        let outputs = outputs.chain(&mut self.leaving).filter_map(Output::tap_mut);
-        let execs = self.execs.values_mut().filter_map(Exec::tap);
-        for tap in outputs.chain(execs) {
+        for output in outputs.chain(&mut self.leaving) {
+            output.look_at_due(now, &mut self.reactor);
+        }
+        for tap in self.execs.values_mut().flat_map(Exec::taps_mut) {
             if tap.deadline().is_some_and(|deadline| deadline <= now) {
                 tap.look(&mut self.reactor);
             }

@@ -236,6 +236,7 @@ impl Monitor {
             Source::Output(key, stream) => self.read_output(key, stream),
             Source::Log(key) => self.log_has_room(key),
             Source::Tap(key) => self.look_at_tap(key),
+            Source::Client(key, client) => self.look_at_client((key, client)),
         }
     }
 

@@ -10,9 +10,10 @@
 //! that all streams share, and for a container whose log is full one read and its
 //! records, which is some 200 KiB at most.
 
+mod clients;
 mod handover;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,8 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
+use self::clients::Client;
+pub(crate) use self::clients::{ClientStreams, Number};
 use crate::log::Log;
 use crate::reactor::{Key, Reactor, Source, Token};
 use crate::tap::{self, Tap};
@@ -114,8 +117,12 @@ pub(crate) struct Output {
     held: Option<Held>,
     /// After the exit: bytes that may still come.
     late: Option<usize>,
-    /// Kept open for clients that attach; with a terminal it is that.
-    _stdin: Option<SharedEnd>,
+    /// What the container reads, for clients that attach; a terminal is written to
+    /// instead.
+    stdin: Option<SharedEnd>,
+    /// Whether that closes with the first client that wrote to it.
+    stdin_once: bool,
+    clients: Vec<Client>,
 }
 
 impl Output {
@@ -132,7 +139,9 @@ impl Output {
             readers: Vec::new(),
             held: None,
             late: None,
-            _stdin: None,
+            stdin: None,
+            stdin_once: create.stdin_once,
+            clients: Vec::new(),
         };
         let stdio = if create.tty {
             ContainerStdio::default()
@@ -161,27 +170,95 @@ impl Output {
         Ok(())
     }
 
-    /// What its processes write, on its way to here.
-    pub(crate) fn tap(&self) -> Option<&Tap> {
-        self.tap.as_ref()
+    /// What its processes write on its way to here, and what clients write on its way to
+    /// them.
+    pub(crate) fn taps(&self) -> impl Iterator<Item = &Tap> {
+        let inputs = self.clients.iter().filter_map(|one| one.input.as_ref());
+        self.tap.iter().chain(inputs)
     }
 
-    /// The same, to be changed.
-    pub(crate) fn tap_mut(&mut self) -> Option<&mut Tap> {
-        self.tap.as_mut()
+    fn taps_mut(&mut self) -> impl Iterator<Item = &mut Tap> {
+        let inputs = self.clients.iter_mut().filter_map(|one| one.input.as_mut());
+        self.tap.iter_mut().chain(inputs)
     }
 
-    /// A stream has something, or has ended.
-    pub(crate) fn look(&mut self, reactor: &mut Reactor) {
-        if let Some(tap) = &mut self.tap {
-            tap.look(reactor);
+    /// A stream has something, or has ended: whether it is one of these.
+    pub(crate) fn look(&mut self, key: Key, reactor: &mut Reactor) -> bool {
+        let Some(tap) = self.taps_mut().find(|tap| tap.key() == key) else {
+            return false;
+        };
+        tap.look(reactor);
+        self.let_clients_go(reactor);
+        true
+    }
+
+    /// Looks at streams without a relay whose time has come.
+    pub(crate) fn look_at_due(&mut self, now: u64, reactor: &mut Reactor) {
+        for tap in self.taps_mut() {
+            if tap.deadline().is_some_and(|deadline| deadline <= now) {
+                tap.look(reactor);
+            }
         }
+        self.let_clients_go(reactor);
     }
 
-    /// A process was reaped: whether it was the relay.
+    /// A process was reaped: whether it was a relay.
     pub(crate) fn relay_ended(&mut self, pid: Pid, reactor: &mut Reactor) -> bool {
-        let tap = self.tap.as_mut();
-        tap.is_some_and(|tap| tap.relay_ended(pid, reactor))
+        let is_its = self.taps_mut().any(|tap| tap.relay_ended(pid, reactor));
+        if is_its {
+            self.let_clients_go(reactor);
+        }
+        is_its
+    }
+
+    /// Connects a client.
+    pub(crate) fn attach(
+        &mut self,
+        number: Number,
+        streams: ClientStreams,
+        input_key: Key,
+        reactor: &mut Reactor,
+    ) -> Result<(), Errno> {
+        let stdin = self.stdin.as_ref().filter(|_| streams.stdin.is_some());
+        let to = stdin.map(|stdin| Ok((input_key, clients::copy_of(stdin)?)));
+        let client = Client::connect(number, streams, to.transpose()?, reactor)?;
+        self.clients.push(client);
+        Ok(())
+    }
+
+    /// Whether a client could write to it.
+    pub(crate) fn has_input(&self) -> bool {
+        self.stdin.is_some()
+    }
+
+    /// The master side of its terminal.
+    pub(crate) fn terminal(&self) -> Option<BorrowedFd<'_>> {
+        let terminal = self.readers.iter().find(|reader| reader.is_terminal);
+        terminal.map(|reader| reader.fd.as_fd())
+    }
+
+    /// A client may have gone.
+    pub(crate) fn look_at_client(&mut self, number: Number, reactor: &mut Reactor) {
+        if let Some(client) = self.clients.iter_mut().find(|one| one.is(number)) {
+            client.look(reactor);
+        }
+        self.let_clients_go(reactor);
+    }
+
+    /// Forgets clients that are gone. With one that wrote, the input may end.
+    fn let_clients_go(&mut self, reactor: &mut Reactor) {
+        for client in &mut self.clients {
+            if client.input_ended(reactor) && self.stdin_once {
+                self.stdin = None;
+            }
+        }
+        self.clients.retain(|client| !client.is_gone());
+    }
+
+    fn let_all_clients_go(&mut self, reactor: &mut Reactor) {
+        for client in self.clients.drain(..) {
+            client.close(reactor);
+        }
     }
 
     /// Has brought here what was written until now. Whether it is; if not, it is to be
@@ -193,6 +270,7 @@ impl Output {
     /// Goes on for those that write after the exit.
     pub(crate) fn go_on(&mut self, reactor: &mut Reactor) {
         self.is_late();
+        self.let_all_clients_go(reactor);
         if let Some(tap) = &mut self.tap {
             tap.go_on(reactor);
         }
@@ -320,6 +398,7 @@ impl Output {
         if !collected || self.is_full() {
             return false;
         }
+        self.let_all_clients_go(reactor);
         if let Some(tap) = self.tap.take() {
             tap.close(reactor);
         }
@@ -335,6 +414,7 @@ impl Output {
 
     /// Ends all watches and closes all streams.
     pub(crate) fn close(&mut self, reactor: &mut Reactor) {
+        self.let_all_clients_go(reactor);
         if let Some(tap) = self.tap.take() {
             tap.close(reactor);
         }
@@ -368,7 +448,7 @@ impl Output {
         if stdin {
             let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
             rustix::io::ioctl_fionbio(&write, true)?;
-            self._stdin = Some(write.into());
+            self.stdin = Some(write.into());
             stdio.stdin = Some(read);
         }
         Ok(stdio)
@@ -441,6 +521,9 @@ impl Output {
             Err(_) => return Read::End,
         }
         self.late = self.late.map(|late| late.saturating_sub(input.len()));
+        for client in &mut self.clients {
+            client.give(reader.stream, input, reactor);
+        }
         if self.log.is_some() {
             let piece = Piece {
                 stream: reader.stream,
@@ -491,6 +574,10 @@ impl Output {
     fn end(&mut self, index: usize, scratch: &mut Scratch, reactor: &mut Reactor) {
         let mut reader = self.readers.remove(index);
         reactor.unwatch(reader.fd.as_fd(), reader.token);
+        for client in &mut self.clients {
+            client.end(reader.stream, reactor);
+        }
+        self.let_clients_go(reactor);
         if let Some(log) = &mut self.log {
             let records = &mut scratch.records;
             reader.splitter.finish(&Stamp::now(), records);

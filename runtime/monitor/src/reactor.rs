@@ -38,6 +38,8 @@ pub(crate) enum Source {
     Tap(Key),
     /// There is room for records of a container again.
     Log(Key),
+    /// A client of a container may have gone: by both numbers.
+    Client(Key, u64),
 }
 
 /// A watched descriptor's number in the reactor.

@@ -6,16 +6,18 @@ use std::os::fd::AsFd;
 
 use runtime::launcher::Launcher;
 use runtime::protocol::{
-    Body, Containers, Create, Empty, Failure, FailureKind, Fds, Features, LauncherKind, ReopenLog,
-    Setup, Signal, Welcome, monotonic_now,
+    Attach, Body, Containers, Create, Empty, Failure, FailureKind, Fds, Features, LauncherKind,
+    ProtocolError, ReopenLog, Setup, Signal, Welcome, monotonic_now,
 };
 use runtime::sys::fork::{self, NewNamespaces};
+use runtime::terminal;
 use runtime::ways::Ways;
+use rustix::io::Errno;
 
 use crate::connection::ReplyTo;
 use crate::container::{Container, State};
 use crate::monitor::Monitor;
-use crate::output;
+use crate::output::{self, ClientStreams};
 use crate::setup;
 
 const DONE: Body = Body::Done(Empty {});
@@ -30,6 +32,7 @@ impl Monitor {
             Body::Hello(_) => return self.greet(reply),
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
+            Body::Attach(order) => self.attach(&order, fds).map(|()| DONE),
             Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
             Body::CancelExec(order) => {
                 let connection = reply.connection;
@@ -122,6 +125,40 @@ impl Monitor {
         if let Some((setup, fds, reply)) = order {
             self.set_up(&setup, fds, reply);
         }
+    }
+
+    /// Connects a client to a container's streams.
+    fn attach(&mut self, order: &Attach, mut fds: Fds) -> Result<(), Failure> {
+        let key = self.find(&order.id)?;
+        let failed =
+            |error: ProtocolError| Failure::new(FailureKind::Protocol, "attach", error.to_string());
+        let slots = order.streams.clone().unwrap_or_default();
+        let streams = ClientStreams {
+            stdout: fds.take_optional(slots.stdout, "stdout").map_err(failed)?,
+            stderr: fds.take_optional(slots.stderr, "stderr").map_err(failed)?,
+            stdin: fds.take_optional(slots.stdin, "stdin").map_err(failed)?,
+        };
+        let socket = fds.take_optional(slots.tty, "tty").map_err(failed)?;
+        let (client, input) = (self.new_key(), self.new_key());
+        let refused = |kind, message: &str| Failure::new(kind, &order.id, message);
+        let container = self.containers.get_mut(&key);
+        let container = container.filter(|container| container.pid().is_some());
+        let container =
+            container.ok_or_else(|| refused(FailureKind::NotRunning, "it is not running"))?;
+        let output = &mut container.output;
+        if streams.stdin.is_some() && !output.has_input() {
+            return Err(refused(FailureKind::WrongState, "it reads nothing"));
+        }
+        let launch = |errno: Errno| Failure::new(FailureKind::Launch, "attach", errno.to_string());
+        if let Some(socket) = socket {
+            let terminal = output.terminal();
+            let terminal =
+                terminal.ok_or_else(|| refused(FailureKind::WrongState, "it has no terminal"))?;
+            terminal::send(socket.as_fd(), terminal).map_err(launch)?;
+        }
+        let reactor = &mut self.reactor;
+        let attached = output.attach((key, client), streams, input, reactor);
+        attached.map_err(launch)
     }
 
     fn set_up(&mut self, setup: &Setup, fds: Fds, mut reply: ReplyTo) {

@@ -11,6 +11,9 @@
 //! container ──pipe──▶ relay ──pipe──▶ the monitor's log, or the engine
 //!               └poll─▶ monitor: is there something? then a relay
 //! ```
+//! What a client writes goes the other way, by a relay as well: whoever reads a pipe holds
+//! that lock, too.
+//!
 //! Owns both pipes' inner ends and the relay, a fork of the monitor as the log's writer
 //! is: made when there is something to read, which poll(2) tells without the lock, and
 //! gone after a while of silence. One that is stuck holds up the streams of one container
@@ -19,11 +22,11 @@
 
 mod handover;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use runtime::log::WRITER_NAME;
 use runtime::protocol::monotonic_now;
-use runtime::shared_pipe::{SharedEnd, State};
+use runtime::shared_pipe::{self, SharedEnd, State};
 use runtime::sys::fds::keep_all;
 use runtime::sys::fork::{self, NewNamespaces};
 use rustix::buffer::spare_capacity;
@@ -54,6 +57,7 @@ const REST: usize = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Tap {
     key: Key,
+    direction: Direction,
     streams: Vec<Stream>,
     relay: Option<Relay>,
     /// How often what is there was looked for since nothing is to follow it.
@@ -63,13 +67,56 @@ pub(crate) struct Tap {
     retry: Option<u64>,
 }
 
-/// A stream: from where processes of the container write, to where it is read.
+/// Where streams lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// Out of the container: its processes write.
+    Out,
+    /// Into the container: its processes read.
+    In,
+}
+
+/// A stream: from where it is written to where it is read.
 #[derive(Debug)]
 struct Stream {
-    from: SharedEnd,
-    to: OwnedFd,
+    from: End,
+    to: End,
     /// The watch of `from`, while no relay works.
     token: Option<Token>,
+}
+
+/// An inner end of a pipe.
+#[derive(Debug)]
+enum End {
+    /// Of a pipe that a container has.
+    Shared(SharedEnd),
+    /// Of one that none has.
+    Own(OwnedFd),
+}
+
+impl Direction {
+    /// The inner ends of a stream that leads there.
+    fn ends(self, from: OwnedFd, to: OwnedFd) -> (End, End) {
+        match self {
+            Self::Out => (End::Shared(from.into()), End::Own(to)),
+            Self::In => (End::Own(from), End::Shared(to.into())),
+        }
+    }
+}
+
+impl AsFd for End {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Shared(end) => end.as_fd(),
+            Self::Own(end) => end.as_fd(),
+        }
+    }
+}
+
+impl AsRawFd for End {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
 }
 
 /// The process that reads.
@@ -89,19 +136,45 @@ pub(crate) fn pipe() -> Result<(OwnedFd, OwnedFd), Errno> {
 }
 
 impl Tap {
-    /// Taps streams: what comes from the first of each goes to the second.
+    /// Taps streams of a container: what comes from the first of each goes to the
+    /// second, which it knows nothing of.
     pub(crate) fn new(
         key: Key,
         streams: Vec<(OwnedFd, OwnedFd)>,
         reactor: &mut Reactor,
     ) -> Result<Self, Errno> {
-        let streams = streams.into_iter().map(|(from, to)| Stream {
-            from: from.into(),
-            to,
-            token: None,
+        Self::leading(Direction::Out, key, streams, reactor)
+    }
+
+    /// Leads what comes from the first pipe, which does not block and which no container
+    /// has, into the second, which one reads. The second ends with the first.
+    pub(crate) fn into_container(
+        key: Key,
+        from: OwnedFd,
+        to: OwnedFd,
+        reactor: &mut Reactor,
+    ) -> Result<Self, Errno> {
+        rustix::io::ioctl_fionbio(&from, true)?;
+        Self::leading(Direction::In, key, vec![(from, to)], reactor)
+    }
+
+    fn leading(
+        direction: Direction,
+        key: Key,
+        streams: Vec<(OwnedFd, OwnedFd)>,
+        reactor: &mut Reactor,
+    ) -> Result<Self, Errno> {
+        let streams = streams.into_iter().map(|(from, to)| {
+            let (from, to) = direction.ends(from, to);
+            Stream {
+                from,
+                to,
+                token: None,
+            }
         });
         let mut tap = Self {
             key,
+            direction,
             streams: streams.collect(),
             relay: None,
             last_looks: None,
@@ -121,6 +194,11 @@ impl Tap {
         self.key
     }
 
+    /// Whether all its streams have ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.streams.is_empty() && self.relay.is_none()
+    }
+
     /// When it has to be looked at, monotonic nanoseconds.
     pub(crate) fn deadline(&self) -> Option<u64> {
         self.retry
@@ -137,7 +215,7 @@ impl Tap {
             let Some(stream) = self.streams.get(index) else {
                 continue;
             };
-            match stream.from.state() {
+            match shared_pipe::state(stream.from.as_fd()) {
                 State::Brings => brings = true,
                 State::Silent => {}
                 State::Ended => {
@@ -215,7 +293,11 @@ impl Tap {
     #[cfg(test)]
     pub(crate) fn into_ends(mut self, reactor: &mut Reactor) -> Vec<OwnedFd> {
         self.unwatch(reactor);
-        self.streams.into_iter().map(|stream| stream.to).collect()
+        let own = |stream: Stream| match stream.to {
+            End::Own(to) => Some(to),
+            End::Shared(_) => None,
+        };
+        self.streams.into_iter().filter_map(own).collect()
     }
 
     fn watch(&mut self, reactor: &mut Reactor) -> Result<(), Errno> {

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::CgroupPath;
+
 /// A failure of this module; each names the path, file or value at fault.
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
@@ -20,7 +22,7 @@ pub enum CgroupError {
     /// Only the v2 tree was to be used, and there is none.
     #[error("no cgroup v2 tree is mounted, and no other was to be used")]
     NoUnified,
-    /// The path is not absolute and plain.
+    /// A text is not the path of a cgroup, see [`CgroupPath`].
     #[error("cgroup path {path:?} {reason}")]
     Path {
         /// The path as given.
@@ -76,7 +78,7 @@ pub enum CgroupError {
         /// The file that was to be written.
         file: String,
         /// The cgroup.
-        path: String,
+        path: CgroupPath,
     },
     /// A value that no kernel would take, refused before anything is written.
     #[error("{field} = {value:?}: {reason}")]
@@ -102,7 +104,7 @@ pub enum CgroupError {
         /// The process.
         pid: i32,
         /// The cgroup.
-        path: String,
+        path: CgroupPath,
         /// The cause.
         source: io::Error,
     },
@@ -110,7 +112,7 @@ pub enum CgroupError {
     #[error("cgroup {path} still has processes {pids:?} after SIGKILL")]
     StillAlive {
         /// The cgroup.
-        path: String,
+        path: CgroupPath,
         /// Who is left.
         pids: Vec<i32>,
     },

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use super::{Cgroup, CgroupError, Hierarchies};
+use super::{Cgroup, CgroupError, CgroupPath, Hierarchies};
 
 /// Deeper than this nobody nests cgroups; a container could, to keep a search busy.
 const DEEPEST: usize = 16;
@@ -17,7 +17,7 @@ impl Hierarchies {
     pub fn find(&self, name: &str) -> Result<Vec<Cgroup>, CgroupError> {
         let mut found = BTreeSet::new();
         for tree in &self.layout.trees {
-            search(&tree.root, "", name, 0, &mut found).map_err(|source| CgroupError::Read {
+            search(&tree.root, None, name, 0, &mut found).map_err(|source| CgroupError::Read {
                 path: tree.root.clone(),
                 source,
             })?;
@@ -28,19 +28,20 @@ impl Hierarchies {
 
 fn search(
     root: &Path,
-    below: &str,
+    below: Option<&CgroupPath>,
     name: &str,
     depth: usize,
-    found: &mut BTreeSet<String>,
+    found: &mut BTreeSet<CgroupPath>,
 ) -> io::Result<()> {
     if depth > DEEPEST {
         return Ok(());
     }
-    let entries = match std::fs::read_dir(root.join(below.trim_start_matches('/'))) {
-        // Gone meanwhile, or of a container that makes it as long as it can.
-        Err(error) if is_passed_over(&error) => return Ok(()),
-        entries => entries?,
-    };
+    let entries =
+        match std::fs::read_dir(root.join(below.map_or("", CgroupPath::below_mount_point))) {
+            // Gone meanwhile, or of a container that makes it as long as it can.
+            Err(error) if is_passed_over(&error) => return Ok(()),
+            entries => entries?,
+        };
     for entry in entries {
         let entry = match entry {
             Err(error) if is_passed_over(&error) => break,
@@ -53,11 +54,11 @@ fn search(
         if !is_dir {
             continue;
         }
-        let path = format!("{below}/{own}");
+        let path = CgroupPath::listed(below, &own);
         if own == name {
             found.insert(path);
         } else {
-            search(root, &path, name, depth + 1, found)?;
+            search(root, Some(&path), name, depth + 1, found)?;
         }
     }
     Ok(())

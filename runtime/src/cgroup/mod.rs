@@ -12,16 +12,23 @@
 //! the memory+swap limit (which the kernel refuses when both grow), re-reads
 //! mountinfo for every object, and brings a D-Bus client along.
 //!
+//! The engine makes and removes cgroups through a [`Driver`] and does the rest with the
+//! [`Cgroup`] that it gets from there.
+//!
 //! A controller is used where it is mounted, so a hybrid whose v2 tree holds
 //! hugetlb gets its huge page limits there, and pressure figures come from the
 //! v2 tree wherever there is one.
 
 mod detect;
+mod driver;
 mod error;
+mod figures;
 mod file;
 mod find;
 mod limits;
+mod path;
 mod plan;
+mod processes;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -31,7 +38,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use driver::Driver;
 pub use error::CgroupError;
+pub use figures::{Counted, DeviceUse, Figures, HugePages, Memory, Throttling};
+pub use path::CgroupPath;
+pub use processes::{Descriptors, Processes};
 pub use stats::{Psi, PsiData, Stats};
 
 use crate::ways;
@@ -85,19 +96,19 @@ impl Hierarchies {
         self.layout.home(controller).is_some()
     }
 
-    /// Makes the cgroup `path` ("/a/b/id", below the mount points) and its
-    /// missing parents in every hierarchy. An existing one is left as it is.
-    pub fn create(&self, path: &str) -> Result<Cgroup, CgroupError> {
+    /// Makes the cgroup `path` and its missing parents in every hierarchy. An
+    /// existing one is left as it is.
+    pub fn create(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError> {
         let cgroup = self.open(path);
         cgroup.make()?;
         Ok(cgroup)
     }
 
     /// A handle of the cgroup `path`, existing or not.
-    pub fn open(&self, path: &str) -> Cgroup {
+    pub fn open(&self, path: &CgroupPath) -> Cgroup {
         Cgroup {
             layout: Arc::clone(&self.layout),
-            path: path.into(),
+            path: path.clone(),
         }
     }
 }
@@ -106,21 +117,20 @@ impl Hierarchies {
 #[derive(Debug, Clone)]
 pub struct Cgroup {
     layout: Arc<Layout>,
-    path: Arc<str>,
+    path: CgroupPath,
 }
 
 impl Cgroup {
     /// The path it was opened with.
-    pub fn path(&self) -> &str {
+    pub fn path(&self) -> &CgroupPath {
         &self.path
     }
 
     /// The file of each hierarchy that a process of one thread joins by, see
-    /// [`crate::ways`]. Empty if the path is not a usable one.
+    /// [`crate::ways`].
     pub fn files_to_join(&self) -> Vec<PathBuf> {
-        let file = |tree: &Tree| Ok(self.dir(tree)?.join(ways::file_to_join(tree.is_v2())));
-        let all: Result<_, CgroupError> = self.layout.trees.iter().map(file).collect();
-        all.unwrap_or_default()
+        let file = |tree: &Tree| self.dir(tree).join(ways::file_to_join(tree.is_v2()));
+        self.layout.trees.iter().map(file).collect()
     }
 
     /// The file that tells of OOM kills: `memory.events` on v2,
@@ -132,13 +142,13 @@ impl Cgroup {
         } else {
             "memory.oom_control"
         };
-        Some(self.dir(tree).ok()?.join(name))
+        Some(self.dir(tree).join(name))
     }
 
     /// `cgroup.kill` of the v2 tree, where the kernel has it (5.14).
     pub fn kill_file(&self) -> Option<PathBuf> {
         let tree = self.layout.v2()?;
-        let file = self.dir(tree).ok()?.join("cgroup.kill");
+        let file = self.dir(tree).join("cgroup.kill");
         // The root has no such file, so only the cgroup itself can tell.
         file.exists().then_some(file)
     }

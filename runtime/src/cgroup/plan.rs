@@ -328,7 +328,7 @@ impl Home {
         let missing = |file: &str| CgroupError::NoController {
             controller: controller.into(),
             file: file.into(),
-            path: cgroup.path().into(),
+            path: cgroup.path().clone(),
         };
         let Some(tree) = cgroup.layout.home(controller) else {
             let v2 = cgroup.layout.version == Version::V2;
@@ -336,7 +336,7 @@ impl Home {
         };
         let name = if tree.is_v2() { v2_file } else { v1_file };
         let home = Self {
-            dir: cgroup.dir(tree)?,
+            dir: cgroup.dir(tree),
             v2: tree.is_v2(),
         };
         if home.file(name).exists() || home.hand_down(cgroup, tree, controller, name)? {

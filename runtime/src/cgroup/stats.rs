@@ -1,7 +1,8 @@
 //! Reads what a cgroup uses.
 //!
 //! Only reads; a crash leaves nothing. Figures of a controller that is not
-//! there are zero or absent, never an error.
+//! there are zero or absent, never an error. What is counted beside these is in
+//! [`super::figures`].
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -69,21 +70,30 @@ pub struct PsiData {
 impl Cgroup {
     /// Reads all figures now.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
+        self.stats_in(&mut Places::of_cgroup(self))
+            .map(|(stats, _)| stats)
+    }
+
+    /// The same, and the text of `memory.stat` that some of it is from.
+    pub(super) fn stats_in<'a>(
+        &'a self,
+        places: &mut Places<'a>,
+    ) -> Result<(Stats, String), CgroupError> {
         let mut stats = Stats {
             timestamp: now(),
             ..Stats::default()
         };
-        let mut places = Places {
-            cgroup: self,
-            opened: Vec::new(),
-        };
-        stats.cpu_usage_ns = read_cpu(&mut places)?;
+        let mut memory = String::new();
+        stats.cpu_usage_ns = read_cpu(places)?;
         if let Some(tree) = self.layout.home("memory") {
             stats.memory_counted = true;
-            match places.of(tree)? {
-                Some(dir) if tree.is_v2() => read_memory_v2(dir, &mut stats)?,
-                Some(dir) => read_memory_v1(dir, &mut stats)?,
-                None => {}
+            if let Some(dir) = places.of(tree)? {
+                memory = text(Some(dir), "memory.stat")?;
+                if tree.is_v2() {
+                    read_memory_v2(dir, &memory, &mut stats)?;
+                } else {
+                    read_memory_v1(dir, &memory, &mut stats)?;
+                }
             }
         }
         let pids = match self.layout.home("pids") {
@@ -98,31 +108,38 @@ impl Cgroup {
             stats.io_psi = read_psi(dir, "io.pressure")?;
         }
         if places.opened.iter().all(|(_, dir)| dir.is_none()) {
-            let path = self.dirs()?.into_iter().next().unwrap_or_default();
+            let path = self.dirs().into_iter().next().unwrap_or_default();
             return Err(CgroupError::NotFound { path });
         }
         stats.pids = match pids {
             Some(pids) => pids,
             None => self.pids()?.len() as u64,
         };
-        Ok(stats)
+        Ok((stats, memory))
     }
 }
 
 /// A cgroup's directories, each opened once, when something in it is read.
-struct Places<'a> {
+pub(super) struct Places<'a> {
     cgroup: &'a Cgroup,
     opened: Vec<(&'a Tree, Option<Dir>)>,
 }
 
 impl<'a> Places<'a> {
+    pub(super) fn of_cgroup(cgroup: &'a Cgroup) -> Self {
+        Self {
+            cgroup,
+            opened: Vec::new(),
+        }
+    }
+
     /// The directory in a hierarchy; `None` where it is not.
-    fn of(&mut self, tree: &'a Tree) -> Result<Option<&Dir>, CgroupError> {
+    pub(super) fn of(&mut self, tree: &'a Tree) -> Result<Option<&Dir>, CgroupError> {
         let known = |(opened, _): &(&Tree, _)| std::ptr::eq(*opened, tree);
         let at = match self.opened.iter().position(known) {
             Some(at) => at,
             None => {
-                let dir = Dir::open(self.cgroup.dir(tree)?)?;
+                let dir = Dir::open(self.cgroup.dir(tree))?;
                 self.opened.push((tree, dir));
                 self.opened.len() - 1
             }
@@ -145,9 +162,8 @@ fn read_cpu(places: &mut Places<'_>) -> Result<u64, CgroupError> {
     Ok(used.unwrap_or(0))
 }
 
-fn read_memory_v2(dir: &Dir, stats: &mut Stats) -> Result<(), CgroupError> {
-    let text = text(Some(dir), "memory.stat")?;
-    let stat = |key| file::keyed(&text, key).unwrap_or(0);
+fn read_memory_v2(dir: &Dir, text: &str, stats: &mut Stats) -> Result<(), CgroupError> {
+    let stat = |key| file::keyed(text, key).unwrap_or(0);
     stats.memory_usage = dir.number("memory.current")?.unwrap_or(0);
     stats.memory_working_set = stats.memory_usage.saturating_sub(stat("inactive_file"));
     stats.memory_rss = stat("anon");
@@ -160,11 +176,10 @@ fn read_memory_v2(dir: &Dir, stats: &mut Stats) -> Result<(), CgroupError> {
 }
 
 /// v1 shows an unlimited counter as the largest page-aligned number.
-const V1_UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
+pub(super) const V1_UNLIMITED: u64 = i64::MAX as u64 & !0xffff;
 
-fn read_memory_v1(dir: &Dir, stats: &mut Stats) -> Result<(), CgroupError> {
-    let text = text(Some(dir), "memory.stat")?;
-    let stat = |key| file::keyed(&text, key).unwrap_or(0);
+fn read_memory_v1(dir: &Dir, text: &str, stats: &mut Stats) -> Result<(), CgroupError> {
+    let stat = |key| file::keyed(text, key).unwrap_or(0);
     let limited = |limit: &u64| *limit < V1_UNLIMITED;
     stats.memory_usage = dir.number("memory.usage_in_bytes")?.unwrap_or(0);
     stats.memory_working_set = stats
@@ -212,11 +227,11 @@ fn parse_psi(text: &str) -> Psi {
     psi
 }
 
-fn number(dir: Option<&Dir>, name: &str) -> Result<Option<u64>, CgroupError> {
+pub(super) fn number(dir: Option<&Dir>, name: &str) -> Result<Option<u64>, CgroupError> {
     dir.map_or(Ok(None), |dir| dir.number(name))
 }
 
-fn text(dir: Option<&Dir>, name: &str) -> Result<String, CgroupError> {
+pub(super) fn text(dir: Option<&Dir>, name: &str) -> Result<String, CgroupError> {
     let text = dir.map_or(Ok(None), |dir| dir.figures(name))?;
     Ok(text.unwrap_or_default())
 }

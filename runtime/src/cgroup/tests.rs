@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::tree::HELD_AT_ONCE;
-use super::{Cgroup, CgroupError, Hierarchies, Resources, Selection, Version};
+use super::{Cgroup, CgroupError, CgroupPath, Driver, Hierarchies, Resources, Selection, Version};
 
 const MIB: i64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,14 +30,16 @@ impl Scratch {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let hierarchies = Hierarchies::detect(selection).unwrap();
         let path = format!("/slipway-test-{}-{number}", std::process::id());
-        let top = hierarchies.create(&path).unwrap();
+        let top = hierarchies.create(&path.parse().unwrap()).unwrap();
         Self { hierarchies, top }
     }
 
+    fn path(&self, below: &str) -> CgroupPath {
+        self.top.path().join(below).unwrap()
+    }
+
     fn child(&self, name: &str) -> Cgroup {
-        self.hierarchies
-            .create(&format!("{}/{name}", self.top.path()))
-            .unwrap()
+        self.hierarchies.create(&self.path(name)).unwrap()
     }
 }
 
@@ -86,10 +88,7 @@ fn is_v2(cgroup: &Cgroup, controller: &str) -> bool {
 
 fn file(cgroup: &Cgroup, controller: &str, v1: &str, v2: &str) -> PathBuf {
     let tree = cgroup.layout.home(controller).unwrap();
-    cgroup
-        .dir(tree)
-        .unwrap()
-        .join(if tree.is_v2() { v2 } else { v1 })
+    cgroup.dir(tree).join(if tree.is_v2() { v2 } else { v1 })
 }
 
 fn value(cgroup: &Cgroup, controller: &str, v1: &str, v2: &str) -> String {
@@ -112,7 +111,7 @@ fn create_twice_is_quiet_and_reaches_every_hierarchy() {
     let scratch = Scratch::new();
     let cgroup = scratch.child("pod/container");
     scratch.child("pod/container");
-    assert!(cgroup.dirs().unwrap().iter().all(|dir| dir.is_dir()));
+    assert!(cgroup.dirs().iter().all(|dir| dir.is_dir()));
     assert_eq!(cgroup.files_to_join().len(), cgroup.layout.trees.len());
     assert!(cgroup.files_to_join().iter().all(|file| file.is_file()));
     assert!(cgroup.oom_file().unwrap().is_file());
@@ -123,34 +122,9 @@ fn create_twice_is_quiet_and_reaches_every_hierarchy() {
 }
 
 #[test]
-fn unusable_paths_are_refused_everywhere() {
-    let hierarchies = Hierarchies::detect(Selection::All).unwrap();
-    for path in [
-        "", "/", "//", "a/b", "/a/../b", "/a//b", "/./a", "/..", "/a\0b",
-    ] {
-        let cgroup = hierarchies.open(path);
-        let refused =
-            |result: Result<(), CgroupError>| matches!(result, Err(CgroupError::Path { .. }));
-        assert!(refused(hierarchies.create(path).map(|_| ())), "{path:?}");
-        assert!(refused(cgroup.remove()), "{path:?}");
-        assert!(refused(cgroup.kill(Duration::ZERO)), "{path:?}");
-        assert!(refused(cgroup.stats().map(|_| ())), "{path:?}");
-        let limits = Resources {
-            pids_limit: 5,
-            ..Resources::default()
-        };
-        assert!(refused(cgroup.apply(&limits).map(|_| ())), "{path:?}");
-        assert!(cgroup.files_to_join().is_empty() && !cgroup.exists());
-        assert!(cgroup.kill_file().is_none() && cgroup.oom_file().is_none());
-    }
-}
-
-#[test]
 fn what_does_not_exist_is_empty_and_removed_but_has_no_limits() {
     let scratch = Scratch::new();
-    let missing = scratch
-        .hierarchies
-        .open(&format!("{}/missing", scratch.top.path()));
+    let missing = scratch.hierarchies.open(&scratch.path("missing"));
     assert!(!missing.exists());
     assert_eq!(missing.pids().unwrap(), [0; 0]);
     missing.kill(Duration::from_secs(1)).unwrap();
@@ -184,6 +158,70 @@ fn processes_are_seen_measured_killed_and_gone() {
     cgroup.remove().unwrap();
     assert!(!cgroup.exists());
     assert!(scratch.top.exists(), "removed more than its own");
+}
+
+/// Each figure of a cgroup with processes, beside whether this machine is said to have it.
+fn assert_counted(scratch: &Scratch) {
+    let cgroup = scratch.child("pod/counted");
+    let sleeper = Sleeper::start_in(&cgroup);
+    let figures = cgroup.figures().unwrap();
+    let counted = scratch.hierarchies.counted();
+    let memory = figures.memory;
+    let pressure = figures.stats.cpu_psi.is_some();
+    for (name, said, there) in [
+        ("cpu", counted.cpu_times, figures.cpu_user_ns.is_some()),
+        ("cpu", counted.cpu_times, figures.cpu_system_ns.is_some()),
+        (
+            "throttling",
+            counted.throttling,
+            figures.throttling.is_some(),
+        ),
+        ("memory", counted.memory, memory.is_some()),
+        (
+            "kernel",
+            counted.kernel_memory,
+            memory.is_some_and(|m| m.kernel.is_some()),
+        ),
+        (
+            "peak",
+            counted.memory_peak,
+            memory.is_some_and(|m| m.peak.is_some()),
+        ),
+        (
+            "failcnt",
+            counted.memory,
+            memory.is_some_and(|m| m.limit_hits.is_some()),
+        ),
+        ("swap", counted.swap, figures.stats.swap_usage.is_some()),
+        ("oom_kill", counted.oom_kills, figures.oom_kills.is_some()),
+        (
+            "hugetlb",
+            counted.huge_pages,
+            !figures.huge_pages.is_empty(),
+        ),
+        ("devices", counted.devices, figures.devices.is_some()),
+        ("tasks", counted.tasks, figures.tasks.is_some()),
+        ("pressure", counted.pressure, pressure),
+    ] {
+        assert_eq!(said, there, "{name}: {counted:?} {figures:?}");
+    }
+    let processes = cgroup.processes(Some(sleeper.pid())).unwrap();
+    assert_eq!(processes.count, 1);
+    assert!(processes.descriptors.unwrap().open >= 3);
+    assert!(processes.open_files_limit.unwrap() > 0);
+    let other = cgroup.processes(Some(1)).unwrap();
+    assert_eq!(
+        other.open_files_limit, None,
+        "of a process that is elsewhere"
+    );
+}
+
+#[test]
+fn what_is_said_to_be_counted_has_figures_and_nothing_else() {
+    assert_counted(&Scratch::new());
+    if let Some(scratch) = unified() {
+        assert_counted(&scratch);
+    }
 }
 
 #[test]
@@ -284,7 +322,7 @@ fn who_gives_up_freezing_leaves_nothing_frozen() {
     let Some(tree) = cgroup.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
         return;
     };
-    let dir = cgroup.dir(tree).unwrap();
+    let dir = cgroup.dir(tree);
     let gave_up = crate::frozen::kill(&dir, Instant::now() + PATIENCE, || true).unwrap_err();
     assert_eq!(gave_up.kind(), std::io::ErrorKind::TimedOut);
     let state = fs::read_to_string(dir.join(crate::frozen::STATE)).unwrap();
@@ -303,7 +341,7 @@ fn what_is_deeper_than_any_path_is_killed_and_removed() {
     let trees = [cgroup.layout.home("freezer"), cgroup.layout.v2()];
     for tree in trees.into_iter().flatten() {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = cgroup.dir(tree).unwrap();
+        let top = cgroup.dir(tree);
         let mut dir = rustix::fs::open(top, flags, Mode::empty()).unwrap();
         for _ in 0..2100 {
             rustix::fs::mkdirat(&dir, "d", Mode::RWXU).unwrap();
@@ -323,7 +361,7 @@ fn what_is_deeper_than_any_path_is_killed_and_removed() {
 fn freeze(cgroup: &Cgroup) {
     match cgroup.layout.home("freezer") {
         Some(tree) => {
-            let state = cgroup.dir(tree).unwrap().join("freezer.state");
+            let state = cgroup.dir(tree).join("freezer.state");
             fs::write(&state, "FROZEN").unwrap();
             let until = Instant::now() + PATIENCE;
             while fs::read_to_string(&state).unwrap().trim() != "FROZEN" {
@@ -332,7 +370,7 @@ fn freeze(cgroup: &Cgroup) {
             }
         }
         None => {
-            let dir = cgroup.dir(cgroup.layout.v2().unwrap()).unwrap();
+            let dir = cgroup.dir(cgroup.layout.v2().unwrap());
             fs::write(dir.join("cgroup.freeze"), "1").unwrap();
         }
     }
@@ -345,7 +383,10 @@ fn a_busy_cgroup_is_named_when_it_cannot_be_removed() {
     let _sleeper = Sleeper::start_in(&cgroup);
     let error = cgroup.remove().unwrap_err();
     assert!(matches!(error, CgroupError::Remove { .. }), "{error}");
-    assert!(error.to_string().contains(cgroup.path()), "{error}");
+    assert!(
+        error.to_string().contains(cgroup.path().as_str()),
+        "{error}"
+    );
     assert!(cgroup.exists());
 }
 
@@ -622,29 +663,30 @@ fn a_parent_with_processes_keeps_its_controllers_and_is_told_apart() {
     assert!(
         matches!(&error, CgroupError::NoController { controller, .. } if controller == "memory")
     );
-    assert!(error.to_string().contains(cgroup.path()), "{error}");
+    assert!(
+        error.to_string().contains(cgroup.path().as_str()),
+        "{error}"
+    );
 }
 
 #[test]
 fn orphaned_parents_go_only_when_v1_has_them_no_more() {
     let scratch = Scratch::new();
     let cgroup = scratch.child("kubepods/pod/container");
-    let pod = scratch
-        .hierarchies
-        .open(&format!("{}/kubepods/pod", scratch.top.path()));
-    cgroup.remove_orphaned_parents().unwrap();
+    let pod = scratch.hierarchies.open(&scratch.path("kubepods/pod"));
+    pod.remove_orphaned().unwrap();
     assert!(pod.exists());
     cgroup.remove().unwrap();
-    cgroup.remove_orphaned_parents().unwrap();
-    assert!(pod.dirs().unwrap().iter().all(|dir| dir.exists()));
+    pod.remove_orphaned().unwrap();
+    assert!(pod.dirs().iter().all(|dir| dir.exists()));
     if scratch.hierarchies.version() != Version::Hybrid {
         return;
     }
     for tree in cgroup.layout.trees.iter().filter(|tree| !tree.is_v2()) {
-        fs::remove_dir(pod.dir(tree).unwrap()).unwrap();
+        fs::remove_dir(pod.dir(tree)).unwrap();
     }
     assert!(pod.exists());
-    cgroup.remove_orphaned_parents().unwrap();
+    pod.remove_orphaned().unwrap();
     assert!(!pod.exists());
     assert!(scratch.child("kubepods").exists());
 }
@@ -667,8 +709,8 @@ fn the_v2_tree_alone_is_made_joined_killed_and_removed_there_only() {
     let cgroup = scratch.child("pod/container");
     let everywhere = Hierarchies::detect(Selection::All).unwrap();
     let same = everywhere.open(cgroup.path());
-    let made = same.dirs().unwrap().into_iter().filter(|dir| dir.exists());
-    assert_eq!(made.collect::<Vec<_>>(), cgroup.dirs().unwrap());
+    let made = same.dirs().into_iter().filter(|dir| dir.exists());
+    assert_eq!(made.collect::<Vec<_>>(), cgroup.dirs());
     assert_eq!(cgroup.files_to_join().len(), 1);
     let mut sleeper = Sleeper::start_in(&cgroup);
     assert_eq!(cgroup.pids().unwrap(), [sleeper.pid()]);
@@ -722,15 +764,64 @@ fn orphaned_parents_in_the_v2_tree_alone_go_when_the_others_have_them_no_more() 
     }
     let cgroup = scratch.child("kubepods/pod/container");
     cgroup.remove().unwrap();
-    let path = |name: &str| format!("{}/{name}", scratch.top.path());
+    let pod = scratch.hierarchies.open(&scratch.path("kubepods/pod"));
     // Another has it, as the kubelet has its pods' before the engine's are made.
-    let theirs = everywhere.create(&path("kubepods/pod")).unwrap();
-    cgroup.remove_orphaned_parents().unwrap();
-    assert!(scratch.hierarchies.open(&path("kubepods/pod")).exists());
+    let theirs = everywhere.create(pod.path()).unwrap();
+    pod.remove_orphaned().unwrap();
+    assert!(pod.exists());
     for tree in theirs.layout.trees.iter().filter(|tree| !tree.is_v2()) {
-        fs::remove_dir(theirs.dir(tree).unwrap()).unwrap();
+        fs::remove_dir(theirs.dir(tree)).unwrap();
     }
-    cgroup.remove_orphaned_parents().unwrap();
-    assert!(!scratch.hierarchies.open(&path("kubepods/pod")).exists());
+    pod.remove_orphaned().unwrap();
+    assert!(!pod.exists());
     everywhere.open(scratch.top.path()).remove().unwrap();
+}
+
+/// What every driver does, below the parent `parent` of this test's own.
+fn driver_suite(driver: &dyn Driver, parent: &CgroupPath) {
+    let [pod, container] = ["1f", "2e"].map(|end| format!("{}-{end}", parent.name()));
+    let of_pod = driver.pod_path(parent, &pod).unwrap();
+    let of_container = driver.container_path(&of_pod, &container).unwrap();
+    for path in [&of_pod, &of_container] {
+        assert!(path.as_str().starts_with(&format!("{parent}/")), "{path}");
+    }
+    let below = format!("{of_pod}/");
+    assert!(!of_container.as_str().starts_with(&below), "{of_container}");
+    for id in ["", ".", "..", "a/b", "a\0"] {
+        let refused = |path| matches!(path, Err(CgroupError::Path { .. }));
+        assert!(refused(driver.pod_path(parent, id)), "{id:?}");
+        assert!(refused(driver.container_path(&of_pod, id)), "{id:?}");
+    }
+    assert!(!driver.open(&of_pod).exists());
+    let find = |id: &str| -> Vec<_> {
+        let found = driver.find(id).unwrap();
+        found.iter().map(|found| found.path().clone()).collect()
+    };
+    let both = [
+        (driver.make_pod(&of_pod).unwrap(), pod),
+        (driver.make_container(&of_container).unwrap(), container),
+    ];
+    driver.make_pod(&of_pod).unwrap();
+    for (cgroup, id) in both {
+        assert!(driver.open(cgroup.path()).exists());
+        assert_eq!(find(&id), [cgroup.path().clone()]);
+        let mut sleeper = Sleeper::start_in(&cgroup);
+        let killed = std::thread::spawn(move || sleeper.was_killed());
+        cgroup.kill(PATIENCE).unwrap();
+        assert!(killed.join().unwrap());
+        driver.remove(&cgroup).unwrap();
+        assert!(!cgroup.exists());
+        driver.remove(&cgroup).unwrap();
+        assert_eq!(find(&id), []);
+    }
+    assert!(driver.open(parent).exists(), "removed more than its own");
+}
+
+#[test]
+fn cgroupfs_is_a_driver() {
+    let scratch = Scratch::new();
+    driver_suite(&scratch.hierarchies, scratch.top.path());
+    if let Some(scratch) = unified() {
+        driver_suite(&scratch.hierarchies, scratch.top.path());
+    }
 }

@@ -41,46 +41,22 @@ const FREEZING: Duration = Duration::from_secs(2);
 
 impl Cgroup {
     /// The directory in one hierarchy.
-    pub(super) fn dir(&self, tree: &Tree) -> Result<PathBuf, CgroupError> {
-        Ok(tree.root.join(self.relative()?))
+    pub(super) fn dir(&self, tree: &Tree) -> PathBuf {
+        tree.root.join(self.path.below_mount_point())
     }
 
     /// The directory in every hierarchy.
-    pub(super) fn dirs(&self) -> Result<Vec<PathBuf>, CgroupError> {
-        let relative = self.relative()?;
-        Ok(self
-            .layout
+    pub(super) fn dirs(&self) -> Vec<PathBuf> {
+        self.layout
             .trees
             .iter()
-            .map(|tree| tree.root.join(relative))
-            .collect())
-    }
-
-    /// The path below a mount point; refuses what could leave it, and the root
-    /// itself, which is never ours to limit, kill or remove.
-    fn relative(&self) -> Result<&str, CgroupError> {
-        let bad = |reason| {
-            Err(CgroupError::Path {
-                path: self.path.as_ref().into(),
-                reason,
-            })
-        };
-        let Some(relative) = self.path.strip_prefix('/') else {
-            return bad("is not absolute");
-        };
-        let relative = relative.trim_end_matches('/');
-        if relative.is_empty() {
-            return bad("is the root");
-        }
-        if relative.contains('\0') || relative.split('/').any(|c| matches!(c, "" | "." | "..")) {
-            return bad("has an empty, dot or NUL component");
-        }
-        Ok(relative)
+            .map(|tree| self.dir(tree))
+            .collect()
     }
 
     /// Makes the directories.
     pub(super) fn make(&self) -> Result<(), CgroupError> {
-        let relative = self.relative()?;
+        let relative = self.path.below_mount_point();
         for tree in &self.layout.trees {
             make_dirs(&tree.root, relative)?;
             if tree.has("cpuset") && !tree.is_v2() {
@@ -100,7 +76,7 @@ impl Cgroup {
     /// the controller then.
     pub(super) fn enable(&self, tree: &Tree, wanted: &[&str]) -> Result<(), CgroupError> {
         let mut dir = tree.root.clone();
-        for component in self.relative()?.split('/') {
+        for component in self.path.below_mount_point().split('/') {
             enable_in(&dir, wanted)?;
             dir.push(component);
         }
@@ -110,7 +86,7 @@ impl Cgroup {
     /// The processes in the cgroup and below it, over all hierarchies.
     pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
         let mut pids = BTreeSet::new();
-        for dir in self.dirs()? {
+        for dir in self.dirs() {
             collect_pids(&dir, &mut pids)?;
         }
         Ok(pids.into_iter().collect())
@@ -118,8 +94,7 @@ impl Cgroup {
 
     /// Whether any hierarchy has the directory.
     pub fn exists(&self) -> bool {
-        self.dirs()
-            .is_ok_and(|dirs| dirs.iter().any(|dir| dir.exists()))
+        self.dirs().iter().any(|dir| dir.exists())
     }
 
     /// Lets processes of this name go to the roots of their hierarchies, out of the
@@ -131,7 +106,7 @@ impl Cgroup {
             comm.is_ok_and(|comm| comm.trim_end() == name)
         };
         for tree in &self.layout.trees {
-            let list = file::read_optional(&self.dir(tree)?.join("cgroup.procs"))?;
+            let list = file::read_optional(&self.dir(tree).join("cgroup.procs"))?;
             let list = list.unwrap_or_default();
             for pid in list.lines().filter(|pid| is_it(pid)) {
                 if let Err(error) = file::write(&tree.root.join("cgroup.procs"), pid) {
@@ -172,7 +147,7 @@ impl Cgroup {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(CgroupError::StillAlive {
-                    path: self.path().into(),
+                    path: self.path.clone(),
                     pids,
                 });
             }
@@ -200,7 +175,7 @@ impl Cgroup {
     fn signal_some(&self, pids: &[i32]) -> Result<Vec<OwnedFd>, CgroupError> {
         let failed = |pid, error: Errno| CgroupError::Signal {
             pid,
-            path: self.path().into(),
+            path: self.path.clone(),
             source: error.into(),
         };
         let mut held = Vec::with_capacity(pids.len());
@@ -230,7 +205,7 @@ impl Cgroup {
         let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
             return Ok(());
         };
-        let dir = self.dir(tree)?;
+        let dir = self.dir(tree);
         crate::frozen::kill(&dir, until.min(Instant::now() + FREEZING), || false)
             .or_else(ignore_gone)
             .map_err(|source| CgroupError::Write {
@@ -245,7 +220,7 @@ impl Cgroup {
         let Some(tree) = self.layout.home("freezer").filter(|tree| !tree.is_v2()) else {
             return Ok(());
         };
-        let dir = self.dir(tree)?;
+        let dir = self.dir(tree);
         crate::frozen::thaw(&dir, || false).map_err(|source| CgroupError::Write {
             path: dir.join(crate::frozen::STATE),
             value: "THAWED".into(),
@@ -257,7 +232,7 @@ impl Cgroup {
     /// is no error; one that stays busy is.
     pub fn remove(&self) -> Result<(), CgroupError> {
         let until = Instant::now() + REMOVE_PATIENCE;
-        for dir in self.dirs()? {
+        for dir in self.dirs() {
             subtree::remove(&dir, until).map_err(|source| CgroupError::Remove {
                 path: dir.clone(),
                 source,
@@ -269,7 +244,7 @@ impl Cgroup {
     /// Removes the directories that nothing is in and nothing is below. One with
     /// children stays, though they be empty: somebody may be about to use them.
     pub fn remove_if_empty(&self) -> Result<(), CgroupError> {
-        for path in self.dirs()? {
+        for path in self.dirs() {
             match fs::remove_dir(&path) {
                 Ok(()) => {}
                 Err(e) if is_gone(&e) => {}
@@ -282,13 +257,13 @@ impl Cgroup {
 }
 
 impl Cgroup {
-    /// Removes those parents of this cgroup that are left in the v2 tree of a
+    /// Removes this cgroup and those above it, as far as they are left in the v2 tree of a
     /// hybrid only, be its other hierarchies used or not. The kubelet makes and removes its cgroups in the v1
     /// hierarchies; their twins in the v2 tree come from the engine and
-    /// nobody else would miss them. Parents that are in use, or that a v1
+    /// nobody else would miss them. Those that are in use, or that a v1
     /// hierarchy still has, stay; so does everything on other layouts.
-    pub fn remove_orphaned_parents(&self) -> Result<(), CgroupError> {
-        let relative = self.relative()?;
+    pub fn remove_orphaned(&self) -> Result<(), CgroupError> {
+        let relative = self.path.below_mount_point();
         let Some(v2) = self.layout.v2() else {
             return Ok(());
         };
@@ -296,13 +271,13 @@ impl Cgroup {
         if self.layout.version == Version::V2 && self.layout.left_out.is_empty() {
             return Ok(());
         }
-        for parent in Path::new(relative).ancestors().skip(1) {
-            let is_root = parent.as_os_str().is_empty();
+        for orphan in Path::new(relative).ancestors() {
+            let is_root = orphan.as_os_str().is_empty();
             let mut others = self.layout.beside_v2();
-            if is_root || others.any(|root| root.join(parent).exists()) {
+            if is_root || others.any(|root| root.join(orphan).exists()) {
                 return Ok(());
             }
-            let path = v2.root.join(parent);
+            let path = v2.root.join(orphan);
             match fs::remove_dir(&path) {
                 Ok(()) => {}
                 Err(e) if is_gone(&e) => {}
@@ -397,7 +372,7 @@ fn enable_in(dir: &Path, wanted: &[&str]) -> Result<(), CgroupError> {
     Ok(())
 }
 
-fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
+pub(super) fn collect_pids(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<(), CgroupError> {
     let look = |dir: BorrowedFd<'_>| {
         // A threaded cgroup has no list of processes: they stand in the list of
         // the domain above it.

@@ -7,19 +7,19 @@ use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use oci_spec::runtime::{Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Spec};
-
 use super::error::MonitorError;
-use super::plan::{self, Planned};
+use super::plan;
 use super::types::{
-    ContainerReport, ContainerState, CreateContainer, ExecProcess, Pids, PodReady, PodSetup,
+    Attachment, ContainerReport, ContainerState, CreateContainer, ExecProcess, ExecStreams, Pids,
+    PodReady, PodSetup,
 };
-use crate::exec::capability_number;
 use crate::exit::ExitRecord;
 use crate::protocol::{
-    self, CapabilitySets, Container, Create, Exec, LauncherKind, MountSource, PidMode, Process,
-    Rlimit, Setup, State, StreamSlots, Sysctl, sealed_memfd,
+    self, Attach, Container, Create, Exec, LauncherKind, MountSource, PidMode, Plan, Setup, State,
+    StreamSlots, Sysctl, sealed_memfd,
 };
+use crate::spec::oci::{self, EnvironmentIsNotText};
+use crate::spec::{Mount, Spec, What};
 
 /// Adds a descriptor to a packet and gives its slot.
 pub(super) fn push<'a>(fds: &mut Vec<BorrowedFd<'a>>, fd: BorrowedFd<'a>) -> u32 {
@@ -77,55 +77,46 @@ pub(super) fn pod_ready(ready: protocol::PodReady) -> PodReady {
     }
 }
 
-/// A spec as its launcher takes it.
-pub(super) enum SpecForm {
-    /// JSON in a sealed memfd.
-    Json(OwnedFd),
+/// A specification as its launcher takes it.
+pub(super) enum Form {
     /// System calls.
-    Plan(Box<Planned>),
+    Plan(Box<Plan>),
+    /// An OCI runtime specification as JSON in a sealed memfd.
+    Json(OwnedFd),
 }
 
-/// Brings a spec into its launcher's form.
-pub(super) fn spec(c: &CreateContainer) -> Result<SpecForm, MonitorError> {
-    if c.launcher != LauncherKind::Native {
-        return spec_memfd(&c.spec).map(SpecForm::Json);
+impl Form {
+    /// The plan or the memfd.
+    pub(super) fn parts(self) -> (Option<Box<Plan>>, Option<OwnedFd>) {
+        match self {
+            Self::Plan(plan) => (Some(plan), None),
+            Self::Json(memfd) => (None, Some(memfd)),
+        }
     }
-    if c.spec
-        .process()
-        .as_ref()
-        .and_then(oci_spec::runtime::Process::terminal)
-        == Some(true)
-        && !c.tty
-    {
-        return Err(invalid(
-            "process.terminal",
-            "it is not what the request says",
-        ));
+}
+
+/// Brings a specification into its launcher's form.
+pub(super) fn spec(launcher: LauncherKind, spec: &Spec) -> Result<Form, MonitorError> {
+    if launcher == LauncherKind::Native {
+        return plan::build(spec).map(|plan| Form::Plan(Box::new(plan)));
     }
-    let given = |index| c.mounts.iter().any(|(given, _)| *given == index);
-    let planned = plan::build(&c.spec, given, c.seccomp_bpf.is_some())?;
-    Ok(SpecForm::Plan(Box::new(planned)))
+    let written = oci::write(spec).map_err(|EnvironmentIsNotText| {
+        let message = "this launcher takes a runtime specification, in which other bytes than UTF-8 cannot be said";
+        invalid("environment", message)
+    })?;
+    let unwritten = |error: &dyn std::fmt::Display| invalid("runtime spec", &error.to_string());
+    let json = serde_json::to_vec(&written).map_err(|error| unwritten(&error))?;
+    let memfd = sealed_memfd("spec", &json).map_err(|error| unwritten(&error))?;
+    Ok(Form::Json(memfd))
 }
 
-/// The spec as JSON in a sealed memfd.
-fn spec_memfd(spec: &Spec) -> Result<OwnedFd, MonitorError> {
-    let json =
-        serde_json::to_vec(spec).map_err(|error| invalid("runtime spec", &error.to_string()))?;
-    sealed_memfd("spec", &json).map_err(|error| invalid("runtime spec", &error.to_string()))
-}
-
+/// Makes the message. `plan` or `json` is the specification in its launcher's form.
 pub(super) fn create<'a>(
     c: &'a CreateContainer,
     fds: &mut Vec<BorrowedFd<'a>>,
-    form: &'a SpecForm,
+    (plan, json): (Option<Box<Plan>>, Option<BorrowedFd<'a>>),
     log: Option<BorrowedFd<'a>>,
 ) -> Result<Create, MonitorError> {
-    if c.environment.is_some() && c.launcher != LauncherKind::Native {
-        return Err(invalid(
-            "environment",
-            "this launcher takes a runtime specification, in which other bytes than UTF-8 cannot be said",
-        ));
-    }
     let CreateContainer {
         id,
         launcher,
@@ -133,35 +124,18 @@ pub(super) fn create<'a>(
         spec,
         pids,
         rootfs,
-        mounts,
         cgroup_files,
         cgroup_oom,
         cgroup_kill,
-        seccomp_bpf,
         log_path,
         stdin,
         stdin_once,
-        tty,
-        environment,
     } = c;
-    let (spec_slot, plan, filter) = match form {
-        SpecForm::Json(memfd) => (Some(push(fds, memfd.as_fd())), None, None),
-        SpecForm::Plan(planned) => {
-            let Planned { plan, filter } = &**planned;
-            let mut plan = Box::new(plan.clone());
-            if let (Some(process), Some(environment)) = (&mut plan.process, environment) {
-                process.env.clone_from(environment);
-            }
-            (None, Some(plan), filter.clone())
-        }
-    };
-    let profile = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.seccomp().as_ref());
-    let seccomp_flags = plan::seccomp_flags(profile)?;
+    let seccomp = spec.seccomp.as_ref();
+    let seccomp_flags = plan::seccomp_flags(seccomp.map(|seccomp| &seccomp.profile))?;
+    let spec_slot = json.map(|json| push(fds, json));
     let rootfs_slot = push(fds, rootfs.as_fd());
-    let mounts = mount_sources(mounts, fds)?;
+    let mounts = mount_sources(&spec.mounts, fds)?;
     let (pid_mode, pid_target) = pid_namespace(pids);
     // The last one: the monitor takes it out of those that it hands on.
     Ok(Create {
@@ -173,12 +147,12 @@ pub(super) fn create<'a>(
         cgroup_files: all_bytes(cgroup_files.clone()),
         cgroup_oom: cgroup_oom.clone().map(bytes),
         cgroup_kill: cgroup_kill.clone().map(bytes),
-        seccomp_bpf: seccomp_bpf.clone().or(filter),
+        seccomp_bpf: seccomp.map(|seccomp| seccomp.filter.to_vec()),
         log_path: log_path.clone().map(bytes),
         log_fd: log.map(|log| push(fds, log)),
         stdin: *stdin,
         stdin_once: *stdin_once,
-        tty: *tty,
+        tty: spec.process.terminal,
         streams: None,
         userns_fd: None,
         plan,
@@ -204,15 +178,21 @@ fn pid_namespace(pids: &Pids) -> (PidMode, String) {
     }
 }
 
-/// The sources of mounts, by their place in the spec.
+/// The sources of volumes, by their place among the mounts.
 fn mount_sources<'a>(
-    mounts: &'a [(usize, OwnedFd)],
+    mounts: &'a [Mount],
     fds: &mut Vec<BorrowedFd<'a>>,
 ) -> Result<Vec<MountSource>, MonitorError> {
-    let sources = mounts.iter().map(|(index, fd)| {
+    let trees = mounts.iter().enumerate().filter_map(|(index, mount)| {
+        let What::Volume { tree, .. } = &mount.what else {
+            return None;
+        };
+        Some((index, tree))
+    });
+    let sources = trees.map(|(index, tree)| {
         Ok(MountSource {
-            index: u32::try_from(*index).map_err(|_| invalid("mount", "index"))?,
-            fd: Some(push(fds, fd.as_fd())),
+            index: u32::try_from(index).map_err(|_| invalid("mount", "index"))?,
+            fd: Some(push(fds, tree.as_fd())),
             idmap_fd: None,
         })
     });
@@ -226,30 +206,61 @@ pub(super) fn exec<'a>(
     let ExecProcess {
         container,
         process,
-        environment,
-        stdin,
-        stdout,
-        stderr,
+        streams,
+        streaming,
         timeout,
         cgroup_files,
     } = e;
-    let streams = StreamSlots {
-        stdin: stdin.as_ref().map(|fd| push(fds, fd.as_fd())),
-        stdout: Some(push(fds, stdout.as_fd())),
-        stderr: Some(push(fds, stderr.as_fd())),
-        tty: None,
+    plan::refuse(
+        "process.terminal",
+        process.terminal && !matches!(streams, ExecStreams::Terminal(_)),
+        "its streams are pipes",
+    )?;
+    let streams = match streams {
+        ExecStreams::Pipes {
+            stdin,
+            stdout,
+            stderr,
+        } => StreamSlots {
+            stdin: stdin.as_ref().map(|fd| push(fds, fd.as_fd())),
+            stdout: Some(push(fds, stdout.as_fd())),
+            stderr: Some(push(fds, stderr.as_fd())),
+            tty: None,
+        },
+        ExecStreams::Terminal(socket) => StreamSlots {
+            tty: Some(push(fds, socket.as_fd())),
+            ..StreamSlots::default()
+        },
     };
-    let mut process = convert_exec(process)?;
-    if let Some(environment) = environment {
-        process.env.clone_from(environment);
-    }
     Ok(Exec {
         id: container.clone(),
-        process: Some(process),
+        process: Some(plan::process(process)),
         streams: Some(streams),
         timeout: timeout.map_or(0, nanoseconds),
         cgroup_files: all_bytes(cgroup_files.clone()),
+        streaming: *streaming,
     })
+}
+
+pub(super) fn attach<'a>(a: &'a Attachment, fds: &mut Vec<BorrowedFd<'a>>) -> Attach {
+    let Attachment {
+        container,
+        stdin,
+        stdout,
+        stderr,
+        terminal,
+    } = a;
+    let mut slot = |fd: &'a Option<OwnedFd>| fd.as_ref().map(|fd| push(fds, fd.as_fd()));
+    let streams = StreamSlots {
+        stdin: slot(stdin),
+        stdout: slot(stdout),
+        stderr: slot(stderr),
+        tty: slot(terminal),
+    };
+    Attach {
+        id: container.clone(),
+        streams: Some(streams),
+    }
 }
 
 pub(super) fn report(container: Container) -> ContainerReport {
@@ -278,110 +289,6 @@ pub(super) fn report(container: Container) -> ContainerReport {
     }
 }
 
-fn convert_exec(process: &oci_spec::runtime::Process) -> Result<Process, MonitorError> {
-    plan::refuse(
-        "process.terminal",
-        process.terminal() == Some(true),
-        "not for processes that are run in a container",
-    )?;
-    convert_process(process)
-}
-
-/// Refuses by name what no process can have.
-pub(super) fn convert_process(
-    process: &oci_spec::runtime::Process,
-) -> Result<Process, MonitorError> {
-    let refused = [
-        ("process.ioPriority", process.io_priority().is_some()),
-        ("process.scheduler", process.scheduler().is_some()),
-        (
-            "process.execCPUAffinity",
-            process.exec_cpu_affinity().is_some(),
-        ),
-    ];
-    if let Some((what, _)) = refused.iter().find(|(_, set)| *set) {
-        let message = "not in this version".to_owned();
-        return Err(MonitorError::Unsupported {
-            what: (*what).to_owned(),
-            message,
-        });
-    }
-    let user = process.user();
-    let strings = |list: &Option<Vec<String>>| -> Vec<Vec<u8>> {
-        list.iter()
-            .flatten()
-            .map(|text| text.clone().into_bytes())
-            .collect()
-    };
-    Ok(Process {
-        args: strings(process.args()),
-        env: strings(process.env()),
-        cwd: bytes(process.cwd().clone()),
-        uid: user.uid(),
-        gid: user.gid(),
-        groups: user.additional_gids().clone().unwrap_or_default(),
-        umask: user.umask(),
-        capabilities: process
-            .capabilities()
-            .as_ref()
-            .map(capability_sets)
-            .transpose()?,
-        rlimits: process.rlimits().iter().flatten().map(rlimit).collect(),
-        no_new_privileges: process.no_new_privileges().unwrap_or(false),
-        apparmor_profile: process.apparmor_profile().clone().unwrap_or_default(),
-        selinux_label: process.selinux_label().clone().unwrap_or_default(),
-        oom_score_adj: process.oom_score_adj(),
-    })
-}
-
-fn capability_sets(sets: &LinuxCapabilities) -> Result<CapabilitySets, MonitorError> {
-    Ok(CapabilitySets {
-        bounding: capability_bits(sets.bounding().as_ref())?,
-        effective: capability_bits(sets.effective().as_ref())?,
-        permitted: capability_bits(sets.permitted().as_ref())?,
-        inheritable: capability_bits(sets.inheritable().as_ref())?,
-        ambient: capability_bits(sets.ambient().as_ref())?,
-    })
-}
-
-fn capability_bits(set: Option<&Capabilities>) -> Result<u64, MonitorError> {
-    set.into_iter().flatten().try_fold(0, |bits, capability| {
-        let name = capability.to_string();
-        let number = capability_number(&name).ok_or_else(|| invalid("capability", &name))?;
-        Ok(bits | 1 << number)
-    })
-}
-
-fn rlimit(limit: &PosixRlimit) -> Rlimit {
-    Rlimit {
-        resource: rlimit_number(limit.typ()),
-        soft: limit.soft(),
-        hard: limit.hard(),
-    }
-}
-
-/// The kernel's numbers on every architecture that Slipway runs on.
-fn rlimit_number(limit: PosixRlimitType) -> u32 {
-    match limit {
-        PosixRlimitType::RlimitCpu => 0,
-        PosixRlimitType::RlimitFsize => 1,
-        PosixRlimitType::RlimitData => 2,
-        PosixRlimitType::RlimitStack => 3,
-        PosixRlimitType::RlimitCore => 4,
-        PosixRlimitType::RlimitRss => 5,
-        PosixRlimitType::RlimitNproc => 6,
-        PosixRlimitType::RlimitNofile => 7,
-        PosixRlimitType::RlimitMemlock => 8,
-        PosixRlimitType::RlimitAs => 9,
-        PosixRlimitType::RlimitLocks => 10,
-        PosixRlimitType::RlimitSigpending => 11,
-        PosixRlimitType::RlimitMsgqueue => 12,
-        PosixRlimitType::RlimitNice => 13,
-        PosixRlimitType::RlimitRtprio => 14,
-        PosixRlimitType::RlimitRttime => 15,
-    }
-}
-
 fn nanoseconds(timeout: Duration) -> u64 {
     // 0 would mean "never": a timeout of nothing is the shortest one instead.
     u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1)
@@ -404,8 +311,6 @@ fn invalid(what: &'static str, message: &str) -> MonitorError {
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::Capability;
-
     use super::*;
 
     #[test]
@@ -415,17 +320,23 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_become_the_kernels_bits() {
-        let set = Capabilities::from([Capability::Chown, Capability::CheckpointRestore]);
-        assert_eq!(capability_bits(Some(&set)).unwrap(), 1 | 1 << 40);
-        assert_eq!(capability_bits(None).unwrap(), 0);
-    }
-
-    #[test]
     fn what_exec_cannot_honour_is_refused_by_name() {
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let mut process = oci_spec::runtime::Process::default();
         process.set_terminal(Some(true));
-        let error = convert_exec(&process).unwrap_err();
+        let order = ExecProcess {
+            container: String::new(),
+            process: oci::read_process(&process).unwrap(),
+            streams: ExecStreams::Pipes {
+                stdin: None,
+                stdout: null(),
+                stderr: null(),
+            },
+            streaming: false,
+            timeout: None,
+            cgroup_files: Vec::new(),
+        };
+        let error = exec(&order, &mut Vec::new()).unwrap_err();
         assert!(
             matches!(&error, MonitorError::Unsupported { what, .. } if what == "process.terminal")
         );

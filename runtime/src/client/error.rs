@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 use crate::protocol::{Failure, FailureKind, ProtocolError};
+use crate::spec::Unsupported;
 
 /// Loading the executables failed.
 #[derive(Debug, thiserror::Error)]
@@ -175,6 +176,13 @@ pub enum MonitorError {
     /// The monitor failed in a way that has no name.
     #[error("monitor: {0}")]
     Internal(String),
+}
+
+impl From<Unsupported> for MonitorError {
+    fn from(unsupported: Unsupported) -> Self {
+        let Unsupported { what, message } = unsupported;
+        Self::Unsupported { what, message }
+    }
 }
 
 impl From<Failure> for MonitorError {

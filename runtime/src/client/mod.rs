@@ -11,7 +11,6 @@ mod convert;
 mod error;
 mod log;
 mod monitor;
-mod mount_plan;
 mod peer;
 mod plan;
 mod pool;
@@ -26,8 +25,8 @@ pub use error::{BinariesError, ConnectError, MonitorError, SpawnError};
 pub use monitor::{Gone, Monitor, Reached, Upgraded};
 pub use pool::MonitorPool;
 pub use types::{
-    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    OciRuntime, Pids, PodReady, PodSetup, Started,
+    Attachment, ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit,
+    ExecProcess, ExecStreams, OciRuntime, Pids, PodReady, PodSetup, Started,
 };
 
 /// Name of a monitor's socket in its pod's state directory.

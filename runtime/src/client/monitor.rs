@@ -22,8 +22,8 @@ use super::log::open_log;
 use super::peer::Peer;
 use super::reap::reap_copy;
 use super::types::{
-    ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit, ExecProcess,
-    PodReady, PodSetup, Started,
+    Attachment, ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit,
+    ExecProcess, PodReady, PodSetup, Started,
 };
 use crate::launcher::socket_path;
 use crate::protocol::{
@@ -297,18 +297,19 @@ impl Monitor {
             Some(path) => Some(open_log(path.clone()).await?),
             None => None,
         };
-        let spec = convert::spec(&c)?;
+        let (plan, json) = convert::spec(c.launcher, &c.spec)?.parts();
         let mut fds = Vec::new();
         let log_fd = log.as_ref().map(AsFd::as_fd);
         let log_fd = log_fd.filter(|_| self.can(Features::LOG_DESCRIPTOR));
-        let request = convert::create(&c, &mut fds, &spec, log_fd)?;
+        let spec = (plan, json.as_ref().map(AsFd::as_fd));
+        let request = convert::create(&c, &mut fds, spec, log_fd)?;
         let pending = self
             .inner
             .connection
             .begin(Body::Create(Box::new(request)), &fds)
             .await?;
         drop(fds);
-        drop((c, spec, log));
+        drop((c, json, log));
         let answer = pending.answer().await?;
         let Some(Body::Created(created)) = answer.envelope.body else {
             return Err(unexpected("create"));
@@ -425,6 +426,22 @@ impl Monitor {
             Some(Body::ExecEnded(ended)) => Ok(ExecExit::Exited { code: ended.code }),
             _ => Err(unexpected("exec")),
         }
+    }
+
+    /// Connects a client to a container's streams, which end with the container's or when
+    /// the other ends are closed.
+    ///
+    /// # Errors
+    /// `NotRunning`; `WrongState`: it has no input or no terminal.
+    pub async fn attach(&self, attachment: Attachment) -> Result<(), MonitorError> {
+        let mut fds = Vec::new();
+        let request = Body::Attach(convert::attach(&attachment, &mut fds));
+        let pending = self.inner.connection.begin(request, &fds).await?;
+        // The streams are the monitor's alone now: who reads them sees their end.
+        drop(fds);
+        drop(attachment);
+        let answer = pending.answer().await?;
+        done(answer.envelope.body.as_ref(), "attach")
     }
 
     /// Forgets a container that exited, or kills one that was only created.

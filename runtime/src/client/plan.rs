@@ -1,92 +1,66 @@
-//! From a runtime spec to the native launcher's plan.
+//! From a container's specification to the native launcher's plan.
 //!
-//! Every field of the spec is looked at: what the plan cannot express is
-//! refused by its name in the spec. Touches nothing on the machine.
+//! Takes every field of the specification apart: what the plan cannot express is
+//! refused by its name. Touches nothing on the machine.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use oci_spec::runtime::{
-    Hook, Linux, LinuxDevice, LinuxDeviceType, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp,
-    LinuxSeccompFilterFlag, Root, Spec,
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompFilterFlag};
+
+use super::error::MonitorError;
+use crate::devices::complete;
+use crate::mount::Propagation;
+use crate::protocol::{
+    self, DeviceRule, MountAttributes, MountKind, MountPropagation, Parameter, Plan,
+};
+use crate::spec::{
+    Attributes, Device, DeviceKind, Mount, Namespace, NamespaceKind, Process, Spec, What,
 };
 
-use super::convert::convert_process;
-use super::error::MonitorError;
-use super::mount_plan;
-use crate::devices::{Kind, Rule, complete};
-use crate::protocol::{self, DeviceRule, MountKind, Namespace, NamespaceKind};
-
-/// A plan and the seccomp filter, if the spec has one.
-pub(super) struct Planned {
-    /// What the launcher does.
-    pub(super) plan: protocol::Plan,
-    /// The compiled filter, when the spec has one that was not compiled yet.
-    pub(super) filter: Option<Vec<u8>>,
-}
-
-/// Makes the plan. `given` tells whether a mount's source is a detached mount;
-/// `compiled` whether the caller has the compiled filter.
-pub(super) fn build(
-    spec: &Spec,
-    given: impl Fn(usize) -> bool,
-    compiled: bool,
-) -> Result<Planned, MonitorError> {
-    let missing = |what: &'static str| MonitorError::Invalid {
-        what: "runtime spec",
-        message: format!("it has no {what}"),
-    };
-    check_spec(spec)?;
-    let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
-    refuse(
-        "process.consoleSize",
-        process.console_size().is_some(),
-        "terminals begin without a size",
-    )?;
-    let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
-    check_linux(linux)?;
-    let specified = spec.mounts().as_deref().unwrap_or_default();
-    let mounts = specified
-        .iter()
-        .enumerate()
-        .map(|(index, mount)| mount_plan::build(index, mount, given(index)))
-        .collect::<Result<Vec<_>, _>>()?;
+/// Makes the plan.
+///
+/// # Errors
+/// `Invalid` or `Unsupported`, which name what is in the way.
+pub(super) fn build(spec: &Spec) -> Result<Plan, MonitorError> {
+    let Spec {
+        process,
+        namespaces,
+        mounts,
+        devices,
+        device_rules,
+        masked_paths,
+        readonly_paths,
+        readonly_root,
+        // The files by which it is joined stand in the order.
+        cgroup: _,
+        // Are in force by now.
+        limits: _,
+        seccomp,
+    } = spec;
+    let mounts = mounts.iter().enumerate();
+    let mounts: Vec<_> = mounts
+        .map(|(index, one)| mount(index, one))
+        .collect::<Result<_, _>>()?;
     let dev_is_bound = mounts
         .iter()
         .any(|mount| mount.kind() == MountKind::Bind && is_dev(&mount.destination));
-    let texts = |paths: &Option<Vec<String>>| -> Vec<Vec<u8>> {
-        let paths = paths.iter().flatten();
-        paths.map(|path| path.clone().into_bytes()).collect()
-    };
-    let plan = protocol::Plan {
-        process: Some(convert_process(process)?),
-        namespaces: namespaces(linux)?,
+    let texts = |paths: &[String]| paths.iter().map(|path| path.clone().into_bytes()).collect();
+    let rules = complete(device_rules.clone());
+    Ok(Plan {
+        process: Some(self::process(process)),
+        namespaces: all_namespaces(namespaces),
         own_dev: !dev_is_bound,
         mounts,
-        devices: linux
-            .devices()
-            .iter()
-            .flatten()
-            .map(device)
-            .collect::<Result<_, _>>()?,
-        device_rules: device_rules(linux)?,
-        masked_paths: texts(linux.masked_paths()),
-        readonly_paths: texts(linux.readonly_paths()),
-        readonly_root: spec.root().as_ref().and_then(Root::readonly) == Some(true),
-        shared_root: shared_root(linux)?,
-        seccomp_flags: seccomp_flags(linux.seccomp().as_ref())?,
-    };
-    let filter =
-        match linux.seccomp() {
-            Some(profile) if !compiled => Some(crate::seccomp::compile(profile).map_err(
-                |error| MonitorError::Invalid {
-                    what: "linux.seccomp",
-                    message: error.to_string(),
-                },
-            )?),
-            _ => None,
-        };
-    Ok(Planned { plan, filter })
+        devices: devices.iter().map(device).collect(),
+        device_rules: rules.iter().map(DeviceRule::from).collect(),
+        masked_paths: texts(masked_paths),
+        readonly_paths: texts(readonly_paths),
+        readonly_root: *readonly_root,
+        // The root is a mount of its own, whose mounts no other namespace shares.
+        shared_root: false,
+        seccomp_flags: seccomp_flags(seccomp.as_ref().map(|seccomp| &seccomp.profile))?,
+    })
 }
 
 /// Refuses by name what is set.
@@ -100,64 +74,40 @@ pub(super) fn refuse(what: &str, set: bool, message: &str) -> Result<(), Monitor
     })
 }
 
-fn some<T>(list: Option<&[T]>) -> bool {
-    list.is_some_and(|list| !list.is_empty())
-}
-
-fn check_spec(spec: &Spec) -> Result<(), MonitorError> {
-    let other = "not for this kind of container";
-    refuse("solaris", spec.solaris().is_some(), other)?;
-    refuse("windows", spec.windows().is_some(), other)?;
-    refuse("vm", spec.vm().is_some(), other)?;
-    refuse("zos", spec.zos().is_some(), other)?;
-    let pods = "the name is the pod's";
-    refuse("hostname", spec.hostname().is_some(), pods)?;
-    refuse("domainname", spec.domainname().is_some(), pods)?;
-    let Some(hooks) = spec.hooks() else {
-        return Ok(());
-    };
-    let hooks: [(&str, &Option<Vec<Hook>>); 6] = [
-        ("hooks.prestart", hooks.prestart()),
-        ("hooks.createRuntime", hooks.create_runtime()),
-        ("hooks.createContainer", hooks.create_container()),
-        ("hooks.startContainer", hooks.start_container()),
-        ("hooks.poststart", hooks.poststart()),
-        ("hooks.poststop", hooks.poststop()),
-    ];
-    hooks.iter().try_for_each(|(what, hooks)| {
-        refuse(what, some(hooks.as_deref()), "this launcher runs no hooks")
-    })
-}
-
-fn check_linux(linux: &Linux) -> Result<(), MonitorError> {
-    let version = "not in this version";
-    let users = "not without a user namespace";
-    let mappings = some(linux.uid_mappings().as_deref()) || some(linux.gid_mappings().as_deref());
-    refuse("linux.uidMappings", mappings, users)?;
-    let labelled = linux.mount_label().as_ref();
-    refuse(
-        "linux.mountLabel",
-        labelled.is_some_and(|label| !label.is_empty()),
-        version,
-    )?;
-    let sysctls = linux.sysctl().as_ref().is_some_and(|map| !map.is_empty());
-    refuse("linux.sysctl", sysctls, "they are the pod's")?;
-    refuse("linux.intelRdt", linux.intel_rdt().is_some(), version)?;
-    refuse("linux.personality", linux.personality().is_some(), version)?;
-    let devices = linux.net_devices().as_ref();
-    refuse(
-        "linux.netDevices",
-        devices.is_some_and(|map| !map.is_empty()),
-        version,
-    )?;
-    let policy = linux.memory_policy().is_some();
-    refuse("linux.memoryPolicy", policy, version)?;
-    let offsets = linux.time_offsets().as_ref();
-    refuse(
-        "linux.timeOffsets",
-        offsets.is_some_and(|map| !map.is_empty()),
-        version,
-    )
+/// A process as its message.
+pub(super) fn process(process: &Process) -> protocol::Process {
+    let Process {
+        args,
+        env,
+        cwd,
+        // Stands in the order.
+        terminal: _,
+        uid,
+        gid,
+        groups,
+        umask,
+        capabilities,
+        rlimits,
+        no_new_privileges,
+        apparmor_profile,
+        selinux_label,
+        oom_score_adj,
+    } = process;
+    protocol::Process {
+        args: args.iter().map(|arg| arg.clone().into_bytes()).collect(),
+        env: env.clone(),
+        cwd: bytes(cwd),
+        uid: *uid,
+        gid: *gid,
+        groups: groups.clone(),
+        umask: *umask,
+        capabilities: Some(*capabilities),
+        rlimits: rlimits.clone(),
+        no_new_privileges: *no_new_privileges,
+        apparmor_profile: apparmor_profile.clone().unwrap_or_default(),
+        selinux_label: selinux_label.clone().unwrap_or_default(),
+        oom_score_adj: *oom_score_adj,
+    }
 }
 
 fn is_dev(destination: &[u8]) -> bool {
@@ -165,51 +115,88 @@ fn is_dev(destination: &[u8]) -> bool {
     path.components().eq(Path::new("/dev").components())
 }
 
-fn namespaces(linux: &Linux) -> Result<Vec<Namespace>, MonitorError> {
-    let all = linux.namespaces().as_deref().unwrap_or_default();
-    let mount = all
-        .iter()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::Mount);
-    refuse(
-        "linux.namespaces.mount",
-        mount.is_none_or(|namespace| namespace.path().is_some()),
-        "a container needs a mount namespace of its own",
-    )?;
-    all.iter().map(namespace).collect()
+/// The mount namespace first, which is always one of its own.
+fn all_namespaces(namespaces: &[Namespace]) -> Vec<protocol::Namespace> {
+    let mount = protocol::Namespace {
+        kind: protocol::NamespaceKind::Mount.into(),
+        path: None,
+    };
+    let others = namespaces.iter().map(|Namespace { kind, path }| {
+        let kind = match kind {
+            NamespaceKind::Pid => protocol::NamespaceKind::Pid,
+            NamespaceKind::Ipc => protocol::NamespaceKind::Ipc,
+            NamespaceKind::Uts => protocol::NamespaceKind::Uts,
+            NamespaceKind::Network => protocol::NamespaceKind::Network,
+            NamespaceKind::Cgroup => protocol::NamespaceKind::Cgroup,
+        };
+        protocol::Namespace {
+            kind: kind.into(),
+            path: path.as_deref().map(bytes),
+        }
+    });
+    std::iter::once(mount).chain(others).collect()
 }
 
-fn namespace(namespace: &LinuxNamespace) -> Result<Namespace, MonitorError> {
-    let unsupported = |what: &str| MonitorError::Unsupported {
-        what: format!("linux.namespaces.{what}"),
-        message: "not in this version".to_owned(),
+fn mount(index: usize, mount: &Mount) -> Result<protocol::Mount, MonitorError> {
+    let Mount {
+        destination,
+        what,
+        top,
+        tree,
+        propagation,
+    } = mount;
+    if !destination.is_absolute() {
+        let path = destination.display();
+        return Err(MonitorError::Invalid {
+            what: "runtime spec",
+            message: format!("mounts[{index}].destination ({path}) is not absolute"),
+        });
+    }
+    let (kind, filesystem, source, parameters) = match what {
+        What::Filesystem {
+            kind,
+            source,
+            parameters,
+        } => {
+            let source = source.clone().into_bytes();
+            (
+                MountKind::Filesystem,
+                kind.as_str(),
+                source,
+                &parameters[..],
+            )
+        }
+        What::Volume { host_path, tree: _ } => (MountKind::Bind, "bind", bytes(host_path), &[][..]),
+        What::Cgroups => (MountKind::Cgroup, "cgroup", b"cgroup".to_vec(), &[][..]),
     };
-    let kind = match namespace.typ() {
-        LinuxNamespaceType::Mount => NamespaceKind::Mount,
-        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
-        LinuxNamespaceType::Uts => NamespaceKind::Uts,
-        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
-        LinuxNamespaceType::Pid => NamespaceKind::Pid,
-        LinuxNamespaceType::Network => NamespaceKind::Network,
-        LinuxNamespaceType::User => return Err(unsupported("user")),
-        LinuxNamespaceType::Time => return Err(unsupported("time")),
-    };
-    let path = namespace.path().as_ref();
-    Ok(Namespace {
+    let parameters = parameters.iter().map(|one| Parameter {
+        key: one.key.clone().into_bytes(),
+        value: one.value.clone().map(String::into_bytes),
+    });
+    Ok(protocol::Mount {
+        destination: bytes(destination),
         kind: kind.into(),
-        path: path.map(|path| path.as_os_str().as_bytes().to_vec()),
+        filesystem: filesystem.to_owned(),
+        source,
+        recursive: kind == MountKind::Bind,
+        top: attributes(*top),
+        tree: attributes(*tree),
+        propagation: match propagation {
+            Propagation::Private => MountPropagation::Private,
+            Propagation::Slave => MountPropagation::Slave,
+            Propagation::Shared => MountPropagation::Shared,
+        }
+        .into(),
+        parameters: parameters.collect(),
     })
 }
 
-/// The root is a mount of its own: whatever does not share it is private.
-fn shared_root(linux: &Linux) -> Result<bool, MonitorError> {
-    match linux.rootfs_propagation().as_deref() {
-        None | Some("" | "private" | "rprivate" | "slave" | "rslave") => Ok(false),
-        Some("shared" | "rshared") => Ok(true),
-        Some(other) => Err(MonitorError::Unsupported {
-            what: "linux.rootfsPropagation".to_owned(),
-            message: format!("{other:?} is not implemented"),
-        }),
-    }
+fn attributes(attributes: Attributes) -> Option<MountAttributes> {
+    let Attributes { set, clear } = attributes;
+    (!attributes.is_none()).then(|| MountAttributes {
+        set: set.bits().into(),
+        clear: clear.bits().into(),
+    })
 }
 
 /// The kernel's numbers.
@@ -238,148 +225,143 @@ pub(super) fn seccomp_flags(profile: Option<&LinuxSeccomp>) -> Result<u32, Monit
     Ok(bits)
 }
 
-fn device(device: &LinuxDevice) -> Result<protocol::Device, MonitorError> {
-    let invalid = |message: &str| MonitorError::Invalid {
-        what: "linux.devices",
-        message: format!("{}: {message}", device.path().display()),
+fn device(device: &Device) -> protocol::Device {
+    let Device {
+        path,
+        kind,
+        major,
+        minor,
+        mode,
+        uid,
+        gid,
+    } = device;
+    let kind = match kind {
+        DeviceKind::Block => libc::S_IFBLK,
+        DeviceKind::Char => libc::S_IFCHR,
     };
-    let kind = match device.typ() {
-        LinuxDeviceType::B => libc::S_IFBLK,
-        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
-        LinuxDeviceType::P => libc::S_IFIFO,
-        LinuxDeviceType::A => return Err(invalid("it has no type")),
-    };
-    let number = |number: i64| u32::try_from(number).map_err(|_| invalid("it has no number"));
-    let fifo = kind == libc::S_IFIFO;
-    Ok(protocol::Device {
-        path: device.path().as_os_str().as_bytes().to_vec(),
-        mode: kind | device.file_mode().unwrap_or(0o666) & 0o7777,
-        major: if fifo { 0 } else { number(device.major())? },
-        minor: if fifo { 0 } else { number(device.minor())? },
-        uid: device.uid().unwrap_or(0),
-        gid: device.gid().unwrap_or(0),
-    })
+    protocol::Device {
+        path: bytes(path),
+        mode: kind | mode & 0o7777,
+        major: *major,
+        minor: *minor,
+        uid: *uid,
+        gid: *gid,
+    }
 }
 
-fn device_rules(linux: &Linux) -> Result<Vec<DeviceRule>, MonitorError> {
-    let invalid = |message: String| MonitorError::Invalid {
-        what: "linux.resources.devices",
-        message,
-    };
-    let resources = linux.resources().as_ref();
-    let devices = resources.and_then(|resources| resources.devices().as_ref());
-    let mut rules = Vec::new();
-    for device in devices.into_iter().flatten() {
-        let kind = match device.typ() {
-            Some(LinuxDeviceType::B) => Kind::Block,
-            Some(LinuxDeviceType::C | LinuxDeviceType::U) => Kind::Char,
-            Some(LinuxDeviceType::A) | None => Kind::All,
-            Some(LinuxDeviceType::P) => return Err(invalid("a pipe is no device".to_owned())),
-        };
-        let numbers = (device.major(), device.minor());
-        let access = device.access().as_deref();
-        let rule = Rule::parse(device.allow(), kind, numbers, access);
-        rules.push(rule.map_err(|error| invalid(error.to_string()))?);
-    }
-    Ok(complete(rules).iter().map(DeviceRule::from).collect())
+fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::PathBuf;
+    use std::sync::Arc;
 
-    fn plan(change: impl FnOnce(&mut serde_json::Value)) -> Result<Planned, MonitorError> {
-        let mut spec = serde_json::json!({
-            "ociVersion": "1.2.0",
-            "process": { "user": { "uid": 0, "gid": 0 }, "cwd": "/", "args": ["sh"] },
-            "linux": { "namespaces": [{ "type": "mount" }] },
-        });
+    use super::*;
+    use crate::spec::{MountAttrFlags, Resources, Seccomp};
+
+    fn spec(change: impl FnOnce(&mut Spec)) -> Spec {
+        let process = oci_spec::runtime::Process::default();
+        let mut spec = Spec {
+            process: crate::spec::oci::read_process(&process).unwrap(),
+            namespaces: Vec::new(),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            device_rules: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            readonly_root: false,
+            cgroup: String::new(),
+            limits: Resources::default(),
+            seccomp: None,
+        };
         change(&mut spec);
-        let spec: Spec = serde_json::from_value(spec).unwrap();
-        build(&spec, |index| index == 0, false)
+        spec
     }
 
-    fn refused(change: impl FnOnce(&mut serde_json::Value)) -> String {
-        match plan(change).map(|planned| planned.plan) {
-            Err(MonitorError::Unsupported { what, .. }) => what,
-            other => panic!("{other:?}"),
-        }
+    fn plan(change: impl FnOnce(&mut Spec)) -> Result<Plan, MonitorError> {
+        build(&spec(change))
+    }
+
+    fn profile(json: serde_json::Value) -> Option<Seccomp> {
+        Some(Seccomp {
+            profile: serde_json::from_value(json).unwrap(),
+            filter: Arc::new(Vec::new()),
+        })
+    }
+
+    fn volume(destination: &str, options: &[&str]) -> Mount {
+        let tree = std::fs::File::open("/dev/null").unwrap().into();
+        Mount::volume(destination, (PathBuf::from("/y"), tree), options).unwrap()
     }
 
     #[test]
     fn what_the_plan_cannot_express_is_refused_by_name() {
-        use serde_json::json;
-        for (path, value, what) in [
-            ("/hostname", json!("x"), "hostname"),
+        for (json, what) in [
             (
-                "/hooks",
-                json!({"poststop": [{"path": "/x"}]}),
-                "hooks.poststop",
-            ),
-            (
-                "/process/consoleSize",
-                json!({"height": 1, "width": 1}),
-                "process.consoleSize",
-            ),
-            ("/linux/mountLabel", json!("x"), "linux.mountLabel"),
-            ("/linux/sysctl", json!({"a": "b"}), "linux.sysctl"),
-            (
-                "/linux/namespaces",
-                json!([{"type": "pid"}]),
-                "linux.namespaces.mount",
-            ),
-            (
-                "/linux/namespaces",
-                json!([{"type": "mount", "path": "/x"}]),
-                "linux.namespaces.mount",
-            ),
-            (
-                "/linux/namespaces",
-                json!([{"type": "mount"}, {"type": "user"}]),
-                "linux.namespaces.user",
-            ),
-            (
-                "/linux/rootfsPropagation",
-                json!("unbindable"),
-                "linux.rootfsPropagation",
-            ),
-            (
-                "/linux/seccomp",
-                json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x"}),
+                serde_json::json!({"listenerPath": "/x"}),
                 "linux.seccomp.listenerPath",
             ),
+            (
+                serde_json::json!({"flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]}),
+                "linux.seccomp.flags.SeccompFilterFlagWaitKillableRecv",
+            ),
         ] {
-            let named = refused(|spec| {
-                let (parent, name) = path.rsplit_once('/').unwrap();
-                spec.pointer_mut(parent).unwrap()[name] = value;
-            });
-            assert_eq!(named, what);
+            let mut json = json;
+            json["defaultAction"] = "SCMP_ACT_ALLOW".into();
+            match plan(|spec| spec.seccomp = profile(json)) {
+                Err(MonitorError::Unsupported { what: named, .. }) => assert_eq!(named, what),
+                other => panic!("{other:?}"),
+            }
         }
+        let relative = plan(|spec| spec.mounts = vec![volume("x", &[])]).unwrap_err();
+        let said =
+            "runtime spec cannot be sent to a monitor: mounts[0].destination (x) is not absolute";
+        assert_eq!(relative.to_string(), said);
     }
 
     #[test]
     fn a_dev_that_is_bound_is_left_alone() {
-        for (kind, own) in [("bind", false), ("tmpfs", true)] {
-            let planned = plan(|spec| {
-                spec["mounts"] = serde_json::json!([
-                    { "destination": "/given", "type": "bind", "options": ["rbind"] },
-                    { "destination": "/dev/", "type": kind, "source": "/dev", "options": [] }
-                ]);
-            });
-            assert_eq!(planned.unwrap().plan.own_dev, own);
+        let tmpfs = Mount::filesystem("/dev/", "tmpfs", "tmpfs", &[]).unwrap();
+        for (mount, own) in [(volume("/dev/", &["rbind"]), false), (tmpfs, true)] {
+            let given = volume("/given", &["rbind"]);
+            let planned = plan(|spec| spec.mounts = vec![given, mount]).unwrap();
+            assert_eq!(planned.own_dev, own);
         }
     }
 
     #[test]
-    fn rules_and_filter_are_complete() {
-        let planned = plan(|spec| {
-            spec["linux"]["seccomp"] = serde_json::json!({
-                "defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]
-            });
-        })
-        .unwrap();
-        assert_eq!(planned.plan.device_rules.len(), 12);
-        assert_eq!(planned.plan.seccomp_flags, 2);
-        assert!(planned.filter.is_some_and(|filter| !filter.is_empty()));
+    fn attributes_are_the_kernels_bits() {
+        let bits = |attributes: MountAttrFlags| u64::from(attributes.bits());
+        let options = ["ro", "noatime", "rnosuid", "rslave"];
+        let planned = plan(|spec| spec.mounts = vec![volume("/x", &options)]).unwrap();
+        let [mount] = &planned.mounts[..] else {
+            panic!("{planned:?}");
+        };
+        let top = MountAttributes {
+            set: bits(MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME),
+            clear: bits(MountAttrFlags::MOUNT_ATTR__ATIME),
+        };
+        let tree = MountAttributes {
+            set: bits(MountAttrFlags::MOUNT_ATTR_NOSUID),
+            clear: 0,
+        };
+        assert_eq!((mount.top, mount.tree), (Some(top), Some(tree)));
+        assert_eq!(mount.propagation(), MountPropagation::Slave);
+        let plain = plan(|spec| spec.mounts = vec![volume("/x", &["rw"])]).unwrap();
+        assert_eq!((plain.mounts[0].top, plain.mounts[0].tree), (None, None));
+    }
+
+    #[test]
+    fn rules_are_complete_and_a_mount_namespace_is_there() {
+        let json = serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_LOG"]
+        });
+        let planned = plan(|spec| spec.seccomp = profile(json)).unwrap();
+        assert_eq!(planned.device_rules.len(), 12);
+        assert_eq!(planned.seccomp_flags, 2);
+        let kinds = planned.namespaces.iter().map(protocol::Namespace::kind);
+        assert!(kinds.eq([protocol::NamespaceKind::Mount]));
     }
 }

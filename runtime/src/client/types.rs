@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::exit::ExitRecord;
 use crate::protocol::LauncherKind;
+use crate::spec::{Process, Spec};
 
 /// What a monitor tells without being asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,36 +79,25 @@ pub struct CreateContainer {
     pub launcher: LauncherKind,
     /// The OCI runtime, for that launcher.
     pub runtime: Option<OciRuntime>,
-    /// The complete runtime spec. `root.path` is ignored.
-    pub spec: oci_spec::runtime::Spec,
-    /// Whose PID namespace it lives in. Launchers that read the spec enter the one that
-    /// the spec names, and the container is ended if that was another.
+    /// Its specification.
+    pub spec: Spec,
+    /// Whose PID namespace it lives in. Launchers that read OCI specifications enter the
+    /// one that the specification names, and the container is ended if that was another.
     pub pids: Pids,
     /// Detached mount of the root filesystem.
     pub rootfs: OwnedFd,
-    /// Indexes into the spec's mounts and the detached mounts to use as their
-    /// sources.
-    pub mounts: Vec<(usize, OwnedFd)>,
     /// Files by which the container joins, see [`crate::ways`].
     pub cgroup_files: Vec<PathBuf>,
     /// `memory.events` or `memory.oom_control`, read when it ends.
     pub cgroup_oom: Option<PathBuf>,
     /// `cgroup.kill` of the v2 tree.
     pub cgroup_kill: Option<PathBuf>,
-    /// Compiled seccomp filter of the spec's profile. Missing: it is compiled
-    /// where the launcher needs it, and exec has none.
-    pub seccomp_bpf: Option<Vec<u8>>,
     /// CRI log. `None`: output is dropped.
     pub log_path: Option<PathBuf>,
     /// Whether stdin is a pipe that stays open instead of /dev/null.
     pub stdin: bool,
     /// Whether that pipe closes after the first client that attached.
     pub stdin_once: bool,
-    /// Whether stdio is a terminal.
-    pub tty: bool,
-    /// The environment in bytes, in the place of the spec's, where that cannot say
-    /// them all. For launchers that take no JSON.
-    pub environment: Option<Vec<Vec<u8>>>,
 }
 
 /// Whose PID namespace a container lives in.
@@ -154,20 +144,51 @@ pub struct ExecProcess {
     /// The container.
     pub container: String,
     /// The process.
-    pub process: oci_spec::runtime::Process,
-    /// Its environment in bytes, in the place of the process's, where that cannot say
-    /// them all.
-    pub environment: Option<Vec<Vec<u8>>>,
-    /// Its stdin. `None`: /dev/null.
-    pub stdin: Option<OwnedFd>,
-    /// Its stdout.
-    pub stdout: OwnedFd,
-    /// Its stderr.
-    pub stderr: OwnedFd,
+    pub process: Process,
+    /// What it reads and writes.
+    pub streams: ExecStreams,
+    /// Whether its output is read as it comes, by somebody who may take his time: the
+    /// answer follows when all of it is.
+    pub streaming: bool,
     /// After this it is killed with its session.
     pub timeout: Option<Duration>,
     /// Files by which it joins: the container's, see [`crate::ways`].
     pub cgroup_files: Vec<PathBuf>,
+}
+
+/// What a process that is run reads and writes. None of these ends is the container's:
+/// what passes between is relayed.
+#[derive(Debug)]
+pub enum ExecStreams {
+    /// Pipes.
+    Pipes {
+        /// From where it reads. `None`: /dev/null.
+        stdin: Option<OwnedFd>,
+        /// Where its output goes.
+        stdout: OwnedFd,
+        /// Where its complaints go.
+        stderr: OwnedFd,
+    },
+    /// A terminal of the container's, whose master side is sent to this socket
+    /// ([`crate::terminal`]).
+    Terminal(OwnedFd),
+}
+
+/// A client that reads what a container writes from now on, and may write to it. Its
+/// streams end with the container's.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The container.
+    pub container: String,
+    /// From where the container reads beside others; not with a terminal.
+    pub stdin: Option<OwnedFd>,
+    /// Where its output goes, without what finds no room there.
+    pub stdout: Option<OwnedFd>,
+    /// Where its complaints go, in the same way.
+    pub stderr: Option<OwnedFd>,
+    /// A socket to which the master side of its terminal is sent
+    /// ([`crate::terminal`]).
+    pub terminal: Option<OwnedFd>,
 }
 
 /// How a process that was run ended.

@@ -18,6 +18,7 @@ use crate::shared_pipe::SharedEnd;
 use crate::sys::fork::{Child, NewNamespaces};
 use crate::sys::note::Note;
 use crate::sys::{fds, fork};
+use crate::terminal::{self, Terminal};
 
 /// The streams of the process.
 #[derive(Debug)]
@@ -37,6 +38,15 @@ impl Stdio {
     }
 }
 
+/// What a process reads and writes.
+#[derive(Debug)]
+pub enum Streams {
+    /// These.
+    Given(Stdio),
+    /// A terminal, whose master side is sent to this socket.
+    Terminal(OwnedFd),
+}
+
 /// A process in the making.
 #[derive(Debug)]
 pub struct Begun {
@@ -54,7 +64,7 @@ pub struct Begun {
 /// # Errors
 /// It cannot even begin: the machine or the cgroup is full, or has cgroups below it
 /// (`EBUSY`).
-pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Begun, Problem> {
+pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, streams: &Streams) -> Result<Begun, Problem> {
     let failed = |errno| Problem {
         step: Step::Cgroup,
         errno,
@@ -64,7 +74,7 @@ pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Be
         rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).map_err(failed)?;
     let cgroup = plan.born_in.as_ref().map(AsFd::as_fd);
     let child = fork::spawn_into(NewNamespaces::default(), cgroup, || {
-        become_process(plan, container, stdio, (&note, child_report.as_fd()))
+        become_process(plan, container, streams, (&note, child_report.as_fd()))
     });
     let Child { pid, pidfd: _ } = child.map_err(failed)?;
     Ok(Begun {
@@ -78,11 +88,10 @@ pub fn spawn(plan: &Plan, container: BorrowedFd<'_>, stdio: &Stdio) -> Result<Be
 fn become_process(
     plan: &Plan,
     container: BorrowedFd<'_>,
-    stdio: &Stdio,
+    streams: &Streams,
     (note, report): (&Note, BorrowedFd<'_>),
 ) -> u8 {
-    let connect = || steps::connect_streams(plan, stdio.each(), [report]);
-    let joined = join(plan, container).and_then(|()| steps::at(Step::Streams, connect()));
+    let joined = join(plan, container).and_then(|()| connect(plan, streams, report));
     let [moved] = match joined {
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
@@ -90,7 +99,8 @@ fn become_process(
     let report = fds::leave_open(moved);
     let reaps = birth::may_reap(plan);
     let nothing_more = || ();
-    let problem = birth::take_on_and_cross(plan, false, note, nothing_more, move |program| {
+    let terminal = matches!(streams, Streams::Terminal(_));
+    let problem = birth::take_on_and_cross(plan, terminal, note, nothing_more, move |program| {
         let problem = match program {
             Ok(program) => {
                 if reaps {
@@ -118,6 +128,31 @@ fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
 fn join(plan: &Plan, container: BorrowedFd<'_>) -> Result<(), Problem> {
     steps::leave_monitor(plan)?;
     steps::at(Step::Namespaces, enter_namespaces(container))
+}
+
+/// Puts the streams, or those of a terminal in the container's own devpts, where they
+/// belong. Nothing else stays open but the report.
+fn connect(
+    plan: &Plan,
+    streams: &Streams,
+    report: BorrowedFd<'_>,
+) -> Result<[OwnedFd; 1], Problem> {
+    let socket = match streams {
+        Streams::Given(stdio) => {
+            let connected = steps::connect_streams(plan, stdio.each(), [report]);
+            return steps::at(Step::Streams, connected);
+        }
+        Streams::Terminal(socket) => socket,
+    };
+    let opened = Terminal::of_this_root(plan.uid);
+    let terminal = steps::at(Step::Terminal, opened)?;
+    let sent = terminal::send(socket.as_fd(), terminal.master.as_fd());
+    steps::at(Step::Terminal, sent)?;
+    let slave = terminal.slave.as_fd();
+    let connected = steps::connect_streams(plan, [slave; 3], [report]);
+    // Its numbers mean nothing any more.
+    std::mem::forget(terminal);
+    steps::at(Step::Streams, connected)
 }
 
 /// The pid namespace is that of children from now on. The user namespace is the same:

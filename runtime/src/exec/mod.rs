@@ -14,7 +14,7 @@ mod program;
 mod report;
 pub(crate) mod steps;
 
-pub use child::{Begun, Stdio, spawn};
+pub use child::{Begun, Stdio, Streams, spawn};
 pub use plan::{BadProcess, Plan, capability_number};
 pub use program::{Command, DEFAULT_PATH, Program, Refused};
 pub use report::{Problem, Step};

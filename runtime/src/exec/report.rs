@@ -46,10 +46,12 @@ pub enum Step {
     Keyring = 16,
     /// Being born in the container's pid namespace.
     Birth = 17,
+    /// Opening its terminal.
+    Terminal = 18,
 }
 
 impl Step {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 18] = [
         Self::Signals,
         Self::Session,
         Self::Cgroup,
@@ -67,6 +69,7 @@ impl Step {
         Self::Exec,
         Self::Keyring,
         Self::Birth,
+        Self::Terminal,
     ];
 
     /// Whether it comes behind the birth.
@@ -101,6 +104,7 @@ impl Step {
             Self::Exec => "exec",
             Self::Keyring => "join session keyring",
             Self::Birth => "enter pid namespace",
+            Self::Terminal => "open its terminal",
         }
     }
 }

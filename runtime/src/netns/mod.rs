@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{FlockOperation, flock, statfs};
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use netlink::InterfaceStats;
 pub use pool::NetNsPool;
@@ -52,6 +53,16 @@ pub enum NetNsError {
     Exists {
         /// The pin.
         path: PathBuf,
+    },
+    /// A socket cannot be made in a namespace.
+    #[error("socket in the network namespace {}: {step}", path.display())]
+    Socket {
+        /// The pin.
+        path: PathBuf,
+        /// What was tried.
+        step: &'static str,
+        /// The cause.
+        source: io::Error,
     },
     /// There is something else, which is left alone.
     #[error("{} is no pinned network namespace", path.display())]
@@ -193,6 +204,33 @@ impl NetNs {
         unmount(dir, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
             .map_err(|e| failed("unmount", e.into()))
     }
+}
+
+/// A TCP socket of the namespace that is pinned at `path`, for that to be connected from
+/// wherever: a socket stays in the network in which it was made.
+///
+/// # Errors
+/// See [`NetNsError::Socket`].
+pub fn tcp_socket(path: &Path, ipv6: bool) -> Result<OwnedFd, NetNsError> {
+    let failed = |step, source: io::Error| NetNsError::Socket {
+        path: path.into(),
+        step,
+        source,
+    };
+    let family = if ipv6 {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
+    // It enters, and does not leave: it ends.
+    let made = on_thread("netns-socket", || {
+        let netns = File::open(path).map_err(|e| failed("open", e))?;
+        setns(&netns, CloneFlags::CLONE_NEWNET).map_err(|e| failed("enter", e.into()))?;
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|e| failed("make a socket", e.into()))
+    });
+    made.unwrap_or_else(|source| Err(failed("start a thread", source)))
 }
 
 /// Traffic counters of every interface in each of the namespaces pinned at `paths`,

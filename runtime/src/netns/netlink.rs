@@ -17,12 +17,20 @@ pub struct InterfaceStats {
     pub name: String,
     /// Bytes received.
     pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
     /// Receive errors.
     pub rx_errors: u64,
+    /// Packets that were received and dropped.
+    pub rx_dropped: u64,
     /// Bytes sent.
     pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
     /// Send errors.
     pub tx_errors: u64,
+    /// Packets that were to be sent and dropped.
+    pub tx_dropped: u64,
 }
 
 // linux/netlink.h and linux/rtnetlink.h
@@ -140,12 +148,16 @@ fn parse_link(body: &[u8]) -> InterfaceStats {
                 let name = value.split(|&byte| byte == 0).next().unwrap_or(value);
                 link.name = String::from_utf8_lossy(name).into_owned();
             }
-            // Packets in and out, then bytes, then errors.
+            // Packets in and out, then bytes, errors and what was dropped.
             IFLA_STATS64 => {
+                link.rx_packets = counter(value, 0);
+                link.tx_packets = counter(value, 1);
                 link.rx_bytes = counter(value, 2);
                 link.tx_bytes = counter(value, 3);
                 link.rx_errors = counter(value, 4);
                 link.tx_errors = counter(value, 5);
+                link.rx_dropped = counter(value, 6);
+                link.tx_dropped = counter(value, 7);
             }
             _ => {}
         }
@@ -183,6 +195,33 @@ mod tests {
         assert!(split_message(&[200, 0, 0, 0, 16, 0, 0, 0]).is_none());
         assert!(split_attribute(&[3, 0, 1, 0, 9]).is_none());
         assert_eq!(parse_link(&[0; 20]), InterfaceStats::default());
+    }
+
+    #[test]
+    fn counters_are_read_in_the_kernels_order() {
+        let mut body = vec![0; IFINFO];
+        let mut add = |kind: u16, value: &[u8]| {
+            let length = u16::try_from(4 + value.len()).unwrap();
+            body.extend(length.to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(value);
+            body.resize(aligned(body.len()), 0);
+        };
+        add(IFLA_IFNAME, b"eth0\0");
+        let counters = (1..=8).flat_map(u64::to_ne_bytes).collect::<Vec<_>>();
+        add(IFLA_STATS64, &counters);
+        let wanted = InterfaceStats {
+            name: "eth0".to_owned(),
+            rx_packets: 1,
+            tx_packets: 2,
+            rx_bytes: 3,
+            tx_bytes: 4,
+            rx_errors: 5,
+            tx_errors: 6,
+            rx_dropped: 7,
+            tx_dropped: 8,
+        };
+        assert_eq!(parse_link(&body), wanted);
     }
 
     proptest::proptest! {

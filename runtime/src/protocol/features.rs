@@ -26,13 +26,18 @@ impl Features {
     /// PID namespaces are entered by the container that they are of.
     pub const PID_TARGET: Self = Self(1 << 4);
 
+    /// Clients can be connected to the streams of containers and of processes that are
+    /// run, and have terminals.
+    pub const STREAMS: Self = Self(1 << 5);
+
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 5] = [
+    const NAMES: [(Self, &'static str); 6] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
         (Self::SECCOMP_FLAGS, "flags of a seccomp filter"),
         (Self::PID_TARGET, "PID namespaces by their container"),
+        (Self::STREAMS, "streams of clients"),
     ];
 
     /// What this build knows.
@@ -85,6 +90,8 @@ impl Features {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
+            Body::Attach(_) => Self::STREAMS,
+            Body::Exec(order) if order.streaming => Self::STREAMS,
             Body::Create(order) => {
                 let flags = order.seccomp_flags != 0;
                 let target = order.pids() == PidMode::Target;
@@ -113,7 +120,8 @@ mod tests {
                 "upgrade in place",
                 "ending a process that was run",
                 "flags of a seccomp filter",
-                "PID namespaces by their container"
+                "PID namespaces by their container",
+                "streams of clients"
             ]
         );
     }

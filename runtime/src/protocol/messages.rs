@@ -11,13 +11,14 @@ mod pod;
 mod process;
 
 pub use container::{
-    Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind, LogState,
-    MountSource, PidMode, ReopenLog, Signal, Start, StartEnded, Started, State, StreamSlots,
+    Attach, Container, Containers, Create, Created, Exited, Launch, Launched, LauncherKind,
+    LogState, MountSource, PidMode, ReopenLog, Signal, Start, StartEnded, Started, State,
+    StreamSlots,
 };
 pub use handover::{
-    HANDOVER_VERSION, Handover, HandoverConnection, HandoverContainer, HandoverExec, HandoverInit,
-    HandoverLog, HandoverOutput, HandoverPod, HandoverReader, HandoverReply, HandoverTap,
-    HandoverWriter,
+    HANDOVER_VERSION, Handover, HandoverClient, HandoverConnection, HandoverContainer,
+    HandoverExec, HandoverInit, HandoverLog, HandoverOutput, HandoverPod, HandoverReader,
+    HandoverReply, HandoverTap, HandoverWriter,
 };
 pub use plan::{
     Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,
@@ -54,7 +55,7 @@ pub struct Envelope {
     /// What is said.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
     )]
     pub body: Option<Body>,
 }
@@ -123,6 +124,9 @@ pub enum Body {
     /// Goes on as another build of the monitor, in place.
     #[prost(message, tag = "21")]
     Upgrade(Upgrade),
+    /// Connects a client to a container's streams.
+    #[prost(message, tag = "23")]
+    Attach(Attach),
 
     /// Answers `Hello`.
     #[prost(message, tag = "30")]

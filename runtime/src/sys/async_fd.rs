@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// # Errors
 /// The kernel cannot watch it.
-pub(crate) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor until it is dropped,
     // and `AsyncFd` drops it after it has ended the watch.
     unsafe {

@@ -4,7 +4,7 @@
 //! decides anything; a crash leaves nothing.
 
 #[cfg(feature = "engine")]
-pub(crate) mod async_fd;
+pub mod async_fd;
 pub mod bpf;
 pub mod bytes;
 pub mod execve;

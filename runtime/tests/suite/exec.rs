@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use runtime::client::{ExecExit, Monitor, MonitorError};
+use runtime::client::{ExecExit, ExecStreams, Monitor, MonitorError};
 use serde_json::json;
 
 use super::launch_error;
@@ -82,7 +82,10 @@ pub(crate) async fn input_is_given(launcher: Kind) {
     std::fs::File::from(write).write_all(b"hello").unwrap();
     let ended = pod
         .exec_with(&container, &TestSpec::new(&["cat"]), |request| {
-            request.stdin = Some(read)
+            let ExecStreams::Pipes { stdin, .. } = &mut request.streams else {
+                unreachable!("a terminal that nobody asked for")
+            };
+            *stdin = Some(read);
         })
         .await
         .unwrap();
@@ -250,8 +253,11 @@ pub(crate) async fn output_ends_with_the_process(launcher: Kind) {
     let spec = TestSpec::shell("echo a; exec >/dev/null 2>&1; sleep 1000");
     let (read, write) = rustix::pipe::pipe().unwrap();
     let running = pod.exec_with(&container, &spec, |request| {
-        request.stdout = rustix::io::dup(&write).unwrap();
-        request.stderr = write;
+        request.streams = ExecStreams::Pipes {
+            stdin: None,
+            stdout: rustix::io::dup(&write).unwrap(),
+            stderr: write,
+        };
     });
     let reading = tokio::task::spawn_blocking(move || {
         let mut text = String::new();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::{stdout, unsupported};
-use crate::support::{Kind, Pod, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestSpec, detached_tmpfs, volume, wait_until};
 
 /// Fields of /proc/self/status.
 fn status(text: &str) -> BTreeMap<String, String> {
@@ -25,38 +25,6 @@ fn seccomp() -> serde_json::Value {
         "architectures": ["SCMP_ARCH_X86_64"],
         "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1 }],
     })
-}
-
-/// The same as BPF, for processes that are run in the container.
-pub(crate) fn seccomp_bpf() -> Vec<u8> {
-    let mkdir = u32::try_from(libc_mkdir()).unwrap();
-    let mkdirat = u32::try_from(libc_mkdirat()).unwrap();
-    // Load the number; compare twice; allow or answer EPERM.
-    let program: [(u16, u8, u8, u32); 5] = [
-        (0x20, 0, 0, 0),
-        (0x15, 2, 0, mkdir),
-        (0x15, 1, 0, mkdirat),
-        (0x06, 0, 0, 0x7fff_0000),
-        (0x06, 0, 0, 0x0005_0001),
-    ];
-    let bytes = |(code, jt, jf, k): (u16, u8, u8, u32)| {
-        let (code, k) = (code.to_ne_bytes(), k.to_ne_bytes());
-        [code[0], code[1], jt, jf, k[0], k[1], k[2], k[3]]
-    };
-    program.into_iter().flat_map(bytes).collect()
-}
-
-/// Numbers on x86-64; other machines have no mkdir.
-fn libc_mkdir() -> i32 {
-    if cfg!(target_arch = "x86_64") { 83 } else { 34 }
-}
-
-fn libc_mkdirat() -> i32 {
-    if cfg!(target_arch = "x86_64") {
-        258
-    } else {
-        34
-    }
 }
 
 /// A process of many properties.
@@ -111,11 +79,7 @@ pub(crate) async fn process_is_what_was_asked_for(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     for nnp in [true, false] {
         let spec = particular(&format!("{SHOW_ALL}; sleep 1000"), nnp);
-        let filter = Some(seccomp_bpf());
-        let created = pod
-            .create_with(&spec, |request| request.seccomp_bpf = filter)
-            .await;
-        let container = created.unwrap();
+        let container = pod.create(&spec).await;
         pod.start(&container).await;
         container.logged("Mkdir");
         let first = container.log().join("\n").replace("stdout F ", "");
@@ -335,22 +299,26 @@ pub(crate) async fn unsupported_wishes_are_refused_by_name(launcher: Kind) {
     }
     let mut pod = Pod::new(launcher).await;
     let plain = || TestSpec::shell("true");
-    let user = json!([{ "type": "pid" }, { "type": "mount" }, { "type": "user" }]);
-    for (spec, what) in [
+    let nobody = json!({ "uid": u32::MAX, "gid": 0 });
+    for (spec, mount, what) in [
         (
-            plain().set("linux.namespaces", user),
-            "linux.namespaces.user",
+            plain(),
+            Some(volume("/dev", detached_tmpfs(), &[])),
+            "a volume on /dev",
         ),
         (
             plain().set("process.selinuxLabel", json!("x")),
+            None,
             "process.selinuxLabel",
         ),
         (
-            plain().set("hooks", json!({ "poststop": [{ "path": "/x" }] })),
-            "hooks.poststop",
+            plain().set("process.user", nobody),
+            None,
+            "process.user.uid 4294967295",
         ),
     ] {
-        let (request, cgroup, _) = pod.request(&spec);
+        let (mut request, cgroup, _) = pod.request(&spec);
+        request.spec.mounts.extend(mount);
         assert_eq!(unsupported(pod.monitor.create(request).await), what);
         assert!(cgroup.pids().is_empty());
     }

@@ -336,12 +336,14 @@ pub(crate) async fn dead_monitor_is_reported(launcher: Kind) {
         let monitor = pod.monitor.clone();
         let (stdout, _) = rustix::pipe::pipe().unwrap();
         let request = runtime::client::ExecProcess {
-            environment: None,
             container: running.id.clone(),
             process: TestSpec::new(&["sleep", "1000"]).process(),
-            stdin: None,
-            stderr: rustix::io::dup(&stdout).unwrap(),
-            stdout,
+            streams: runtime::client::ExecStreams::Pipes {
+                stdin: None,
+                stderr: rustix::io::dup(&stdout).unwrap(),
+                stdout,
+            },
+            streaming: false,
             timeout: None,
             cgroup_files: running.cgroup.files_to_join(),
         };

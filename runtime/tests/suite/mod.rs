@@ -1,5 +1,6 @@
 //! The claims of the launcher suite, by area.
 
+pub(crate) mod clients;
 pub(crate) mod exec;
 pub(crate) mod isolation;
 pub(crate) mod life;

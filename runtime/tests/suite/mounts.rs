@@ -7,7 +7,7 @@ use runtime::sys::propagation::{Propagation, set_propagation};
 use serde_json::json;
 
 use super::stdout;
-use crate::support::{Kind, Pod, TestSpec, bind_clone, detached_tmpfs, wait_until};
+use crate::support::{Kind, Pod, TestSpec, bind_clone, detached_tmpfs, volume, wait_until};
 
 /// Detached mounts are used as sources: directories and files, read-only or
 /// not; the host's mount table never sees any.
@@ -18,18 +18,16 @@ pub(crate) async fn detached_mounts_are_sources(launcher: Kind) {
     std::fs::write(dir.join("file"), "content\n").unwrap();
     let script = "cat /dir/file /etc/one; echo new >/dir/new; echo x 2>/dev/null >/etc/one || echo read-only; \
                   touch /scratch/x && echo writable";
-    let mut spec = TestSpec::shell(script);
-    let whole = spec.bind("/dir", &["rbind", "rw", "rprivate"]);
-    let one = spec.bind("/etc/one", &["rbind", "ro", "rprivate"]);
-    let scratch = spec.bind("/scratch", &["rbind", "rw"]);
+    let file = dir.join("file");
+    let volumes = [
+        volume("/dir", bind_clone(&dir), &["rw", "rprivate"]),
+        volume("/etc/one", bind_clone(&file), &["ro", "rprivate"]),
+        volume("/scratch", detached_tmpfs(), &["rw"]),
+    ];
     let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let container = pod
-        .create_with(&spec, |request| {
-            request.mounts = vec![
-                (whole, bind_clone(&dir)),
-                (one, bind_clone(&dir.join("file"))),
-                (scratch, detached_tmpfs()),
-            ];
+        .create_with(&TestSpec::shell(script), |request| {
+            request.spec.mounts.extend(volumes);
         })
         .await
         .unwrap();
@@ -154,29 +152,23 @@ pub(crate) async fn each_mount_has_its_own_propagation(launcher: Kind) {
                       echo mounts; cut -d' ' -f5,7- /proc/self/mountinfo | sed 's/ - .*//; s/:[0-9]*//g'";
         let caps = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
         let sets = json!({ "bounding": caps, "effective": caps, "permitted": caps });
-        let mut spec = TestSpec::shell(script).set("process.capabilities", sets);
-        let mut mounts = vec![
-            (
-                spec.bind("/vol/private", &["rbind", "rprivate"]),
-                volumes.open("private", Some(Propagation::Private)),
-            ),
-            (
-                spec.bind("/vol/slave", &["rbind", "rslave"]),
-                volumes.open("slave", Some(Propagation::Slave)),
-            ),
-        ];
+        let spec = TestSpec::shell(script).set("process.capabilities", sets);
+        let private = volumes.open("private", Some(Propagation::Private));
+        let slave = volumes.open("slave", Some(Propagation::Slave));
         // Where the test's folder is on a shared mount, so is its clone.
         let clone = bind_clone(&sync);
         set_propagation(clone.as_fd(), Propagation::Private, true).unwrap();
-        mounts.push((spec.bind("/sync", &["rbind"]), clone));
+        let mut mounts = vec![
+            volume("/vol/private", private, &["rprivate"]),
+            volume("/vol/slave", slave, &["rslave"]),
+            volume("/sync", clone, &[]),
+        ];
         if with_shared {
-            mounts.push((
-                spec.bind("/vol/shared", &["rbind", "rshared"]),
-                volumes.open("shared", None),
-            ));
+            let shared = volumes.open("shared", None);
+            mounts.push(volume("/vol/shared", shared, &["rshared"]));
         }
         let container = pod
-            .create_with(&spec, |request| request.mounts = mounts)
+            .create_with(&spec, |request| request.spec.mounts.extend(mounts))
             .await
             .unwrap();
         pod.start(&container).await;
@@ -225,13 +217,15 @@ pub(crate) async fn host_cgroups_can_be_a_volume(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "ls /host/sys/fs/cgroup | grep -vc ^slipway-; grep -v ':/$' /proc/self/cgroup | cut -d: -f3 | sort -u";
     let namespaces = json!([{ "type": "pid" }, { "type": "mount" }]);
-    let mut spec = TestSpec::shell(script).set("linux.namespaces", namespaces);
-    let index = spec.bind("/host/sys", &["rbind", "ro", "rslave"]);
+    let spec = TestSpec::shell(script).set("linux.namespaces", namespaces);
+    let sys = volume(
+        "/host/sys",
+        bind_clone(Path::new("/sys")),
+        &["ro", "rslave"],
+    );
     let before = cgroup_names();
     let container = pod
-        .create_with(&spec, |request| {
-            request.mounts = vec![(index, bind_clone(Path::new("/sys")))]
-        })
+        .create_with(&spec, |request| request.spec.mounts.push(sys))
         .await
         .unwrap();
     pod.start(&container).await;

@@ -173,7 +173,9 @@ pub(crate) async fn terminal_is_logged(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let script = "tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; echo err >&2; (exec 3</dev/tty) && echo controlling; printf last";
     let container = pod
-        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .create_with(&TestSpec::shell(script), |request| {
+            request.spec.process.terminal = true
+        })
         .await
         .unwrap();
     pod.start(&container).await;
@@ -196,7 +198,9 @@ pub(crate) async fn terminal_outlives_its_users(launcher: Kind) {
     let script = "exec <&- >&- 2>&-; sleep 1; echo one >/dev/pts/0; sleep 1; \
                   echo two >/dev/pts/0; seq 1 1000 >/dev/pts/0; sleep 1; exit 6";
     let container = pod
-        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .create_with(&TestSpec::shell(script), |request| {
+            request.spec.process.terminal = true
+        })
         .await
         .unwrap();
     pod.start(&container).await;

@@ -16,6 +16,7 @@ use runtime::protocol::{
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use super::clients::{attached, code, piped};
 use super::pods::{in_pid_namespace, shared};
 use super::stdout;
 use crate::support::{
@@ -132,7 +133,9 @@ async fn terminal_and_half_a_line_go_on_across_an_upgrade() {
     let script = "printf half; sleep 2; echo ' whole'; exec <&- >&- 2>&-; sleep 1; \
                   echo again >/dev/pts/0; exit 5";
     let terminal = pod
-        .create_with(&TestSpec::shell(script), |request| request.tty = true)
+        .create_with(&TestSpec::shell(script), |request| {
+            request.spec.process.terminal = true
+        })
         .await
         .unwrap();
     let script = "printf one; printf first >&2; sleep 2; echo ' two'; exit 6";
@@ -209,6 +212,39 @@ async fn running_execs_go_on_across_an_upgrade() {
     assert_eq!(first.exit, ExecExit::Exited { code: 8 });
     assert_eq!(first.stdout, "went\n");
     assert_eq!(second.unwrap().exit, ExecExit::TimedOut);
+    pod.end().await;
+}
+
+/// Clients read and write as before, of commands and of containers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_go_on_across_an_upgrade() {
+    let mut pod = Pod::new(Kind::Native).await;
+    let spec = TestSpec::shell("while read line; do echo got $line; done; echo end; exit 6");
+    let container = pod
+        .create_with(&spec, |request| {
+            request.stdin = true;
+            request.stdin_once = true;
+        })
+        .await
+        .unwrap();
+    pod.start(&container).await;
+    let (out, mut input) = attached(&pod, &container).await;
+    let (ended, mut typed, said, _err) = piped(&pod, &container, "cat; exit 5");
+    input.write_all(b"one\n").unwrap();
+    typed.write_all(b"before\n").unwrap();
+    out.until("got one\n");
+    said.until("before\n");
+    upgrade(&pod, &another_build(pod.scratch(), "other")).await;
+    input.write_all(b"two\n").unwrap();
+    typed.write_all(b"after\n").unwrap();
+    out.until("got two\n");
+    said.until("after\n");
+    drop(typed);
+    assert_eq!(code(ended).await, 5);
+    // The container ends with its input, and would take the command along.
+    drop(input);
+    assert_eq!(out.rest(), "end\n");
+    assert_eq!(pod.exit(&container).await.exit_code, 6);
     pod.end().await;
 }
 

@@ -21,4 +21,4 @@ pub(crate) use cgroup::TestCgroup;
 pub(crate) use disk::{FullDisk, StallingDisk};
 pub(crate) use pod::{Kind, Pod, PodOptions, TestContainer, until, wait_until};
 pub(crate) use rootfs::{bind_clone, detached_tmpfs};
-pub(crate) use spec::TestSpec;
+pub(crate) use spec::{TestSpec, volume};

@@ -4,11 +4,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use oci_spec::runtime::LinuxNamespaceType;
 use runtime::client::{
-    CreateContainer, Created, Event, ExecExit, ExecProcess, ExitRecord, LauncherKind, Monitor,
-    MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
+    CreateContainer, Created, Event, ExecExit, ExecProcess, ExecStreams, ExitRecord, LauncherKind,
+    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
 };
+use runtime::spec::{NamespaceKind, Spec};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{TestCgroup, TestSpec, binaries, rootfs};
@@ -39,14 +39,13 @@ pub(crate) async fn until(mut condition: impl FnMut() -> bool) {
 }
 
 /// Whose PID namespace a specification means: where it names one, the pod's.
-fn pids_of(spec: &oci_spec::runtime::Spec) -> Pids {
-    let linux = spec.linux().as_ref().expect("linux");
-    let all = linux.namespaces().iter().flatten();
-    let mut pids = all.filter(|one| one.typ() == LinuxNamespaceType::Pid);
-    match pids.next().map(|one| one.path()) {
+fn pids_of(spec: &Spec) -> Pids {
+    let mut all = spec.namespaces.iter();
+    let pids = all.find(|one| one.kind == NamespaceKind::Pid);
+    match pids.map(|one| one.path.is_some()) {
         None => Pids::Node,
-        Some(None) => Pids::Own,
-        Some(Some(_)) => Pids::Pod,
+        Some(false) => Pids::Own,
+        Some(true) => Pids::Pod,
     }
 }
 
@@ -232,21 +231,17 @@ impl Pod {
         let rootfs = rootfs::overlay(&upper);
         let spec = spec.build();
         let request = CreateContainer {
-            environment: None,
             launcher: self.launcher.launcher(),
             runtime: self.launcher.runtime(),
             pids: pids_of(&spec),
             spec,
             rootfs,
-            mounts: Vec::new(),
             cgroup_files: cgroup.files_to_join(),
             cgroup_oom: cgroup.oom_file(),
             cgroup_kill: cgroup.kill_file(),
-            seccomp_bpf: None,
             log_path: Some(self.dir.path().join("logs").join(format!("{id}.log"))),
             stdin: false,
             stdin_once: false,
-            tty: false,
             id,
         };
         (request, cgroup, upper.join("upper"))
@@ -336,12 +331,14 @@ impl Pod {
         let (stdout, stdout_end) = rustix::pipe::pipe().unwrap();
         let (stderr, stderr_end) = rustix::pipe::pipe().unwrap();
         let mut request = ExecProcess {
-            environment: None,
             container: container.id.clone(),
             process: spec.process(),
-            stdin: None,
-            stdout: stdout_end,
-            stderr: stderr_end,
+            streams: ExecStreams::Pipes {
+                stdin: None,
+                stdout: stdout_end,
+                stderr: stderr_end,
+            },
+            streaming: false,
             timeout: None,
             cgroup_files: container.cgroup.files_to_join(),
         };

@@ -1,4 +1,6 @@
-//! What callers ask of a pod.
+//! Commands of RPC handlers to a pod's task: each is answered at once, joins work that runs,
+//! or steps a state machine and orders work, whose result arrives in `results`. Until the
+//! sandbox is started, all but those that wait for that start are deferred.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,10 @@ use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
 use super::{Command, Done, Reply, Slot, Task};
 use crate::convert::resources;
-use crate::engine::on_disk;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, PidMode, Resources};
 use crate::spec;
+use crate::threads::on_disk;
 
 /// How long a monitor may take to answer that it has sent a signal.
 const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
@@ -86,7 +88,7 @@ impl Task {
         if let Some(id) = self.keys.get(&config.key).cloned() {
             return self.join_creation(&id, reply);
         }
-        let monitor = match (&self.record.phase, &self.monitor) {
+        let monitor = match (&self.record.phase, self.link.monitor()) {
             (Phase::Ready, Some(monitor)) => monitor.clone(),
             (Phase::Ready, None) => return self.answers.one(reply, Err(PodError::MonitorSilent)),
             (phase, _) => {
@@ -212,7 +214,7 @@ impl Task {
                 .answers
                 .one(reply, Err(PodError::State { what, state }));
         }
-        if self.monitor.is_none() {
+        if self.link.monitor().is_none() {
             return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
         match self.step(id, Input::StartAsked) {
@@ -284,7 +286,7 @@ impl Task {
     }
 
     fn order_start(&mut self, id: &ContainerId) {
-        let Some(monitor) = self.monitor.clone() else {
+        let Some(monitor) = self.link.monitor().cloned() else {
             return;
         };
         let own = id.clone();
@@ -315,7 +317,7 @@ impl Task {
     }
 
     pub(super) fn send(&mut self, id: &ContainerId, signal: i32) {
-        let Some(monitor) = self.monitor.clone() else {
+        let Some(monitor) = self.link.monitor().cloned() else {
             return;
         };
         let id = id.clone();
@@ -352,7 +354,7 @@ impl Task {
         let Some(slot) = self.slots.get_mut(id) else {
             return self.answers.one(reply, Ok(()));
         };
-        slot.removing.push(reply);
+        slot.removal.ask(reply);
         match slot.record.state {
             // Removed as soon as it is made.
             State::Creating => {}
@@ -435,10 +437,11 @@ impl Task {
                 .answers
                 .one(reply, Err(PodError::NoContainer(id.to_string())));
         };
-        if self.monitor.is_none() && self.reaching.is_some() {
+        if self.link.is_sought() {
             return self.answers.one(reply, Err(PodError::MonitorSilent));
         }
-        let (Some(monitor), true) = (self.monitor.clone(), slot.record.state.is_running()) else {
+        let (Some(monitor), true) = (self.link.monitor().cloned(), slot.record.state.is_running())
+        else {
             let (what, state) = (
                 format!("container {id}"),
                 slot.record.state.word().to_owned(),

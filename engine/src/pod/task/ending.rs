@@ -1,14 +1,21 @@
-//! How containers are removed and how a sandbox is stopped and removed.
+//! Removal of containers, and stop and removal of the sandbox.
+//!
+//! Each waits for the one before: a container is removed once it has ended, the sandbox's parts
+//! are given back once all containers have, and its records go once its parts are given back.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::backoff::Backoff;
 use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
+use super::removal::Teardown;
 use super::{Done, Reply, Task};
-use crate::engine::now;
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
+use crate::threads::blocking;
 
 impl Task {
     /// Removes a container that has no running process, unless that runs already.
@@ -16,16 +23,20 @@ impl Task {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        if slot.removal_runs || !(slot.has_ended() || slot.record.state == State::Created) {
+        if slot.removal.runs() || !(slot.has_ended() || slot.record.state == State::Created) {
             return;
         }
-        slot.removal_runs = true;
+        slot.removal.begin();
         if let Some(retry) = &mut slot.unmade {
             retry.disarm();
         }
-        self.steps = super::steps_of(&slot.removing);
+        self.steps = super::steps_of(slot.removal.waiting());
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
-        let (record, monitor, own) = (slot.record.clone(), self.monitor.clone(), id.clone());
+        let (record, monitor, own) = (
+            slot.record.clone(),
+            self.link.monitor().cloned(),
+            id.clone(),
+        );
         let work =
             async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
         self.job(work, move |result| Done::ContainerRemoved(own, result));
@@ -36,15 +47,15 @@ impl Task {
             Ok(()) => {
                 if let Some(mut slot) = self.slots.remove(id) {
                     self.keys.remove(&slot.record.config.key);
-                    self.answers.all(&mut slot.removing, &Ok(()));
+                    self.answers.all(&mut slot.removal.end(), &Ok(()));
                     self.answers.all(&mut slot.stopping, &Ok(()));
                 }
                 self.tear_down_when_ended();
             }
             Err(error) => {
                 if let Some(slot) = self.slots.get_mut(id) {
-                    slot.removal_runs = false;
-                    self.answers.all(&mut slot.removing, &Err(Arc::new(error)));
+                    let error = Err(Arc::new(error));
+                    self.answers.all(&mut slot.removal.end(), &error);
                 }
                 self.retry_removal(id);
             }
@@ -124,34 +135,32 @@ impl Task {
     /// Gives the sandbox's parts back once no container needs them.
     pub(super) fn tear_down_when_ended(&mut self) {
         let ready = self.record.phase == Phase::Stopping
-            && !self.teardown_runs
+            && !self.teardown.runs()
             && self.slots.values().all(|slot| slot.has_ended());
         if !ready {
             return;
         }
-        self.teardown_runs = true;
         // The monitor knows how its containers ended, until it is let go.
         self.rewrite_stale();
-        self.retry.disarm();
+        self.teardown.go_on(Teardown::Runs);
         self.steps = self.steps.take().or_else(|| self.of_the_ending());
         let (engine, record) = (Arc::clone(&self.engine), self.record.clone());
-        let monitor = self.monitor.clone();
+        let monitor = self.link.monitor().cloned();
         let work = async move { teardown::pod(&engine, &record, monitor.as_ref()).await };
-        self.job(work, Done::Down);
+        self.job(work, Done::TornDown);
     }
 
-    pub(super) fn down(&mut self, result: Result<(), PodError>) {
-        self.teardown_runs = false;
+    pub(super) fn torn_down(&mut self, result: Result<(), PodError>) {
+        self.teardown.go_on(Teardown::Waits);
         match result {
             Ok(()) => {
-                self.monitor = None;
-                self.events = None;
+                self.link.lose();
                 self.record.init_pid = None;
                 self.step_phase(PhaseInput::GivenBack);
                 self.record.attachment = None;
                 self.record.ips.clear();
                 self.record.trouble = None;
-                self.retry = super::Retry::default();
+                self.failed_teardowns = Backoff::default();
                 self.keep_pod();
                 crate::failpoint::hit("stop-done");
                 tracing::info!(pod = %self.record.id, "sandbox stopped");
@@ -159,14 +168,14 @@ impl Task {
                 self.remove_when_stopped();
             }
             Err(error) => {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::warn!(pod = %self.record.id, reason, "sandbox is not stopped yet");
                 self.record.trouble = Some(format!("it is not stopped yet: {reason}"));
                 self.keep_pod();
                 let error = Arc::new(error);
                 self.answers
                     .all(&mut self.stopping, &Err(Arc::clone(&error)));
-                self.answers.all(&mut self.removing, &Err(error));
+                self.answers.all(&mut self.removal.end(), &Err(error));
                 self.retry_later();
             }
         }
@@ -175,16 +184,16 @@ impl Task {
     /// Tries later again to give the sandbox's parts back; a caller who asks for it
     /// meanwhile has it tried at once, in the place of this.
     pub(super) fn retry_later(&mut self) {
-        let pause = self.retry.backoff.pause();
-        let timer = self.timer(pause, Done::Retry);
-        self.retry.arm(timer);
+        let pause = self.failed_teardowns.pause();
+        let timer = self.timer(pause, Done::RetryTeardown);
+        self.teardown.go_on(Teardown::Failed(timer));
     }
 
     pub(super) fn remove_pod(&mut self, reply: Reply<()>) {
         if self.finished {
             return self.answers.one(reply, Ok(()));
         }
-        self.removing.push(reply);
+        self.removal.ask(reply);
         match self.record.phase {
             Phase::Stopped => self.remove_when_stopped(),
             Phase::Stopping => self.end_all(),
@@ -197,12 +206,11 @@ impl Task {
     }
 
     fn remove_when_stopped(&mut self) {
-        let wanted = !self.removing.is_empty() && !self.removal_runs;
-        if self.record.phase != Phase::Stopped || !wanted {
+        if self.record.phase != Phase::Stopped || !self.removal.is_asked() {
             return;
         }
-        self.removal_runs = true;
-        self.steps = super::steps_of(&self.removing);
+        self.removal.begin();
+        self.steps = super::steps_of(self.removal.waiting());
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
         let records: Vec<_> = self
             .slots
@@ -213,13 +221,12 @@ impl Task {
             for record in &records {
                 teardown::container(&engine, &dir, record, None).await?;
             }
-            crate::engine::blocking(move || Ok(dir.remove()?)).await
+            blocking(move || Ok(dir.remove()?)).await
         };
         self.job(work, Done::Removed);
     }
 
     pub(super) fn removed(&mut self, result: Result<(), PodError>) {
-        self.removal_runs = false;
         match result {
             Ok(()) => {
                 self.engine.index.forget(&self.record.id);
@@ -227,13 +234,16 @@ impl Task {
                 self.engine.traces.forget(self.record.id.as_str());
                 tracing::info!(pod = %self.record.id, "sandbox removed");
                 for slot in self.slots.values_mut() {
-                    self.answers.all(&mut slot.removing, &Ok(()));
+                    self.answers.all(&mut slot.removal.end(), &Ok(()));
                 }
-                self.answers.all(&mut self.removing, &Ok(()));
+                self.answers.all(&mut self.removal.end(), &Ok(()));
                 self.finished = true;
                 self.answer_the_late();
             }
-            Err(error) => self.answers.all(&mut self.removing, &Err(Arc::new(error))),
+            Err(error) => {
+                let error = Err(Arc::new(error));
+                self.answers.all(&mut self.removal.end(), &error);
+            }
         }
     }
 

@@ -12,9 +12,13 @@ use std::time::Duration;
 
 use super::super::error::PodError;
 use super::super::machine::{Phase, State};
-use super::{Command, Done, Reply, Retry, Slot, Task};
-use crate::engine::{Engine, on_disk};
+use super::removal::Retry;
+use super::slot::Slot;
+use super::{Command, Done, Reply, Task};
+use crate::causes::with_causes;
+use crate::context::Engine;
 use crate::ids::ContainerId;
+use crate::threads::on_disk;
 
 /// Of the two seconds that SIGTERM allows, what a disk gets that did not take a record.
 const LAST_TRY: Duration = Duration::from_millis(400);
@@ -23,7 +27,7 @@ impl Slot {
     /// Whether its record is to be written again. One that is being made is undone by a
     /// restart, and one that is being removed must not come back.
     fn wants_rewrite(&self) -> bool {
-        self.stale && !self.removal_runs && self.record.state != State::Creating
+        self.stale && !self.removal.runs() && self.record.state != State::Creating
     }
 }
 
@@ -67,7 +71,7 @@ impl Task {
     /// The same where no answer depends on it, as with the sandbox's.
     pub(super) fn keep_if_possible(&mut self, id: &ContainerId) {
         if let Err(error) = self.keep(id) {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::error!(container = %id, reason, "the container's record is stale");
             self.note_stale(id);
         }
@@ -81,10 +85,10 @@ impl Task {
         };
         slot.stale = true;
         if slot.wants_rewrite()
-            && !self.removal_runs
+            && !self.removal.runs()
             && let Err(error) = on_disk(|| self.dir.write_exit(&slot.record))
         {
-            let reason = crate::network::chain(&error);
+            let reason = with_causes(&error);
             tracing::error!(container = %id, reason, "how the container ended is not on disk");
         }
         self.rewrite_later();
@@ -92,7 +96,7 @@ impl Task {
 
     /// Has stale records written again after a pause, unless that is to happen anyway.
     pub(super) fn rewrite_later(&mut self) {
-        if self.rewrite.timer.is_none() {
+        if !self.rewrite.is_armed() {
             let pause = self.rewrite.backoff.pause();
             let timer = self.timer(pause, Done::Rewrite);
             self.rewrite.arm(timer);
@@ -108,7 +112,7 @@ impl Task {
     /// Writes stale records again.
     pub(super) fn rewrite_stale(&mut self) {
         // What is being undone or removed must not come back.
-        if self.record.phase != Phase::Starting && !self.removal_runs && !self.finished {
+        if self.record.phase != Phase::Starting && !self.removal.runs() && !self.finished {
             if self.stale {
                 self.rewrite_pod();
             }

@@ -10,25 +10,28 @@
 mod commands;
 mod ending;
 mod keeping;
+mod link;
 mod orphans;
+mod removal;
 mod reply;
 mod results;
 mod resume;
+mod slot;
 
 pub(crate) use keeping::keep_all;
 pub(crate) use reply::Reply;
 pub(crate) use results::{exit_of, exit_record_of};
 pub(crate) use resume::{Restored, RestoredContainer, resume};
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use runtime::client::Reached;
 use runtime::client::steps::{self, Mark, Steps};
-use runtime::client::{Event, Monitor, Reached};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::backoff::Backoff;
@@ -37,13 +40,18 @@ use super::error::PodError;
 use super::index::Inbox;
 use super::launch::{Launched, NotLaunched};
 use super::machine::{Phase, PhaseInput, State};
-use super::record::{ContainerRecord, PodDir, PodRecord};
+use super::record::{PodDir, PodRecord};
 use super::restore;
 use super::view::{ContainerView, PodView};
-use crate::engine::{Engine, now, on_disk};
+use crate::clock::now;
+use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
 use crate::model::{ContainerConfig, ContainerKey, Resources, SandboxConfig};
+use crate::threads::on_disk;
+use link::Link;
+use removal::{Removal, Retry, Teardown};
 use reply::{Answers, steps_of};
+use slot::Slot;
 
 /// A task that panics at once whenever it is started must not keep a core busy.
 const AFTER_PANIC: Duration = Duration::from_secs(1);
@@ -74,7 +82,7 @@ enum Done {
     Created(ContainerId, Result<Box<Made>, Box<NotMade>>),
     Started(ContainerId, Result<i64, PodError>),
     GraceOver(ContainerId),
-    /// SIGKILL was sent some time ago.
+    /// SIGKILL was sent some time ago, and the end of the container was not reported.
     KillOverdue(ContainerId),
     /// The engine killed the cgroup itself.
     CgroupKilled(ContainerId, Result<(), PodError>),
@@ -86,85 +94,16 @@ enum Done {
     RetryRemoval(ContainerId),
     /// What these containers left without a monitor was killed, as far as it was.
     Orphaned(Vec<(ContainerId, Result<(), PodError>)>),
+    /// Time to try again to kill what these left.
     RetryOrphans(Vec<ContainerId>),
-    Down(Result<(), PodError>),
+    /// The sandbox's parts were given back, or not yet.
+    TornDown(Result<(), PodError>),
+    /// All records of the sandbox were removed.
     Removed(Result<(), PodError>),
     /// Time to try again to give the sandbox's parts back.
-    Retry,
+    RetryTeardown,
     /// Time to write records again that a disk did not take.
     Rewrite,
-}
-
-/// A container of this pod.
-struct Slot {
-    record: ContainerRecord,
-    /// Whether the disk has an older record than this.
-    stale: bool,
-    pid: Option<i32>,
-    view: Option<Arc<ContainerView>>,
-    creating: Vec<Reply<ContainerId>>,
-    starting: Vec<Reply<()>>,
-    stopping: Vec<Reply<()>>,
-    /// Not empty: it is removed as soon as it has ended.
-    removing: Vec<Reply<()>>,
-    removal_runs: bool,
-    /// Updates wait for each other: each starts from what the last one left.
-    updates: VecDeque<(Resources, Reply<()>)>,
-    /// While an update runs: its record says already what they will be.
-    limits_in_force: Option<Resources>,
-    /// Whether its log takes nothing for the time being.
-    log_stalled: bool,
-    /// Dropped when the creation is to end early.
-    creation: Option<oneshot::Sender<()>>,
-    /// Of a container that could not be made and not be given back: it is removed
-    /// as soon as that works.
-    unmade: Option<Retry>,
-    /// The grace periods that run.
-    graces: Vec<AbortHandle>,
-    /// Waits for what SIGKILL leads to.
-    kill_watch: Option<AbortHandle>,
-}
-
-impl Slot {
-    fn new(record: ContainerRecord, pid: Option<i32>) -> Self {
-        Self {
-            record,
-            stale: false,
-            pid,
-            view: None,
-            creating: Vec::new(),
-            starting: Vec::new(),
-            stopping: Vec::new(),
-            removing: Vec::new(),
-            removal_runs: false,
-            updates: VecDeque::new(),
-            limits_in_force: None,
-            log_stalled: false,
-            creation: None,
-            unmade: None,
-            graces: Vec::new(),
-            kill_watch: None,
-        }
-    }
-
-    /// Ends the timers of a container that has ended.
-    fn end_timers(&mut self) {
-        for timer in self.graces.drain(..).chain(self.kill_watch.take()) {
-            timer.abort();
-        }
-    }
-
-    fn has_ended(&self) -> bool {
-        matches!(self.record.state, State::Exited(_))
-    }
-
-    /// No command runs in a container that has ended: its process, whose environment may
-    /// be megabytes, is not needed any more. The kubelet keeps ended containers for long.
-    fn forget_what_ran(&mut self) {
-        if self.has_ended() {
-            self.record.process = None;
-        }
-    }
 }
 
 /// A pod's task.
@@ -175,8 +114,7 @@ pub(crate) struct Task {
     stale: bool,
     dir: PodDir,
     inbox: mpsc::UnboundedReceiver<Command>,
-    events: Option<mpsc::UnboundedReceiver<Event>>,
-    monitor: Option<Monitor>,
+    link: Link,
     /// Boxed: a node of the map has room for eleven, and most pods have one or two.
     slots: BTreeMap<ContainerId, Box<Slot>>,
     keys: HashMap<ContainerKey, ContainerId>,
@@ -185,18 +123,14 @@ pub(crate) struct Task {
     deferred: Vec<Command>,
     joining: Vec<Reply<PodId>>,
     stopping: Vec<Reply<()>>,
-    removing: Vec<Reply<()>>,
-    teardown_runs: bool,
-    removal_runs: bool,
-    /// The next try to give the sandbox's parts back, and how many failed.
-    retry: Retry,
+    teardown: Teardown,
+    /// How often the sandbox's parts could not be given back.
+    failed_teardowns: Backoff,
+    removal: Removal,
     /// How often what containers left without a monitor could not be killed.
-    orphans: Backoff,
+    failed_kills: Backoff,
     /// The next try to write records that the disk did not take.
     rewrite: Retry,
-    /// An earlier engine's monitor is being looked for. Dropped when it was found or
-    /// is known to be dead.
-    reaching: Option<oneshot::Sender<()>>,
     /// The sandbox is forgotten; the task ends.
     finished: bool,
     /// What lists say.
@@ -205,28 +139,6 @@ pub(crate) struct Task {
     answers: Answers,
     /// Steps of the RPC whose command or job is being handled.
     steps: Option<Steps>,
-}
-
-/// When what could not be given back is tried again: one timer, however many ask.
-#[derive(Default)]
-struct Retry {
-    backoff: Backoff,
-    timer: Option<AbortHandle>,
-}
-
-impl Retry {
-    /// The timer of the next try takes the place of the one before.
-    fn arm(&mut self, timer: AbortHandle) {
-        self.disarm();
-        self.timer = Some(timer);
-    }
-
-    /// The try is made now, or is not needed any more.
-    fn disarm(&mut self) {
-        if let Some(timer) = self.timer.take() {
-            timer.abort();
-        }
-    }
 }
 
 /// Starts the task of a new pod, which launches the sandbox first.
@@ -286,21 +198,18 @@ impl Task {
             record,
             stale: false,
             inbox,
-            events: None,
-            monitor: None,
+            link: Link::Down,
             slots: BTreeMap::new(),
             keys: HashMap::new(),
             jobs: JoinSet::new(),
             deferred: Vec::new(),
             joining: Vec::new(),
             stopping: Vec::new(),
-            removing: Vec::new(),
-            teardown_runs: false,
-            removal_runs: false,
-            retry: Retry::default(),
-            orphans: Backoff::default(),
+            teardown: Teardown::default(),
+            failed_teardowns: Backoff::default(),
+            removal: Removal::default(),
+            failed_kills: Backoff::default(),
             rewrite: Retry::default(),
-            reaching: None,
             finished: false,
             published: None,
             answers: Answers::default(),
@@ -317,7 +226,7 @@ impl Task {
                     // The index forgot the pod; only this task makes it do so.
                     None => return,
                 },
-                Some(event) = next(&mut self.events) => self.event(event),
+                Some(event) = self.link.event() => self.event(event),
                 Some(done) = self.jobs.join_next() => {
                     let done = done.unwrap_or(Done::Quiet);
                     self.steps = self.waiting_for(&done);
@@ -374,18 +283,19 @@ impl Task {
             Done::Launched(_) => steps_of(&self.joining),
             Done::Created(id, _) => steps_of(&slot(id)?.creating),
             Done::Started(id, _) => steps_of(&slot(id)?.starting),
-            Done::ContainerRemoved(id, _) => steps_of(&slot(id)?.removing),
+            Done::ContainerRemoved(id, _) => steps_of(slot(id)?.removal.waiting()),
             Done::Updated(_, _, reply) => reply.steps.clone(),
-            Done::Down(_) | Done::Removed(_) => self.of_the_ending(),
+            Done::TornDown(_) | Done::Removed(_) => self.of_the_ending(),
             Done::GraceOver(_) | Done::KillOverdue(_) | Done::CgroupKilled(..) => None,
             Done::Quiet | Done::Orphaned(_) | Done::Undone(_) | Done::Reached(_) => None,
-            Done::Retry | Done::RetryRemoval(_) | Done::RetryOrphans(_) | Done::Rewrite => None,
+            Done::RetryTeardown | Done::RetryRemoval(_) | Done::RetryOrphans(_) => None,
+            Done::Rewrite => None,
         }
     }
 
     /// The steps of the call that waits for the end of the sandbox.
     fn of_the_ending(&self) -> Option<Steps> {
-        steps_of(&self.stopping).or_else(|| steps_of(&self.removing))
+        steps_of(&self.stopping).or_else(|| steps_of(self.removal.waiting()))
     }
 
     /// Renews what lists say of a container; one that is being made is not listed.
@@ -442,26 +352,16 @@ impl Task {
             config: Arc::clone(&self.record.config),
             handler: self.record.handler.clone(),
             created_at: self.record.created_at,
-            cgroup: self.record.cgroup.clone(),
+            cgroup: Some(self.record.cgroup.clone()),
             netns: self.record.netns.clone(),
             ips: self.record.ips.clone(),
-            monitor: self.monitor.clone(),
+            monitor: self.link.monitor().cloned(),
             containers: self
                 .slots
                 .values()
                 .filter_map(|slot| slot.view.clone())
                 .collect(),
         }
-    }
-}
-
-async fn next(events: &mut Option<mpsc::UnboundedReceiver<Event>>) -> Option<Event> {
-    match events {
-        Some(events) => match events.recv().await {
-            Some(event) => Some(event),
-            None => std::future::pending().await,
-        },
-        None => std::future::pending().await,
     }
 }
 
@@ -525,7 +425,7 @@ fn intend(
         handler,
         created_at: now(),
         phase: Phase::Starting,
-        cgroup: Engine::pod_cgroup(&config.cgroup_parent, id),
+        cgroup: engine.pod_cgroup(&config.cgroup_parent, id)?,
         netns: own_network.then(|| engine.netns(id)),
         attachment,
         ips: Vec::new(),

@@ -1,6 +1,9 @@
-//! Containers that have no monitor any more: their processes are killed through the
-//! cgroup, and only then is it said that they have ended. The same way leads on
-//! where a monitor is alive and does not do what it is asked.
+//! Ends containers without the monitor's help: where it has died, where it does not know the
+//! container, and where it is alive and does not report an end after SIGKILL.
+//!
+//! The engine kills all processes in the container's cgroup, and only once that is empty is
+//! the container EXITED: by the exit record that the monitor still wrote, if there is one.
+//! What cannot be killed is tried again with growing pauses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +15,10 @@ use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::teardown;
 use super::{Done, Task, exit_of};
-use crate::engine::{now, on_disk};
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
+use crate::threads::on_disk;
 
 /// How long a monitor may take to report the end of a container after SIGKILL.
 const KILL_PATIENCE: Duration = Duration::from_secs(4);
@@ -31,12 +36,11 @@ fn is_dead(pid: i32) -> bool {
 
 impl Task {
     pub(super) fn monitor_gone(&mut self) {
-        self.events = None;
-        self.monitor = None;
+        self.link.lose();
         match self.record.phase {
             Phase::Stopped => return,
             // The teardown tells the monitor to end, and needs it no more.
-            Phase::Stopping if self.teardown_runs => return,
+            Phase::Stopping if self.teardown.runs() => return,
             // Nobody will report the end of what is being killed.
             Phase::Stopping => {}
             Phase::Starting | Phase::Ready | Phase::Failed { .. } => {
@@ -83,14 +87,14 @@ impl Task {
             match killed {
                 Ok(()) => self.ended_without_a_monitor(&id),
                 Err(error) => {
-                    let reason = crate::network::chain(&error);
+                    let reason = with_causes(&error);
                     tracing::error!(container = %id, reason, "processes without a monitor");
                     alive.push(id);
                 }
             }
         }
         if !alive.is_empty() {
-            let pause = self.orphans.pause();
+            let pause = self.failed_kills.pause();
             self.timer(pause, Done::RetryOrphans(alive));
         }
     }
@@ -108,7 +112,7 @@ impl Task {
             Ok(written) => written,
             Err(error) => {
                 tracing::warn!(container = %id, %error, "exit records are read again");
-                let pause = self.orphans.pause();
+                let pause = self.failed_kills.pause();
                 self.timer(pause, Done::RetryOrphans(vec![id.clone()]));
                 return;
             }
@@ -167,7 +171,7 @@ impl Task {
     pub(super) fn order_kill(&mut self, id: &ContainerId) {
         self.send(id, libc::SIGKILL);
         crate::failpoint::hit("stop-killed");
-        let patience = match self.monitor {
+        let patience = match self.link.monitor() {
             Some(_) => KILL_PATIENCE,
             None => Duration::ZERO,
         };
@@ -196,7 +200,7 @@ impl Task {
         if !matches!(slot.record.state, State::Killing { .. }) {
             return;
         }
-        let monitored = self.monitor.is_some();
+        let monitored = self.link.monitor().is_some();
         if monitored {
             tracing::warn!(container = %id, "the monitor does not report the end after SIGKILL, the cgroup is killed");
         }
@@ -218,12 +222,12 @@ impl Task {
         match killed {
             Ok(()) => self.ended_without_a_monitor(id),
             Err(error) => {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::error!(container = %id, reason, "a killed container does not end");
                 if let Some(slot) = self.slots.get_mut(id) {
                     slot.kill_watch = None;
                 }
-                let pause = self.orphans.pause();
+                let pause = self.failed_kills.pause();
                 self.watch_kill(id, pause);
             }
         }

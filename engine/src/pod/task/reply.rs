@@ -1,4 +1,7 @@
-//! The ways back to those who asked a pod's task, and to the steps of their calls.
+//! Reply channels of a pod's task, with the steps (`slipway trace`) of the calls that wait at
+//! them.
+//!
+//! Owns the order: an answer is sent only after the views that lists read say the same.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! What jobs and the monitor report back.
+//! Results of a pod's jobs, and events of its monitor: each steps a state machine and answers
+//! who waits for it.
 
 use std::sync::Arc;
 
@@ -8,8 +9,11 @@ use super::super::error::PodError;
 use super::super::machine::{Exit, Input, Phase, PhaseInput, State};
 use super::super::record::ContainerRecord;
 use super::super::teardown;
+use super::link::Link;
+use super::removal::Retry;
 use super::{Done, Task};
-use crate::engine::now;
+use crate::causes::with_causes;
+use crate::clock::now;
 use crate::ids::ContainerId;
 
 /// The reason of an end for lack of memory.
@@ -90,9 +94,9 @@ impl Task {
             Done::Updated(id, result, reply) => self.updated(&id, result, reply),
             Done::ContainerRemoved(id, result) => self.container_removed(&id, result),
             Done::Orphaned(all) => self.orphaned(all),
-            Done::Down(result) => self.down(result),
+            Done::TornDown(result) => self.torn_down(result),
             Done::Removed(result) => self.removed(result),
-            Done::Retry => self.tear_down_when_ended(),
+            Done::RetryTeardown => self.tear_down_when_ended(),
             Done::Rewrite => self.rewrite_due(),
             Done::RetryOrphans(ids) => self.kill_orphans(ids),
         }
@@ -119,8 +123,10 @@ impl Task {
             Ok(launched) => *launched,
             Err(failed) => return self.launch_failed(*failed),
         };
-        self.monitor = Some(launched.monitor);
-        self.events = Some(launched.events);
+        self.link = Link::Up {
+            monitor: launched.monitor,
+            events: launched.events,
+        };
         self.record.init_pid = launched.init_pid;
         self.record.ips = launched.ips;
         self.step_phase(PhaseInput::Launched);
@@ -148,8 +154,8 @@ impl Task {
                     .all(&mut self.joining, &Err(Arc::clone(&error)));
                 let trouble = format!(
                     "it could not be started: {}; not given back yet: {}",
-                    crate::network::chain(&*error),
-                    crate::network::chain(&left)
+                    with_causes(&*error),
+                    with_causes(&left)
                 );
                 self.stay(trouble);
             }
@@ -163,7 +169,7 @@ impl Task {
             Err(left) => {
                 self.answers
                     .all(&mut self.joining, &Err(Arc::new(PodError::CutOff)));
-                let left = crate::network::chain(&left);
+                let left = with_causes(&left);
                 self.stay(format!("its start was cut off; not given back yet: {left}"));
             }
         }
@@ -223,7 +229,7 @@ impl Task {
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
             self.answers.all(&mut slot.creating, &Ok(id.clone()));
-            if !slot.removing.is_empty() {
+            if slot.removal.is_asked() {
                 self.remove_when_ended(id);
             }
         }
@@ -238,7 +244,7 @@ impl Task {
             if let Some(mut slot) = self.slots.remove(id) {
                 self.keys.remove(&slot.record.config.key);
                 self.answers.all(&mut slot.creating, &Err(error));
-                self.answers.all(&mut slot.removing, &Ok(()));
+                self.answers.all(&mut slot.removal.end(), &Ok(()));
             }
             self.fail_without_init();
             return self.tear_down_when_ended();
@@ -246,13 +252,13 @@ impl Task {
         // It stays, and is listed, until all of it is given back.
         let message = format!(
             "{}; not given back yet: {}",
-            crate::network::chain(&*error),
-            crate::network::chain(&left)
+            with_causes(&*error),
+            with_causes(&left)
         );
         tracing::warn!(container = %id, message, "a container could not be made");
         if let Some(slot) = self.slots.get_mut(id) {
             slot.creation = None;
-            slot.unmade = Some(super::Retry::default());
+            slot.unmade = Some(Retry::default());
             self.answers.all(&mut slot.creating, &Err(error));
         }
         let at = now();
@@ -266,7 +272,7 @@ impl Task {
         let (input, reply) = match result {
             Ok(at) => (Input::Started { at }, Ok(())),
             Err(error) => {
-                let message = crate::network::chain(&error);
+                let message = with_causes(&error);
                 let failed = Input::StartFailed {
                     at: now(),
                     message: message.clone(),
@@ -296,7 +302,7 @@ impl Task {
         let own = id.clone();
         let work = async move {
             if let Err(error) = teardown::container_processes(&engine, &record).await {
-                let reason = crate::network::chain(&error);
+                let reason = with_causes(&error);
                 tracing::warn!(container = %own, reason, "processes or cgroup of an ended container");
             }
             Ok(())
@@ -306,7 +312,7 @@ impl Task {
         // Whoever asks next must see what they are told now.
         if let Some(slot) = self.slots.get_mut(id) {
             self.answers.all(&mut slot.stopping, &Ok(()));
-            if !slot.removing.is_empty() {
+            if slot.removal.is_asked() {
                 self.remove_when_ended(id);
             }
         }

@@ -1,5 +1,7 @@
-//! How the task of a pod begins that an earlier engine left: from its records, which
-//! lists show at once, to what its monitor says.
+//! The task of a pod that an earlier engine left, from its start to agreement with the monitor.
+//!
+//! It begins with what the records say, which lists show at once. Then the monitor is reached,
+//! and what it reports counts. What was being made is undone, what was being ended is ended.
 
 use std::sync::Arc;
 
@@ -13,8 +15,9 @@ use super::super::record::{ContainerRecord, PodRecord};
 use super::super::restore;
 use super::super::teardown;
 use super::super::upgrade;
+use super::link::Link;
 use super::{Command, Done, Slot, Task, exit_of, supervise};
-use crate::engine::Engine;
+use crate::context::Engine;
 use crate::ids::ContainerId;
 
 /// What the records say of a pod.
@@ -71,7 +74,7 @@ pub(crate) fn resume(
         }
         task.commit();
         if monitored {
-            task.reaching = Some(reaching);
+            task.link = Link::Sought(reaching);
             task.reach();
         } else {
             task.undo_creations();
@@ -117,6 +120,7 @@ impl Task {
 
     /// The monitor answers, or is dead.
     pub(super) fn reached(&mut self, reached: Option<Box<Reached>>) {
+        let whoever_waits = self.link.found();
         match reached {
             Some(reached) => {
                 let Reached {
@@ -127,8 +131,7 @@ impl Task {
                 if self.record.phase.is_ready() {
                     upgrade::begin(&self.engine, &self.record.id, &monitor);
                 }
-                self.monitor = Some(monitor);
-                self.events = Some(events);
+                self.link = Link::Up { monitor, events };
                 self.undo_creations();
                 self.settle(&containers);
                 self.carry_on();
@@ -139,7 +142,7 @@ impl Task {
                 self.carry_on();
             }
         }
-        self.reaching = None;
+        drop(whoever_waits);
     }
 
     /// Brings the records up to what the monitor says. A container that it does not
@@ -187,7 +190,7 @@ impl Task {
             return;
         };
         let (engine, dir) = (Arc::clone(&self.engine), self.dir.clone());
-        let (record, monitor) = (slot.record.clone(), self.monitor.clone());
+        let (record, monitor) = (slot.record.clone(), self.link.monitor().cloned());
         let work =
             async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
         let id = id.clone();

@@ -34,6 +34,8 @@ impl Exec {
             killed: self.killed,
             asked: self.reply.as_ref().map(ReplyTo::hand_over),
             tap: self.tap.as_ref().map(|tap| tap.hand_over(kept)),
+            input: self.input.as_ref().map(|input| input.hand_over(kept)),
+            streaming: self.streaming,
         }
     }
 
@@ -52,6 +54,8 @@ impl Exec {
             killed,
             asked,
             tap,
+            input,
+            streaming,
         } = exec;
         let pid = Pid::from_raw(pid).ok_or(Errno::BADMSG)?;
         let exec = Self {
@@ -67,6 +71,10 @@ impl Exec {
             killed,
             reply: asked.map(ReplyTo::resume),
             tap: tap.map(|tap| Tap::resume(tap, fds, reactor)).transpose()?,
+            input: input
+                .map(|tap| Tap::resume(tap, fds, reactor))
+                .transpose()?,
+            streaming,
         };
         Ok((pid, exec))
     }

@@ -8,7 +8,7 @@ use runtime::shared_pipe::SharedEnd;
 use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 
-use super::{Held, Output, Reader, Watch};
+use super::{Client, Held, Output, Reader, Watch};
 use crate::handover::Kept;
 use crate::log::Log;
 use crate::reactor::{Key, Reactor, Source};
@@ -35,11 +35,13 @@ impl Output {
         let held = self.held.as_ref();
         HandoverOutput {
             readers,
-            stdin: self._stdin.as_ref().map(|stdin| kept.add(stdin)),
+            stdin: self.stdin.as_ref().map(|stdin| kept.add(stdin)),
+            stdin_once: self.stdin_once,
             held: held.map(|held| held.bytes.clone()).unwrap_or_default(),
             held_is_stderr: held.is_some_and(|held| held.stream == Stream::Stderr),
             log: self.log.as_ref().map(|log| log.hand_over(kept)),
             tap: self.tap.as_ref().map(|tap| tap.hand_over(kept)),
+            clients: self.clients.iter().map(|one| one.hand_over(kept)).collect(),
         }
     }
 
@@ -57,6 +59,8 @@ impl Output {
             held_is_stderr,
             log,
             tap,
+            stdin_once,
+            clients,
         } = output;
         let mut resumed = Self {
             log: log.map(|log| Log::resume(log, fds, reactor)).transpose()?,
@@ -68,10 +72,16 @@ impl Output {
                 stamp: Stamp::now(),
             }),
             late: None,
-            _stdin: stdin
+            stdin: stdin
                 .map(|stdin| fds.take(stdin).map(SharedEnd::from))
                 .transpose()?,
+            stdin_once,
+            clients: Vec::new(),
         };
+        for client in clients {
+            let client = Client::resume(key, client, fds, reactor)?;
+            resumed.clients.push(client);
+        }
         for reader in readers {
             let stream = stream(reader.is_stderr);
             let fd = fds.take(reader.fd)?;

@@ -5,7 +5,7 @@ use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Relay, Stream, Tap};
+use super::{Direction, Relay, Stream, Tap};
 use crate::container::raw;
 use crate::handover::Kept;
 use crate::reactor::Reactor;
@@ -25,6 +25,7 @@ impl Tap {
             relay: self.relay.as_ref().map(|relay| raw(relay.pid)),
             go_on: go_on.map(|go_on| kept.add(go_on)),
             last_looks: self.last_looks.map(u32::from),
+            is_input: self.direction == Direction::In,
         }
     }
 
@@ -40,6 +41,7 @@ impl Tap {
             relay,
             go_on,
             last_looks,
+            is_input,
         } = tap;
         let mut pairs = Vec::with_capacity(streams.len() / 2);
         for pair in streams.chunks(2) {
@@ -49,7 +51,12 @@ impl Tap {
             pairs.push((fds.take(*from)?, fds.take(*to)?));
         }
         let go_on = go_on.map(|number| fds.take(number)).transpose()?;
-        let mut resumed = Self::new(key, pairs, reactor)?;
+        let direction = if is_input {
+            Direction::In
+        } else {
+            Direction::Out
+        };
+        let mut resumed = Self::leading(direction, key, pairs, reactor)?;
         resumed.last_looks = last_looks.map(|looks| u8::try_from(looks).unwrap_or(u8::MAX));
         if let Some(pid) = relay.and_then(Pid::from_raw) {
             resumed.relay = Some(Relay { pid, go_on });

@@ -204,7 +204,7 @@ fn open_terminal(
     socket: BorrowedFd<'_>,
 ) -> Result<Streams<'static>, Errno> {
     let process = &prepared.process;
-    let terminal = dev::open_terminal(tree, (process.uid, process.gid), prepared.own_dev)?;
+    let terminal = dev::open_terminal(tree, process.uid, prepared.own_dev)?;
     report::send_console(socket, terminal.master.as_fd())?;
     let copy = || rustix::io::fcntl_dupfd_cloexec(&terminal.slave, 3).map(Held::Own);
     Ok([copy()?, copy()?, copy()?])

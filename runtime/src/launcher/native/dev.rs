@@ -1,16 +1,16 @@
 //! /dev of a container: nodes, links, the terminal.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, Uid};
 use rustix::io::Errno;
-use rustix::pty::OpenptFlags;
 
 use super::super::place::{Kind, Links, Root};
 use super::mounts::{bind_file, node_of};
 use super::prepare::Device;
 use super::tree::Tree;
+use crate::terminal::Terminal;
 
 /// Nodes that every container has: null, zero, full, random, urandom, tty.
 const NODES: [(&CStr, u32, u32); 6] = [
@@ -98,22 +98,9 @@ fn make_node(
     }
 }
 
-/// A terminal of the container's own.
-#[derive(Debug)]
-pub(super) struct Terminal {
-    /// The monitor's side.
-    pub(super) master: OwnedFd,
-    /// The container's side: to become the controlling terminal of its session.
-    pub(super) slave: OwnedFd,
-}
-
 /// Opens a terminal in the container's devpts; `console`: shows it as
 /// /dev/console, too.
-pub(super) fn open_terminal(
-    tree: &Tree<'_>,
-    owner: (Uid, Gid),
-    console: bool,
-) -> Result<Terminal, Errno> {
+pub(super) fn open_terminal(tree: &Tree<'_>, owner: Uid, console: bool) -> Result<Terminal, Errno> {
     // A volume on /dev has the terminals of whoever filled it.
     let volumes = match tree.mount_at(c"/dev/pts") {
         Some(_) => None,
@@ -121,22 +108,16 @@ pub(super) fn open_terminal(
     };
     let terminals = volumes.as_ref().map(AsFd::as_fd);
     let terminals = terminals.or(tree.mount_at(c"/dev/pts"));
-    let terminals = Root::of(terminals.ok_or(Errno::NOENT)?);
-    let flags = OFlags::RDWR | OFlags::NOCTTY;
-    let master = terminals.open(c"/ptmx", flags, Links::Refused)?;
-    rustix::pty::unlockpt(&master)?;
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, flags)?;
-    // The group is the devpts' own.
-    rustix::fs::fchown(&slave, Some(owner.0), None)?;
+    let terminals = terminals.ok_or(Errno::NOENT)?;
+    let terminal = Terminal::open(terminals, owner)?;
     if let Some(dev) = tree.own_dev().filter(|_| console) {
         let place = Root::of(dev).place(c"/console", Kind::File, Links::Refused)?;
-        let name = rustix::pty::ptsname(&master, Vec::new())?;
+        let name = rustix::pty::ptsname(&terminal.master, Vec::new())?;
         let number = name.to_bytes().rsplit(|byte| *byte == b'/').next();
         let number = std::ffi::CString::new(number.unwrap_or_default());
         let number = number.map_err(|_| Errno::INVAL)?;
-        let file = terminals.find(&number, Links::Refused)?;
+        let file = Root::of(terminals).find(&number, Links::Refused)?;
         bind_file(file.as_fd(), place.as_fd())?;
     }
-    Ok(Terminal { master, slave })
+    Ok(terminal)
 }

@@ -123,6 +123,19 @@ pub struct MountSource {
     pub idmap_fd: Option<u32>,
 }
 
+/// A client that reads what a running container writes from now on, and may write what
+/// it reads. Each stream ends with the container's, or when the client closes its end.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Attach {
+    /// The container.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// The client's streams, as far as it wants them; with `tty` no stdin, since who has
+    /// the terminal writes to it.
+    #[prost(message, optional, tag = "2")]
+    pub streams: Option<StreamSlots>,
+}
+
 /// Descriptors of a client's streams.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct StreamSlots {
@@ -135,7 +148,7 @@ pub struct StreamSlots {
     /// What the process complains to.
     #[prost(uint32, optional, tag = "3")]
     pub stderr: Option<u32>,
-    /// A terminal instead of the three.
+    /// A socket for packets, to which a terminal's master side is sent.
     #[prost(uint32, optional, tag = "4")]
     pub tty: Option<u32>,
 }

@@ -211,6 +211,32 @@ pub struct HandoverOutput {
     /// Its streams on their way to the ones above.
     #[prost(message, optional, tag = "6")]
     pub tap: Option<HandoverTap>,
+    /// Whether what it reads closes with the first client that wrote to it.
+    #[prost(bool, tag = "7")]
+    pub stdin_once: bool,
+    /// Clients that are attached.
+    #[prost(message, repeated, tag = "8")]
+    pub clients: Vec<HandoverClient>,
+}
+
+/// A client that is attached to a container.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct HandoverClient {
+    /// Its number.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// Where it reads stdout.
+    #[prost(int32, optional, tag = "2")]
+    pub stdout: Option<i32>,
+    /// Where it reads stderr.
+    #[prost(int32, optional, tag = "3")]
+    pub stderr: Option<i32>,
+    /// Bytes of the two that it did not read in time.
+    #[prost(uint64, repeated, tag = "4")]
+    pub skipped: Vec<u64>,
+    /// What it writes, on its way to the container.
+    #[prost(message, optional, tag = "5")]
+    pub input: Option<HandoverTap>,
 }
 
 /// Streams that processes of a container write to, on their way to whoever reads them.
@@ -231,6 +257,9 @@ pub struct HandoverTap {
     /// How often what is there was looked for since nothing is to follow it.
     #[prost(uint32, optional, tag = "5")]
     pub last_looks: Option<u32>,
+    /// Whether it leads into a container instead.
+    #[prost(bool, tag = "6")]
+    pub is_input: bool,
 }
 
 /// One stream.
@@ -326,6 +355,12 @@ pub struct HandoverExec {
     /// What it writes, on its way.
     #[prost(message, optional, tag = "9")]
     pub tap: Option<HandoverTap>,
+    /// What it is to read, on its way.
+    #[prost(message, optional, tag = "10")]
+    pub input: Option<HandoverTap>,
+    /// Whether its answer waits for as long as its streams are read.
+    #[prost(bool, tag = "11")]
+    pub streaming: bool,
 }
 
 impl Handover {

@@ -11,7 +11,7 @@ pub struct Exec {
     /// The process.
     #[prost(message, optional, tag = "2")]
     pub process: Option<Process>,
-    /// Its streams; stdout and stderr are a must.
+    /// Its streams: stdout and stderr are a must, or `tty` alone.
     #[prost(message, optional, tag = "3")]
     pub streams: Option<StreamSlots>,
     /// Killed after this many nanoseconds; 0: never.
@@ -20,6 +20,10 @@ pub struct Exec {
     /// Files to join by, see [`crate::ways`].
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub cgroup_files: Vec<Vec<u8>>,
+    /// Whether somebody reads its streams as they come, and takes his time: the answer
+    /// follows when all of them is read, however long that takes.
+    #[prost(bool, tag = "6")]
+    pub streaming: bool,
 }
 
 /// What a process is to be.

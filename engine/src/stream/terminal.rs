@@ -1,0 +1,122 @@
+//! A container's terminal, by its master side.
+//!
+//! The process that opens the terminal sends it here by a socket. It does not block: what
+//! a client does not read waits in the terminal, and then with whoever writes there.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use runtime::sys::async_fd::watch;
+use runtime::terminal;
+use streaming::{Input, Output, Size};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+/// What is passed on at once: what a terminal gives at once is less.
+const PIECE: usize = 8 * 1024;
+/// The most that is read once nobody has the terminal that is waited for: it holds less,
+/// so that more can only come from who still writes.
+const REST: usize = 1 << 20;
+
+/// Where a terminal arrives.
+pub(super) struct Expected(AsyncFd<OwnedFd>);
+
+/// A terminal's master side.
+#[derive(Clone)]
+pub(super) struct Terminal(Arc<AsyncFd<OwnedFd>>);
+
+/// Makes the socket: where the terminal arrives, and what to send it to.
+pub(super) fn expect() -> io::Result<(Expected, OwnedFd)> {
+    let (receives, sends) = terminal::pair()?;
+    Ok((Expected(watch(receives)?), sends))
+}
+
+impl Expected {
+    /// Waits for it. An error: whoever was to send it did not.
+    pub(super) async fn arrives(self) -> io::Result<Terminal> {
+        loop {
+            let mut ready = self.0.readable().await?;
+            let received = ready.try_io(|socket| Ok(terminal::receive(socket.as_fd())?));
+            match received {
+                Ok(master) => return Ok(Terminal(Arc::new(watch(master?)?))),
+                Err(_not_yet) => {}
+            }
+        }
+    }
+}
+
+impl Terminal {
+    /// Passes on what is written there, until nobody has it any more.
+    pub(super) async fn pass_out(&self, output: &mut Option<Output>) {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let Ok(mut ready) = self.0.readable().await else {
+                return;
+            };
+            match ready.try_io(|master| Ok(rustix::io::read(master, &mut piece)?)) {
+                // EIO: the last who had it is gone.
+                Ok(Ok(0) | Err(_)) => return,
+                Ok(Ok(read)) => give(output, piece.get(..read).unwrap_or_default()).await,
+                Err(_nothing_yet) => {}
+            }
+        }
+    }
+
+    /// Passes on what is there now.
+    pub(super) async fn pass_rest(&self, output: &mut Option<Output>) {
+        let mut piece = vec![0; PIECE];
+        let mut rest = REST;
+        while rest > 0
+            && let Ok(read @ 1..) = rustix::io::read(&*self.0, &mut piece)
+        {
+            rest = rest.saturating_sub(read);
+            give(output, piece.get(..read).unwrap_or_default()).await;
+        }
+    }
+
+    /// Passes on what the client writes, until he ends it.
+    pub(super) async fn pass_in(&self, mut input: Input) {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let read = match input.read(&mut piece).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => read,
+            };
+            let bytes = piece.get(..read).unwrap_or_default();
+            if self.write_all(bytes).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let mut ready = self.0.writable().await?;
+            match ready.try_io(|master| Ok(rustix::io::write(master, bytes)?)) {
+                Ok(written) => bytes = bytes.get(written?..).unwrap_or_default(),
+                Err(_no_room_yet) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives it the sizes that the client's has.
+    pub(super) async fn follow(&self, mut sizes: mpsc::Receiver<Size>) {
+        while let Some(Size { columns, rows }) = sizes.recv().await {
+            if let Err(error) = terminal::resize(self.0.as_fd(), rows, columns) {
+                tracing::debug!(%error, "a terminal keeps its size");
+            }
+        }
+    }
+}
+
+/// Gives the client a piece; one that is gone is given no more.
+async fn give(output: &mut Option<Output>, bytes: &[u8]) {
+    if let Some(client) = output
+        && (client.write_all(bytes).await.is_err() || client.flush().await.is_err())
+    {
+        *output = None;
+    }
+}
