@@ -108,7 +108,7 @@ impl Depot {
                 throw(&path, layout.throw_path(&path));
             }
         }
-        let certain = adopt_snapshots(&layout, &mut state)?;
+        adopt_snapshots(&layout, &mut state)?;
         layout.empty_trash();
         let catalog = ArcSwap::from_pointee(state.catalog());
         let depot = Self {
@@ -121,9 +121,7 @@ impl Depot {
             reading: Mutex::new(()),
             arrivals: Notify::new(),
         };
-        if certain {
-            depot.collect();
-        }
+        depot.collect();
         Ok(depot)
     }
 
@@ -407,12 +405,12 @@ impl Depot {
                         image: other,
                     });
                 }
-                // From here on the image stays, whoever removes it.
                 Some(_) if state.is_leaving(owner) => {
                     return Err(SnapshotError::Leaving {
                         owner: owner.into(),
                     });
                 }
+                // From here on the image stays, whoever removes it.
                 _ if !state.add_snapshot(owner, &image) => {
                     return Err(SnapshotError::NoImage { image });
                 }
@@ -488,10 +486,8 @@ impl Drop for LayerHold {
     }
 }
 
-/// Takes the snapshots on disk over, and throws away what is unfinished; whether it is
-/// known of all of them what image they are of.
-fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<bool, OpenError> {
-    let mut certain = true;
+/// Takes the snapshots on disk over, and throws away what is unfinished.
+fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<(), OpenError> {
     for dir in layout.snapshots()? {
         let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         match Snapshot::image_of(&dir) {
@@ -503,11 +499,11 @@ fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<bool, OpenError
             Err(error) => {
                 let path = dir.display();
                 tracing::error!(%error, %path, "a snapshot is not read and stays as it is");
-                certain = false;
+                state.be_unsure();
             }
         }
     }
-    Ok(certain)
+    Ok(())
 }
 
 /// What cannot be moved to the trash stays until the next start.

@@ -54,6 +54,8 @@ pub(crate) struct State {
     layers: HashMap<DiffId, Layer>,
     leases: HashMap<String, HashSet<ImageId>>,
     snapshots: HashMap<String, Owned>,
+    /// There are snapshots of which it is not known what image they are of.
+    unsure: bool,
 }
 
 /// A snapshot.
@@ -404,8 +406,17 @@ impl State {
         }
     }
 
+    /// Notes that a snapshot is there whose image is not known: any may be under it, and
+    /// none is taken for abandoned as long as this store is open.
+    pub(crate) fn be_unsure(&mut self) {
+        self.unsure = true;
+    }
+
     /// Hidden images that nobody uses any more.
     pub(crate) fn abandoned(&self) -> Vec<ImageId> {
+        if self.unsure {
+            return Vec::new();
+        }
         self.images
             .iter()
             .filter(|(id, entry)| entry.record.hidden && !entry.leaving && !self.in_use(id))
@@ -754,6 +765,19 @@ mod tests {
         state.drop_snapshot("c1");
         assert_eq!(state.abandoned(), vec![a.id]);
         assert_eq!(remove(&mut state, &a), vec![layer(1)]);
+    }
+
+    /// Not at the start alone: images are collected whenever a user goes.
+    #[test]
+    fn no_image_is_abandoned_while_the_image_of_a_snapshot_is_not_known() {
+        let mut state = State::default();
+        let a = image(1, &[1], &["r/a:1"]);
+        pull(&mut state, &a);
+        state.lease(&a.id, "c1");
+        remove(&mut state, &a);
+        state.be_unsure();
+        state.release("c1");
+        assert!(state.abandoned().is_empty());
     }
 
     #[test]

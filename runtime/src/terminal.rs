@@ -8,11 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, Uid};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
 use crate::launcher::place::{Links, Root};
+pub use crate::protocol::one_way_pair as pair;
 use crate::protocol::{self, Envelope, ProtocolError, Received};
 
 /// What the kernel says that a devpts is.
@@ -55,22 +55,6 @@ impl Terminal {
         let devpts = Root::own()?.find(c"/dev/pts", Links::Refused)?;
         Self::open(devpts.as_fd(), owner)
     }
-}
-
-/// Makes the socket for a master side: the end that receives it, without waiting, and the
-/// one that sends.
-///
-/// # Errors
-/// The kernel's.
-pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (receives, sends) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    rustix::io::ioctl_fionbio(&receives, true)?;
-    Ok((receives, sends))
 }
 
 /// Sends a master side.

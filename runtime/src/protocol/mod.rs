@@ -16,8 +16,8 @@ pub use features::Features;
 pub use messages::*;
 pub(crate) use socket::read_memfd;
 pub use socket::{
-    Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, receive,
-    sealed_memfd, send,
+    Fds, Incoming, MAX_FDS, MAX_INLINE, MAX_SPILLED, ProtocolError, Received, one_way_pair,
+    receive, sealed_memfd, send,
 };
 
 /// The version that this build speaks.

@@ -12,8 +12,8 @@ use prost::Message;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
 use super::Envelope;
@@ -170,6 +170,22 @@ pub enum Received {
     Nothing,
     /// The peer is gone.
     Closed,
+}
+
+/// Makes a socket for packets that go one way: the end that receives, without waiting, and
+/// the one that sends.
+///
+/// # Errors
+/// The kernel's.
+pub fn one_way_pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    let (receives, sends) = rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::ioctl_fionbio(&receives, true)?;
+    Ok((receives, sends))
 }
 
 /// Sends one packet. `Ok(false)`: the socket is full, nothing was sent.

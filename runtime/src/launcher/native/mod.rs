@@ -30,7 +30,7 @@ use super::{Launch, LaunchError, Launcher, Order, Ready, SharedPids, StartGate, 
 use crate::devices::{EnforceError, Rule, enforce};
 use crate::exec::steps::Honoured;
 use crate::exec::{Step, keyring};
-use crate::protocol::Plan;
+use crate::protocol::{Plan, one_way_pair};
 use crate::sys::fork::{self, Child};
 use crate::sys::note::Note;
 use child::Ways;
@@ -102,7 +102,7 @@ impl Launcher for Native {
         let plan = plan.ok_or_else(|| LaunchError::failed("read the plan", "there is none"))?;
         restrict_devices(&plan, &prepare::cgroup_dirs(&create))?;
         let (gate, end) = start_pair().map_err(failed("make the start gate"))?;
-        let (socket, says) = report::pair().map_err(failed("make the report socket"))?;
+        let (socket, says) = one_way_pair().map_err(failed("make the report socket"))?;
         let prepared = {
             let shared = pids.map(|pids| Foreign::new(pids, self.shared.as_ref()));
             let shared = shared.transpose();

@@ -8,8 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 use super::super::{LaunchError, links};
@@ -260,18 +260,6 @@ pub(super) enum Packet {
     Problem(Problem),
 }
 
-/// Makes the socket: the end that receives, without waiting, and the one that sends.
-pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (receives, sends) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    rustix::io::ioctl_fionbio(&receives, true)?;
-    Ok((receives, sends))
-}
-
 /// Sends the terminal.
 pub(super) fn send_console(socket: BorrowedFd<'_>, console: BorrowedFd<'_>) -> Result<(), Errno> {
     let fds = [console];
@@ -339,12 +327,13 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::protocol::one_way_pair;
 
     #[test]
     fn every_stage_survives_the_socket() {
         let own = Own::ALL.into_iter().map(Stage::Own);
         for stage in own.chain([Stage::Process(exec::Step::Cwd)]) {
-            let (gate, socket) = pair().unwrap();
+            let (gate, socket) = one_way_pair().unwrap();
             let problem = Problem {
                 stage,
                 index: 7,
@@ -360,7 +349,7 @@ mod tests {
 
     #[test]
     fn terminal_comes_before_ready_and_the_end_is_told() {
-        let (gate, socket) = pair().unwrap();
+        let (gate, socket) = one_way_pair().unwrap();
         assert!(matches!(receive(gate.as_fd()), Err(Errno::AGAIN)));
         let mut moments = Moments::default();
         moments.mark();
