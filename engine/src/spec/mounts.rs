@@ -189,7 +189,7 @@ fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
 
 #[cfg(test)]
 mod tests {
-    use runtime::spec::{Resources, Spec, oci};
+    use runtime::spec::{Spec, oci};
     use serde_json::{Value, json};
 
     use super::*;
@@ -198,17 +198,8 @@ mod tests {
     fn written(mounts: Vec<Made>) -> Value {
         let process = oci_spec::runtime::Process::default();
         let spec = Spec {
-            process: oci::read_process(&process).expect("a process"),
-            namespaces: Vec::new(),
             mounts,
-            devices: Vec::new(),
-            device_rules: Vec::new(),
-            masked_paths: Vec::new(),
-            readonly_paths: Vec::new(),
-            readonly_root: false,
-            cgroup: String::new(),
-            limits: Resources::default(),
-            seccomp: None,
+            ..Spec::new(oci::read_process(&process).expect("a process"))
         };
         let written = oci::write(&spec).expect("text");
         serde_json::to_value(written.mounts()).expect("JSON")

@@ -259,23 +259,11 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::spec::{MountAttrFlags, Resources, Seccomp};
+    use crate::spec::{MountAttrFlags, Seccomp};
 
     fn spec(change: impl FnOnce(&mut Spec)) -> Spec {
         let process = oci_spec::runtime::Process::default();
-        let mut spec = Spec {
-            process: crate::spec::oci::read_process(&process).unwrap(),
-            namespaces: Vec::new(),
-            mounts: Vec::new(),
-            devices: Vec::new(),
-            device_rules: Vec::new(),
-            masked_paths: Vec::new(),
-            readonly_paths: Vec::new(),
-            readonly_root: false,
-            cgroup: String::new(),
-            limits: Resources::default(),
-            seccomp: None,
-        };
+        let mut spec = Spec::new(crate::spec::oci::read_process(&process).unwrap());
         change(&mut spec);
         spec
     }

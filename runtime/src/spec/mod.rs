@@ -62,6 +62,26 @@ pub struct Spec {
     pub seccomp: Option<Seccomp>,
 }
 
+impl Spec {
+    /// A process with nothing around it but its root.
+    #[must_use]
+    pub fn new(process: Process) -> Self {
+        Self {
+            process,
+            namespaces: Vec::new(),
+            mounts: Vec::new(),
+            devices: Vec::new(),
+            device_rules: Vec::new(),
+            masked_paths: Vec::new(),
+            readonly_paths: Vec::new(),
+            readonly_root: false,
+            cgroup: String::new(),
+            limits: Resources::default(),
+            seccomp: None,
+        }
+    }
+}
+
 /// What a process is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Process {

@@ -391,7 +391,6 @@ fn rlimit_number(limit: PosixRlimitType) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Resources;
     use super::*;
     use crate::exec::capability_number;
 
@@ -449,19 +448,7 @@ mod tests {
     }
 
     fn spec(process: Process) -> Spec {
-        Spec {
-            process,
-            namespaces: Vec::new(),
-            mounts: Vec::new(),
-            devices: Vec::new(),
-            device_rules: Vec::new(),
-            masked_paths: Vec::new(),
-            readonly_paths: Vec::new(),
-            readonly_root: false,
-            cgroup: String::new(),
-            limits: Resources::default(),
-            seccomp: None,
-        }
+        Spec::new(process)
     }
 
     #[test]
