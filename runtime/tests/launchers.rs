@@ -104,6 +104,8 @@ macro_rules! launcher_suite {
                 streams {
                     long_output_is_complete,
                     reopened_log_loses_nothing,
+                    followed_log_is_whole_before_its_next_file,
+                    log_at_rest_goes_on_by_itself,
                     full_disk_never_blocks_the_container,
                     output_without_a_log_is_dropped,
                     log_that_cannot_be_opened_is_named,

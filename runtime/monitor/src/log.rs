@@ -25,12 +25,16 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
+use crate::connection::ReplyTo;
 use crate::log_writer;
 use crate::reactor::{Key, Reactor, Source, Token};
 
 /// How often a writer is looked at, nanoseconds. One that has got nowhere in
 /// between is stalled; one that had nothing to do is sent away.
 const LOOK: u64 = 5_000_000_000;
+/// How long a log that came to rest waits to be opened again, nanoseconds: the
+/// container's output waits as long.
+const REST: u64 = 500_000_000;
 /// How long a writer must have lived to be replaced at once.
 const SHORT_LIFE: u64 = 1_000_000_000;
 
@@ -49,6 +53,11 @@ pub(crate) struct Log {
     /// When to look at it again, monotonic nanoseconds.
     look_at: Option<u64>,
     stalled: bool,
+    /// Until when no writer is made, monotonic nanoseconds: its next file is about to
+    /// be there.
+    rests_until: Option<u64>,
+    /// Who is to be told that nothing is on its way to the file.
+    settling: Vec<ReplyTo>,
 }
 
 /// A writer and the way to it.
@@ -84,18 +93,44 @@ impl Log {
             lost: 0,
             look_at: None,
             stalled: false,
+            rests_until: None,
+            settling: Vec::new(),
         }
+    }
+
+    /// Lets what was appended be written, and takes nothing until it is opened
+    /// again or [`REST`] is over.
+    pub(crate) fn settle(&mut self, reply: ReplyTo, now: u64, reactor: &mut Reactor) {
+        self.rests_until = Some(now.saturating_add(REST));
+        self.settling.push(reply);
+        self.finish(reactor);
+    }
+
+    /// Who can be told that nothing is on its way to the file any more, or that this
+    /// takes too long.
+    pub(crate) fn take_settled(&mut self) -> Vec<ReplyTo> {
+        if self.writer.is_some() && self.rests_until.is_some() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.settling)
     }
 
     /// Goes on in another file: what is in the pipe still goes to the former one.
     pub(crate) fn reopen(&mut self, file: OwnedFd, reactor: &mut Reactor) {
         self.file = Rc::new(file);
+        self.rests_until = None;
         self.finish(reactor);
+        self.flush(reactor);
     }
 
     /// Its path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether somebody waits for it to come to rest.
+    pub(crate) fn is_settling(&self) -> bool {
+        !self.settling.is_empty()
     }
 
     /// Whether there is no room: nothing may be appended.
@@ -199,11 +234,18 @@ impl Log {
 
     /// When it has to be looked at.
     pub(crate) fn deadline(&self) -> Option<u64> {
-        self.look_at
+        self.look_at.into_iter().chain(self.rests_until).min()
     }
 
-    /// Looks how far the writer got.
+    /// Looks how far the writer got, and whether the log has rested long enough.
     pub(crate) fn look(&mut self, now: u64, reactor: &mut Reactor) {
+        if self.rests_until.is_some_and(|until| until <= now) {
+            self.rests_until = None;
+            self.flush(reactor);
+        }
+        if self.look_at.is_none_or(|at| at > now) {
+            return;
+        }
         self.look_at = None;
         let Some(writer) = &mut self.writer else {
             return self.flush(reactor);
@@ -228,6 +270,9 @@ impl Log {
     /// bytes went in.
     fn send(&mut self, records: &[u8], reactor: &mut Reactor) -> usize {
         if self.writer.is_none() {
+            if self.rests_until.is_some() {
+                return 0;
+            }
             match Writer::start(&self.file) {
                 Ok(writer) => self.writer = Some(writer),
                 Err(_) => {

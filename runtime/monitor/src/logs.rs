@@ -53,9 +53,19 @@ impl Monitor {
             container
                 .output
                 .proceed(&mut self.scratch, &mut self.reactor);
+            self.tell_settled(key);
             self.tell_when_written(key);
         } else {
             self.let_leave();
+        }
+    }
+
+    /// Answers who waits for a log to come to rest.
+    pub(crate) fn tell_settled(&mut self, key: Key) {
+        let container = self.containers.get_mut(&key);
+        let log = container.and_then(|container| container.output.log_mut());
+        for reply in log.map(Log::take_settled).unwrap_or_default() {
+            self.reply(reply, Ok(Body::Done(protocol::Empty {})));
         }
     }
 

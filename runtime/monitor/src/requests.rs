@@ -25,6 +25,10 @@ const DONE: Body = Body::Done(Empty {});
 /// most pods get all their containers at once.
 const REST: u64 = 1_000_000_000;
 
+fn no_log(id: &str) -> Failure {
+    Failure::new(FailureKind::WrongState, id, "it has no log")
+}
+
 impl Monitor {
     /// Does what was asked for, or begins it.
     pub(crate) fn request(&mut self, body: Body, fds: Fds, reply: ReplyTo) {
@@ -33,6 +37,7 @@ impl Monitor {
             Body::List(_) => Ok(Body::Containers(self.list())),
             Body::Signal(signal) => self.signal(&signal).map(|()| DONE),
             Body::Attach(order) => self.attach(&order, fds).map(|()| DONE),
+            Body::SettleLog(name) => return self.settle_log(&name.id, reply),
             Body::ReopenLog(order) => self.reopen_log(&order, fds).map(|()| DONE),
             Body::CancelExec(order) => {
                 let connection = reply.connection;
@@ -198,12 +203,26 @@ impl Monitor {
         })
     }
 
+    /// Lets a log come to rest; answers when it has.
+    fn settle_log(&mut self, id: &str, reply: ReplyTo) {
+        let key = match self.find(id) {
+            Ok(key) => key,
+            Err(failure) => return self.reply(reply, Err(failure)),
+        };
+        let container = self.containers.get_mut(&key);
+        match container.and_then(|container| container.output.log_mut()) {
+            Some(log) => log.settle(reply, monotonic_now(), &mut self.reactor),
+            None => return self.reply(reply, Err(no_log(id))),
+        }
+        self.tell_settled(key);
+    }
+
     fn reopen_log(&mut self, order: &ReopenLog, mut fds: Fds) -> Result<(), Failure> {
         let key = self.find(&order.id)?;
         let wrong = |message: String| Failure::new(FailureKind::WrongState, &order.id, message);
         let container = self.containers.get_mut(&key);
         let log = container.and_then(|container| container.output.log_mut());
-        let log = log.ok_or_else(|| wrong("it has no log".to_owned()))?;
+        let log = log.ok_or_else(|| no_log(&order.id))?;
         let file = match order.log_fd {
             Some(slot) => fds
                 .take(Some(slot), "the log")
@@ -211,6 +230,7 @@ impl Monitor {
             None => output::open_log(log.path())?,
         };
         log.reopen(file, &mut self.reactor);
+        self.log_has_room(key);
         Ok(())
     }
 

@@ -359,6 +359,7 @@ fn step_name(request: &Body) -> &'static str {
         Body::Exec(_) => "monitor: exec",
         Body::Delete(_) => "monitor: delete",
         Body::List(_) => "monitor: list",
+        Body::SettleLog(_) => "monitor: settle log",
         Body::ReopenLog(_) => "monitor: reopen log",
         Body::Shutdown(_) => "monitor: shutdown",
         _ => "monitor: request",

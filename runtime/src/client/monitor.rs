@@ -460,6 +460,14 @@ impl Monitor {
     /// The container is unknown, has no log, or it cannot be opened; then the
     /// old file is written on.
     pub async fn reopen_log(&self, container: &str, path: &Path) -> Result<(), MonitorError> {
+        // Whoever follows the log leaves the former file when he sees the new one, and
+        // would miss what is written to the former after that.
+        if self.can(Features::SETTLE_LOG) {
+            let id = container.to_owned();
+            let order = Body::SettleLog(ContainerName { id });
+            let answer = self.inner.connection.ask(order, &[]).await?;
+            done(answer.envelope.body.as_ref(), "settle the log")?;
+        }
         let log = open_log(path.to_owned()).await?;
         let fds = [log.as_fd()];
         let given = self.can(Features::LOG_DESCRIPTOR);

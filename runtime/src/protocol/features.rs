@@ -29,15 +29,18 @@ impl Features {
     /// Clients can be connected to the streams of containers and of processes that are
     /// run, and have terminals.
     pub const STREAMS: Self = Self(1 << 5);
+    /// A log can be brought to rest before its next file is there.
+    pub const SETTLE_LOG: Self = Self(1 << 6);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
         (Self::SECCOMP_FLAGS, "flags of a seccomp filter"),
         (Self::PID_TARGET, "PID namespaces by their container"),
         (Self::STREAMS, "streams of clients"),
+        (Self::SETTLE_LOG, "bringing a log to rest"),
     ];
 
     /// What this build knows.
@@ -88,6 +91,7 @@ impl Features {
     pub fn needed_by(body: &Body) -> Self {
         match body {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
+            Body::SettleLog(_) => Self::SETTLE_LOG,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
             Body::Attach(_) => Self::STREAMS,
@@ -121,7 +125,8 @@ mod tests {
                 "ending a process that was run",
                 "flags of a seccomp filter",
                 "PID namespaces by their container",
-                "streams of clients"
+                "streams of clients",
+                "bringing a log to rest"
             ]
         );
     }

@@ -55,7 +55,7 @@ pub struct Envelope {
     /// What is said.
     #[prost(
         oneof = "Body",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 30, 31, 32, 33, 34, 35, 36, 37, 38, 50, 51, 52"
     )]
     pub body: Option<Body>,
 }
@@ -127,6 +127,12 @@ pub enum Body {
     /// Connects a client to a container's streams.
     #[prost(message, tag = "23")]
     Attach(Attach),
+    /// Has a container's log written out, before `ReopenLog`. Answered when nothing is
+    /// on its way to the file any more. Until then, and until the log is opened again,
+    /// what the container writes waits: for half a second at most, after which the
+    /// file is written on.
+    #[prost(message, tag = "24")]
+    SettleLog(ContainerName),
 
     /// Answers `Hello`.
     #[prost(message, tag = "30")]

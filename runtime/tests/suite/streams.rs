@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use runtime::client::MonitorError;
 use runtime::mount::{TmpfsFlags, tmpfs};
 
-use crate::support::{Kind, Pod, TestContainer, TestSpec, wait_until};
+use crate::support::{Kind, Pod, TestContainer, TestSpec, until, wait_until};
 
 /// Long lines are split, order is kept, nothing is lost.
 pub(crate) async fn long_output_is_complete(launcher: Kind) {
@@ -71,6 +71,52 @@ pub(crate) async fn reopened_log_loses_nothing(launcher: Kind) {
         pod.monitor.reopen_log("nobody", &container.log).await,
         Err(MonitorError::UnknownContainer(_))
     ));
+    pod.end().await;
+}
+
+/// Who follows a log by its name gets every line across its rotation: the former file
+/// is whole before the new one is there.
+pub(crate) async fn followed_log_is_whole_before_its_next_file(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let endless = "yes 0123456789";
+    let container = pod.run(&TestSpec::shell(endless)).await;
+    for number in 0..10 {
+        let old = container.log.with_extension(number.to_string());
+        std::fs::rename(&container.log, &old).unwrap();
+        let (path, former) = (container.log.clone(), old.clone());
+        let follower = std::thread::spawn(move || {
+            while !path.exists() {
+                std::hint::spin_loop();
+            }
+            std::fs::metadata(&former).unwrap().len()
+        });
+        let reopened = pod.monitor.reopen_log(&container.id, &container.log).await;
+        reopened.unwrap();
+        let seen = follower.join().unwrap();
+        until(|| std::fs::metadata(&container.log).unwrap().len() > 0).await;
+        assert_eq!(std::fs::metadata(&old).unwrap().len(), seen, "{number}");
+    }
+    pod.end().await;
+}
+
+/// A log that is brought to rest and never opened again is written on.
+pub(crate) async fn log_at_rest_goes_on_by_itself(launcher: Kind) {
+    let mut pod = Pod::new(launcher).await;
+    let endless = "while :; do echo line; sleep 0.01; done";
+    let container = pod.run(&TestSpec::shell(endless)).await;
+    // The folder's place is taken: the new file cannot be made.
+    let folder = container.log.parent().unwrap().to_owned();
+    let moved = folder.with_extension("moved");
+    std::fs::rename(&folder, &moved).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let refused = pod.monitor.reopen_log(&container.id, &container.log).await;
+    refused.unwrap_err();
+    let former = moved.join(container.log.file_name().unwrap());
+    let length = || std::fs::metadata(&former).unwrap().len();
+    let before = length();
+    until(|| length() > before).await;
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&moved, &folder).unwrap();
     pod.end().await;
 }
 

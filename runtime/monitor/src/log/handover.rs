@@ -65,6 +65,8 @@ impl Log {
             pending,
             lost,
             stalled,
+            rests_until: None,
+            settling: Vec::new(),
         };
         if log.is_full()
             && let Some(writer) = &mut log.writer

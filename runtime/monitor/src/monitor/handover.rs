@@ -16,6 +16,7 @@ use crate::connection::{Connection, ReplyTo};
 use crate::container::{Container, State, raw};
 use crate::execs::Exec;
 use crate::handover::Kept;
+use crate::log::Log;
 use crate::output::{Output, Scratch};
 use crate::reactor::{Reactor, Source};
 use crate::startup::Descriptors;
@@ -37,11 +38,18 @@ impl Monitor {
             Some("a container is being made or started")
         } else if self.containers.values().any(|one| one.recorder.is_some()) {
             Some("an exit is being written down")
+        } else if self.is_settling() {
+            Some("a log is being written out")
         } else if !self.delivered.is_empty() || !self.execs.values().all(Exec::runs) {
             Some("a process is being run")
         } else {
             None
         }
+    }
+
+    fn is_settling(&self) -> bool {
+        let mut logs = self.containers.values().filter_map(|one| one.output.log());
+        logs.any(Log::is_settling)
     }
 
     /// All of it, for the next program.
