@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 use super::{ServeArgs, log};
 use crate::cgroups::LeftParents;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Streaming};
 use crate::context::Engine;
 use crate::ids::PodId;
 use crate::metrics::{self, Metrics};
@@ -32,7 +32,7 @@ use crate::server;
 use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
-use crate::stream::{self, Streams};
+use crate::stream::{self, Certificates, Streams};
 use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
@@ -82,10 +82,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         Some(address) => Some(metrics::bind(address).await?),
         None => None,
     };
-    let sessions = TcpListener::bind(config.streaming)
+    let Streaming { address, tls } = config.streaming.clone();
+    let sessions = TcpListener::bind(address)
         .await
-        .with_context(|| format!("listen at {} for exec and attach", config.streaming))?;
-    let streams = Streams::at(sessions.local_addr().context("find the own address")?);
+        .with_context(|| format!("listen at {address} for exec and attach"))?;
+    let certificates = tls.map(Certificates::open).transpose()?;
+    let streams = Streams::at(
+        sessions.local_addr().context("find the own address")?,
+        certificates.is_some(),
+    );
     let engine = Arc::new(open(config, streams).await?);
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
@@ -99,7 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
-    let sessions = tokio::spawn(stream::serve(sessions, Arc::clone(&engine)));
+    let sessions = tokio::spawn(stream::serve(sessions, certificates, Arc::clone(&engine)));
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
     let serving = server::serve(listener, &listen, &engine, stopped);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::raw::{self, Raw};
 use super::{
     Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
-    Registry, parse_address,
+    Registry, Streaming, StreamingTls, parse_address,
 };
 
 /// What can be wrong with a configuration.
@@ -199,22 +199,46 @@ fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
     Ok(Cgroup { hierarchy })
 }
 
-/// Where exec, attach and port-forward are served: bytes go in the clear, so nowhere but
-/// on the node itself.
-fn check_streaming(streaming: raw::Streaming) -> Result<SocketAddr, ConfigError> {
-    let raw::Streaming { address, port } = streaming;
+/// In the clear, bytes go nowhere but to the node itself.
+fn check_streaming(streaming: raw::Streaming) -> Result<Streaming, ConfigError> {
+    let raw::Streaming {
+        address,
+        port,
+        tls_certificate,
+        tls_key,
+        tls_client_ca,
+    } = streaming;
     let ip = match address {
         None => IpAddr::from(Ipv4Addr::LOCALHOST),
         Some(text) => parse_address(&text)
             .ok_or_else(|| wrong("streaming.address", format!("{text:?} is no IP address")))?,
     };
-    if !ip.is_loopback() {
-        return Err(not_yet(
-            "streaming.address",
-            "streaming to other addresses than loopback, which needs TLS",
-        ));
+    let tls = match (tls_certificate, tls_key, tls_client_ca) {
+        (Some(certificate), Some(key), client_ca) => Some(StreamingTls {
+            certificate: absolute("streaming.tls_certificate", certificate)?,
+            key: absolute("streaming.tls_key", key)?,
+            client_ca: client_ca
+                .map(|path| absolute("streaming.tls_client_ca", path))
+                .transpose()?,
+        }),
+        (None, None, None) => None,
+        _ => {
+            let reason =
+                "a certificate and its key belong together, and authorities of clients to both";
+            return Err(wrong("streaming.tls_certificate, tls_key", reason));
+        }
+    };
+    if ip.is_unspecified() {
+        let reason = format!("{ip} stands for many addresses; name the one that clients reach");
+        return Err(wrong("streaming.address", reason));
     }
-    Ok(SocketAddr::new(ip, port.unwrap_or(0)))
+    if !ip.is_loopback() && tls.is_none() {
+        let reason =
+            format!("{ip} is not of this node alone: it needs tls_certificate and tls_key");
+        return Err(wrong("streaming.address", reason));
+    }
+    let address = SocketAddr::new(ip, port.unwrap_or(0));
+    Ok(Streaming { address, tls })
 }
 
 fn check_cni(cni: raw::Cni) -> Result<Cni, ConfigError> {
@@ -518,7 +542,6 @@ mod tests {
     fn a_key_whose_feature_is_not_there_is_refused_by_name() {
         for (text, key) in [
             ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
-            ("[streaming]\naddress = \"0.0.0.0\"\n", "streaming.address"),
             (
                 "[runtime.handlers.x]\nlauncher = \"shim\"\n",
                 "runtime.handlers.x.launcher",
@@ -566,6 +589,13 @@ mod tests {
             ("[runtime]\nopen_files = 3\n", "runtime.open_files"),
             ("[runtime.handlers.x]\n", "runtime.handlers.x.launcher"),
             ("[streaming]\naddress = \"nowhere\"\n", "streaming.address"),
+            ("[streaming]\naddress = \"0.0.0.0\"\n", "streaming.address"),
+            ("[streaming]\naddress = \"10.0.0.1\"\n", "streaming.address"),
+            ("[streaming]\ntls_key = \"/key\"\n", "streaming.tls_"),
+            (
+                "[streaming]\ntls_key = \"/key\"\ntls_certificate = \"x\"\n",
+                "streaming.tls_certificate",
+            ),
         ] {
             let error = with(&[("x.toml", text)]).expect_err("wrong");
             assert!(matches!(error, ConfigError::Value { .. }), "{error}");

@@ -153,7 +153,7 @@ pub(crate) struct Config {
     /// `--listen`.
     pub(crate) listen: PathBuf,
     /// Where exec, attach and port-forward are served; port 0: any.
-    pub(crate) streaming: SocketAddr,
+    pub(crate) streaming: Streaming,
     /// Cgroup settings.
     pub(crate) cgroup: Cgroup,
     /// Network settings.
@@ -252,6 +252,26 @@ pub(crate) fn load(places: &Places) -> Result<Config, ConfigError> {
 /// The text of a file with all defaults, for `slipway config default`.
 pub(crate) fn default_text() -> &'static str {
     include_str!("default.toml")
+}
+
+/// Where and how exec, attach and port-forward are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Streaming {
+    /// Where; port 0: any.
+    pub(crate) address: SocketAddr,
+    /// `None`: in the clear.
+    pub(crate) tls: Option<StreamingTls>,
+}
+
+/// Files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct StreamingTls {
+    /// The chain of certificates that is shown, the server's own first.
+    pub(crate) certificate: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
+    /// Authorities; with them clients have to show a certificate of one of these.
+    pub(crate) client_ca: Option<PathBuf>,
 }
 
 /// An address that a stream server may listen on.

@@ -52,6 +52,9 @@ pub(crate) struct Registry {
 pub(crate) struct Streaming {
     pub(crate) address: Option<String>,
     pub(crate) port: Option<u16>,
+    pub(crate) tls_certificate: Option<PathBuf>,
+    pub(crate) tls_key: Option<PathBuf>,
+    pub(crate) tls_client_ca: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -8,6 +8,7 @@
 //! way. A session ends with its client, and the engine's end ends all of them: a command
 //! is ended with its client, a container is not.
 
+mod certificates;
 mod command;
 mod pipes;
 mod ports;
@@ -23,6 +24,7 @@ use tokio::net::TcpListener;
 
 use crate::context::Engine;
 use crate::ids::{ContainerId, PodId};
+pub(crate) use certificates::Certificates;
 use tokens::Tokens;
 
 /// After this long without a byte in either direction a session ends: the kubelet's
@@ -82,6 +84,7 @@ impl Session {
 pub(crate) struct Streams {
     tokens: Tokens,
     address: SocketAddr,
+    scheme: &'static str,
 }
 
 /// There are too many of them: nobody connects to what he has asked for.
@@ -91,10 +94,11 @@ pub(crate) struct TooManySessions(usize);
 
 impl Streams {
     /// None yet, at the server with this address.
-    pub(crate) fn at(address: SocketAddr) -> Self {
+    pub(crate) fn at(address: SocketAddr, tls: bool) -> Self {
         Self {
             tokens: Tokens::default(),
             address,
+            scheme: if tls { "https" } else { "http" },
         }
     }
 
@@ -105,20 +109,40 @@ impl Streams {
     pub(crate) fn expect(&self, session: Session) -> Result<String, TooManySessions> {
         let path = session.path();
         let token = self.tokens.add(session)?;
-        Ok(format!("http://{}/{path}/{token}", self.address))
+        let Self {
+            scheme, address, ..
+        } = self;
+        Ok(format!("{scheme}://{address}/{path}/{token}"))
     }
 }
 
-/// Serves sessions until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, engine: Arc<Engine>) {
+/// Serves sessions until it is dropped, under TLS with a certificate.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    certificates: Option<Certificates>,
+    engine: Arc<Engine>,
+) {
     let sessions = Sessions(Arc::downgrade(&engine));
     drop(engine);
     let options = Options {
-        tls: None,
+        tls: certificates.as_ref().map(Certificates::shown),
         idle: IDLE,
         creation: CREATION,
     };
-    if let Err(error) = streaming::serve(listener, sessions, options).await {
+    let renewing = async {
+        match certificates {
+            Some(certificates) => certificates.renew().await,
+            None => std::future::pending().await,
+        }
+    };
+    let serving = streaming::serve(listener, sessions, options);
+    tokio::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        // Nobody renews the certificate while the engine ends.
+        () = renewing => serving.await,
+    };
+    if let Err(error) = ended {
         tracing::error!(%error, "exec, attach and port-forward are not served any more");
     }
 }

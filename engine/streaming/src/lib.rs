@@ -23,6 +23,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 pub use channels::{Channels, Gone, Input, Outcome, Output, Size};
 pub use ports::{Duplex, PortError, PortRequest, PortRequests};
 pub use server::serve;
@@ -83,8 +85,9 @@ pub trait Handler: Clone + Send + Sync + 'static {
 /// How the server serves.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// With it, the server speaks TLS alone.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// With it, the server speaks TLS alone: each connection as this says when it comes,
+    /// so that a certificate can be renewed.
+    pub tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
     /// No byte either way for so long ends a connection; the kubelet's default
     /// is four hours.
     pub idle: Duration,

@@ -22,7 +22,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
@@ -171,7 +171,7 @@ async fn connection<H: Handler>(
 ) {
     let tcp = Tcp::new(stream);
     let line = tcp.line();
-    let greeting = greet(tcp, &handler, options.tls.clone());
+    let greeting = greet(tcp, &handler, options.tls.as_ref());
     let (socket, begun, granted) = match tokio::time::timeout(options.creation, greeting).await {
         Ok(Ok(Some(granted))) => granted,
         Ok(Ok(None)) => return,
@@ -207,11 +207,14 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 async fn greet<H: Handler>(
     tcp: Tcp,
     handler: &H,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<&watch::Receiver<Arc<rustls::ServerConfig>>>,
 ) -> Result<Option<(Socket, BytesMut, Granted<H::Session>)>, Failure> {
     let socket = match tls {
         None => Socket::Plain(tcp),
-        Some(config) => Socket::Tls(Box::new(TlsAcceptor::from(config).accept(tcp).await?)),
+        Some(config) => {
+            let acceptor = TlsAcceptor::from(Arc::clone(&config.borrow()));
+            Socket::Tls(Box::new(acceptor.accept(tcp).await?))
+        }
     };
     let (grant, mut granted) = mpsc::channel(1);
     let service = service_fn(|request: Request<Incoming>| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use streaming::Wants;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
 use crate::site::{Job, Site, soon};
 use crate::spdy::{Got, Spdy, greet, upgrade};
@@ -285,8 +286,12 @@ async fn silence_and_missing_streams_end_a_connection() {
     assert_eq!(client.next().await, Got::Eof);
 }
 
-#[tokio::test]
-async fn tls_changes_nothing() {
+/// A certificate for the name `node`, and what believes in it.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+fn certified() -> (Arc<rustls::ServerConfig>, tokio_rustls::TlsConnector) {
     let certified = rcgen::generate_simple_self_signed(["node".to_owned()]).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(certified.signing_key.serialize_der());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -303,19 +308,19 @@ async fn tls_changes_nothing() {
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
-    let site = Site::with(
-        Some(Arc::new(server)),
-        Duration::from_secs(60),
-        Duration::from_secs(30),
-    )
-    .await;
+    (Arc::new(server), Arc::new(trust).into())
+}
+
+#[tokio::test]
+async fn tls_changes_nothing() {
+    let (server, connector) = certified();
+    let tls = watch::Sender::new(server);
+    let brief = Duration::from_secs(30);
+    let site = Site::with(Some(tls.subscribe()), Duration::from_secs(60), brief).await;
 
     let stream = TcpStream::connect(site.address).await.unwrap();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(trust));
-    let stream = connector
-        .connect("node".try_into().unwrap(), stream)
-        .await
-        .unwrap();
+    let stream = connector.connect("node".try_into().unwrap(), stream);
+    let stream = stream.await.unwrap();
     let path = format!("/attach/{}", site.token(Job::Cat(0), ALL));
     let (head, stream) = greet(stream, &upgrade(&path, "v4.channel.k8s.io")).await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
@@ -324,6 +329,17 @@ async fn tls_changes_nothing() {
     for kind in ["error", "stdin", "stdout", "stderr"] {
         ids.push(client.open(kind).await);
     }
+
+    // Another certificate is for those who come then; who is there stays.
+    let (renewed, believer) = certified();
+    tls.send_replace(renewed);
+    let stream = TcpStream::connect(site.address).await.unwrap();
+    let refused = connector.connect("node".try_into().unwrap(), stream).await;
+    assert!(refused.is_err(), "the former certificate is shown");
+    let stream = TcpStream::connect(site.address).await.unwrap();
+    let taken = believer.connect("node".try_into().unwrap(), stream).await;
+    drop(taken.unwrap());
+
     client.send(ids[1], b"secret", true).await;
     let streams = client.rest().await;
     assert_eq!(

@@ -85,7 +85,7 @@ impl Site {
     }
 
     pub(crate) async fn with(
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<watch::Receiver<Arc<rustls::ServerConfig>>>,
         idle: Duration,
         creation: Duration,
     ) -> Self {
