@@ -17,6 +17,7 @@ pub mod guard;
 pub mod host;
 pub mod image;
 pub mod isolation;
+pub mod session;
 pub mod walk;
 
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ pub mod plan;
 pub mod plot;
 pub mod population;
 pub mod report;
+pub mod streams;
 
 use std::io::IsTerminal;
 

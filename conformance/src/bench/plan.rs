@@ -6,7 +6,7 @@ use super::contestant::Contestant;
 use super::figures::Section;
 use super::latency::{Life, Rhythm};
 use super::population::Wanted;
-use super::{Progress, burst, exec, latency, logs, population};
+use super::{Progress, burst, exec, latency, logs, population, streams};
 use crate::engine::Engine;
 
 /// What can be measured.
@@ -33,6 +33,8 @@ pub enum Mode {
     Restart,
     /// Throughput of a container's log.
     Logs,
+    /// Exec, attach and port-forward.
+    Streams,
 }
 
 /// How much is measured.
@@ -58,7 +60,7 @@ pub struct Plan {
     pub containers: usize,
     /// How long the daemon is watched.
     pub idle: Duration,
-    /// How long a container writes.
+    /// How long a container writes, its log or a stream.
     pub logs: Duration,
 }
 
@@ -117,6 +119,10 @@ impl Plan {
         }
         if wants(Mode::Logs) {
             let section = Box::pin(logs::measure(contestants, self.logs, progress));
+            results.sections.push(section.await?);
+        }
+        if wants(Mode::Streams) {
+            let section = Box::pin(streams::measure(contestants, self.logs, progress));
             results.sections.push(section.await?);
         }
         progress.done();

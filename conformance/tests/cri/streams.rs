@@ -8,24 +8,15 @@
 
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use conformance::session::{self, OUTCOME, SIZE, STDERR, STDIN, STDOUT};
 use proto::v1;
-use tokio::net::TcpStream;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::tungstenite::Error;
 use tonic::Code;
 
 use crate::rig::{DEADLINE, Rig, runs, with_own_engine};
 
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
-const OUTCOME: u8 = 3;
-const SIZE: u8 = 4;
-
 /// A client of a session.
-struct Session(WebSocketStream<TcpStream>);
+struct Session(session::Session);
 
 /// What came of a session: stdout, stderr, and what was said of the end.
 #[derive(Default)]
@@ -36,22 +27,13 @@ struct Ended {
 }
 
 async fn connect(url: &str) -> Result<Session, Error> {
-    let url = url.replacen("http://", "ws://", 1);
-    let mut request = url.as_str().into_client_request().expect("a URL");
-    let protocol = "v5.channel.k8s.io".parse().expect("a header");
-    request
-        .headers_mut()
-        .insert("Sec-WebSocket-Protocol", protocol);
-    let authority = url.split('/').nth(2).expect("an authority");
-    let stream = TcpStream::connect(authority).await.expect("the server");
-    let (socket, _) = tokio_tungstenite::client_async(request, stream).await?;
-    Ok(Session(socket))
+    let session = session::Session::begin(url, "v5.channel.k8s.io");
+    session.await.map(Session)
 }
 
 impl Session {
     async fn send(&mut self, channel: u8, bytes: &[u8]) {
-        let message = [&[channel], bytes].concat();
-        self.0.send(Message::binary(message)).await.expect("sent");
+        self.0.send(channel, bytes).await.expect("sent");
     }
 
     /// Ends what is sent on a channel.
@@ -61,17 +43,9 @@ impl Session {
 
     /// The next piece of a channel; `None` at the end.
     async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
-        loop {
-            let message = tokio::time::timeout(DEADLINE, self.0.next()).await;
-            match message.expect("in time")? {
-                Ok(Message::Binary(bytes)) => {
-                    let (channel, bytes) = bytes.split_first().expect("a channel");
-                    return Some((*channel, bytes.to_vec()));
-                }
-                Ok(Message::Close(_)) | Err(_) => return None,
-                Ok(_) => {}
-            }
-        }
+        let piece = tokio::time::timeout(DEADLINE, self.0.next()).await;
+        let piece = piece.expect("in time").expect("a piece of a channel");
+        piece.map(|(channel, bytes)| (channel, bytes.to_vec()))
     }
 
     /// Reads until a text has come on stdout.
@@ -155,6 +129,33 @@ fn a_terminal_has_the_clients_size_and_its_end_is_told() {
         session.send(STDIN, b"go\n").await;
         session.until("33 77").await;
         assert!(session.ended().await.outcome.contains("NonZeroExitCode"));
+    });
+}
+
+#[test]
+fn a_terminal_whose_command_ends_at_once_says_all() {
+    with_own_engine(async |rig| {
+        let (_, id) = rig.running("brief", &["/bin/sleep", "1000"]).await;
+        for round in 0..20 {
+            let request = v1::ExecRequest {
+                tty: true,
+                stderr: false,
+                ..command(&id, "seq 1 20000")
+            };
+            let mut brief = Vec::new();
+            for _ in 0..4 {
+                let request = v1::ExecRequest {
+                    cmd: vec!["/bin/echo".to_owned(), "brief".to_owned()],
+                    ..request.clone()
+                };
+                brief.push(exec(rig, request).await);
+            }
+            for mut session in brief {
+                assert_eq!(session.ended().await.stdout, b"brief\r\n", "{round}");
+            }
+            let said = exec(rig, request).await.ended().await.stdout;
+            assert!(said.ends_with(b"\r\n20000\r\n"), "{round}: {}", said.len());
+        }
     });
 }
 

@@ -183,23 +183,20 @@ async fn with_terminal(
             // Why there is none is what the command's failure says.
             Err(_) => return running.await,
         },
-        exit = &mut running => return exit,
+        // It may have ended as soon as it had sent its terminal.
+        exit = &mut running => match expected.arrived() {
+            Some(terminal) => {
+                let mut output = stdout;
+                return terminal.pass_out(&mut output, std::future::ready(exit)).await;
+            }
+            None => return exit,
+        },
     };
     let mut output = stdout;
-    let exit = {
-        let reading = async {
-            terminal.pass_out(&mut output).await;
-            // Nobody has the terminal any more: the command's end is still to be told.
-            pending::<()>().await;
-        };
-        tokio::select! {
-            exit = &mut running => exit,
-            () = reading => unreachable!("it never ends"),
-            () = control(&terminal, stdin, sizes) => unreachable!("it never ends"),
-        }
-    };
-    terminal.pass_rest(&mut output).await;
-    exit
+    tokio::select! {
+        exit = terminal.pass_out(&mut output, running) => exit,
+        () = control(&terminal, stdin, sizes) => unreachable!("it never ends"),
+    }
 }
 
 /// Passes on what the client types and how large his terminal is; never ends.

@@ -35,29 +35,51 @@ pub(super) fn expect() -> io::Result<(Expected, OwnedFd)> {
 
 impl Expected {
     /// Waits for it. An error: whoever was to send it did not.
-    pub(super) async fn arrives(self) -> io::Result<Terminal> {
+    pub(super) async fn arrives(&self) -> io::Result<Terminal> {
         loop {
             let mut ready = self.0.readable().await?;
             let received = ready.try_io(|socket| Ok(terminal::receive(socket.as_fd())?));
             match received {
-                Ok(master) => return Ok(Terminal(Arc::new(watch(master?)?))),
+                Ok(master) => return Terminal::new(master?),
                 Err(_not_yet) => {}
             }
         }
     }
+
+    /// The one that has arrived by now, if any.
+    pub(super) fn arrived(&self) -> Option<Terminal> {
+        let master = terminal::receive(self.0.as_fd()).ok()?;
+        Terminal::new(master).ok()
+    }
 }
 
 impl Terminal {
-    /// Passes on what is written there, until nobody has it any more.
-    pub(super) async fn pass_out(&self, output: &mut Option<Output>) {
+    fn new(master: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Arc::new(watch(master)?)))
+    }
+
+    /// Passes on what is written there, until the command has ended that it was opened
+    /// for; answers how. What was read is passed on whole, however slow the client.
+    pub(super) async fn pass_out<T>(
+        &self,
+        output: &mut Option<Output>,
+        mut command: impl Future<Output = T> + Unpin,
+    ) -> T {
         let mut piece = vec![0; PIECE];
         loop {
-            let Ok(mut ready) = self.0.readable().await else {
-                return;
+            let ready = tokio::select! {
+                ready = self.0.readable() => ready,
+                end = &mut command => {
+                    self.pass_rest(output).await;
+                    return end;
+                }
+            };
+            let Ok(mut ready) = ready else {
+                return command.await;
             };
             match ready.try_io(|master| Ok(rustix::io::read(master, &mut piece)?)) {
                 // EIO: the last who had it is gone.
-                Ok(Ok(0) | Err(_)) => return,
+                Ok(Ok(0) | Err(_)) => return command.await,
                 Ok(Ok(read)) => give(output, piece.get(..read).unwrap_or_default()).await,
                 Err(_nothing_yet) => {}
             }
@@ -65,7 +87,7 @@ impl Terminal {
     }
 
     /// Passes on what is there now.
-    pub(super) async fn pass_rest(&self, output: &mut Option<Output>) {
+    async fn pass_rest(&self, output: &mut Option<Output>) {
         let mut piece = vec![0; PIECE];
         let mut rest = REST;
         while rest > 0
