@@ -188,5 +188,6 @@ macro_rules! oci_launcher {
 
 own_launcher!(libcontainer, crate::support::Kind::Libcontainer);
 own_launcher!(native, crate::support::Kind::Native);
+own_launcher!(inside, crate::support::Kind::Inside);
 oci_launcher!(runc, crate::support::Kind::Runc);
 oci_launcher!(crun, crate::support::Kind::Crun);

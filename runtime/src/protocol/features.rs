@@ -30,14 +30,18 @@ impl Features {
     /// run, and have terminals.
     pub const STREAMS: Self = Self(1 << 5);
 
+    /// Pods have user namespaces.
+    pub const USER_NAMESPACES: Self = Self(1 << 6);
+
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 6] = [
+    const NAMES: [(Self, &'static str); 7] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
         (Self::SECCOMP_FLAGS, "flags of a seccomp filter"),
         (Self::PID_TARGET, "PID namespaces by their container"),
         (Self::STREAMS, "streams of clients"),
+        (Self::USER_NAMESPACES, "user namespaces of pods"),
     ];
 
     /// What this build knows.
@@ -90,6 +94,7 @@ impl Features {
             Body::ReopenLog(order) if order.log_fd.is_some() => Self::LOG_DESCRIPTOR,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
+            Body::Setup(setup) if setup.userns_fd.is_some() => Self::USER_NAMESPACES,
             Body::Attach(_) => Self::STREAMS,
             Body::Exec(order) if order.streaming => Self::STREAMS,
             Body::Create(order) => {
@@ -121,7 +126,8 @@ mod tests {
                 "ending a process that was run",
                 "flags of a seccomp filter",
                 "PID namespaces by their container",
-                "streams of clients"
+                "streams of clients",
+                "user namespaces of pods"
             ]
         );
     }

@@ -12,7 +12,8 @@ use runtime::client::{
 };
 
 use runtime::protocol::{
-    self, Body, ContainerName, Envelope, Failure, FailureKind, HANDOVER_VERSION, Received, Upgrade,
+    self, Body, ContainerName, Envelope, Failure, FailureKind, HANDOVER_VERSION,
+    HANDOVER_WITHOUT_USER_NAMESPACE, Received, Upgrade,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -271,12 +272,13 @@ async fn failed_upgrade_leaves_the_former_build() {
         build: "broken".to_owned(),
         reads,
     };
+    let older = HANDOVER_WITHOUT_USER_NAMESPACE - 1;
     let fails = ["/bin/false", "/usr/bin/false"];
     let fails = fails.iter().find(|path| Path::new(path).exists()).unwrap();
     for (path, reads, kind) in [
         (*fails, HANDOVER_VERSION, FailureKind::Internal),
         ("/etc/passwd", HANDOVER_VERSION, FailureKind::Internal),
-        (*fails, HANDOVER_VERSION - 1, FailureKind::Unsupported),
+        (*fails, older, FailureKind::Unsupported),
     ] {
         let program = std::fs::File::open(path).unwrap();
         let failure = refused(&pod, Body::Upgrade(order(reads)), 0, &[program.as_fd()]);
