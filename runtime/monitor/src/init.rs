@@ -56,7 +56,9 @@ const CALLS: [libc::c_long; 8] = [
 pub(crate) fn start(user_space: Option<&UserSpace>) -> Result<Pid, Errno> {
     let (ready, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
     let text = |text: &str| CString::new(text).map_err(|_| Errno::INVAL);
-    let user = user_space.map(|space| text(&space.highest(NOBODY).to_string()));
+    let user = user_space.map(|space| space.highest(NOBODY));
+    let user = user.filter(|user| *user != NOBODY);
+    let user = user.map(|user| text(&user.to_string()));
     let arguments = [Ok(text(NAME)?)].into_iter().chain(user);
     let name = CStrings::new(arguments.collect::<Result<_, _>>()?);
     let environment = CStrings::new(Vec::new());

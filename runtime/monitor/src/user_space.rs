@@ -11,8 +11,8 @@ use rustix::process::{WaitId, WaitIdOptions};
 
 use crate::setup::{failed, set_sysctl};
 
-/// Longest words of a child about what went wrong.
-const WORDS: usize = 1024;
+/// Bytes of a child's words about what went wrong: as many as a pipe takes at once.
+const WORDS: usize = 4096;
 
 /// Sets kernel parameters as root of the pod's user namespace, in the namespaces of
 /// this process.
@@ -21,8 +21,7 @@ pub(crate) fn set_sysctls(space: &UserSpace, sysctls: &[Sysctl]) -> Result<(), F
         return Ok(());
     }
     run(space, "set kernel parameters", || {
-        let set = sysctls.iter().try_for_each(set_sysctl);
-        set.map_err(|failure| format!("{}: {}", failure.subject, failure.message))
+        sysctls.iter().try_for_each(set_sysctl)
     })
 }
 
@@ -30,29 +29,34 @@ pub(crate) fn set_sysctls(space: &UserSpace, sysctls: &[Sysctl]) -> Result<(), F
 fn run(
     space: &UserSpace,
     step: &'static str,
-    work: impl FnOnce() -> Result<(), String>,
+    work: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let failed = |errno: Errno| failed(step, errno);
-    let (heard, words) = rustix::pipe::pipe().map_err(failed)?;
+    let (heard, says) = rustix::pipe::pipe().map_err(failed)?;
     let child = fork::spawn(NewNamespaces::default(), || {
-        let entered = space.enter().map_err(|errno| errno.to_string());
+        let entered = space.enter().map_err(failed);
         match entered.and_then(|()| work()) {
             Ok(()) => 0,
-            Err(message) => {
-                let bytes = message.as_bytes();
-                let _lost = rustix::io::write(&words, bytes.get(..WORDS).unwrap_or(bytes));
-                1
+            Err(Failure {
+                subject, message, ..
+            }) => {
+                let words = rustix::io::write(&says, format!("{subject}\0{message}").as_bytes());
+                u8::from(words.is_err()) + 1
             }
         }
     });
     let child = child.map_err(failed)?;
-    drop(words);
+    drop(says);
     let ended = rustix::process::waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED);
     if ended.map_err(failed)?.and_then(|ended| ended.exit_status()) == Some(0) {
         return Ok(());
     }
-    let mut message = [0; WORDS];
-    let length = rustix::io::read(&heard, &mut message).unwrap_or_default();
-    let message = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
-    Err(crate::setup::failed(step, message))
+    let mut said = vec![0; WORDS];
+    let length = rustix::io::read(&heard, &mut said).unwrap_or_default();
+    said.truncate(length);
+    let said = String::from_utf8_lossy(&said);
+    match said.split_once('\0') {
+        Some((step, message)) => Err(crate::setup::failed(step, message)),
+        None => Err(failed(Errno::CHILD)),
+    }
 }

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use runtime::client::{
     CreateContainer, Created, Event, ExecExit, ExecProcess, ExecStreams, ExitRecord, LauncherKind,
-    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, PodUser,
-    Started,
+    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, PodUser, Started,
 };
 use runtime::mount::IdMapping;
 use runtime::netns::{NetNs, PodNamespaces};
@@ -259,6 +258,11 @@ impl Pod {
         })
     }
 
+    /// Which id of the node an id of its containers is.
+    pub(crate) fn on_node(&self, id: u32) -> u32 {
+        id + self.user.as_ref().map_or(0, |_| IDS.0)
+    }
+
     /// Where the monitor's socket is.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.dir.path().join("pods").join("a".repeat(64))
@@ -409,7 +413,9 @@ impl Pod {
     }
 
     /// Ends the pod and looks for what is left.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(mut self) {
+        // Its monitor does without the pin.
+        drop(self.user.take());
         let before = self.monitor.pid();
         let mounts = mounts_below(self.dir.path());
         assert_eq!(mounts, Vec::<String>::new(), "mounts on the host");
