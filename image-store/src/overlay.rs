@@ -57,6 +57,36 @@ fn shown(log: &str) -> String {
     }
 }
 
+/// Gives another view of a directory, as a detached mount: that of a layer as it is to be
+/// seen, with the ids of a mapping that this crate need not know.
+pub type Show<'a> = &'a dyn Fn(&Path) -> io::Result<OwnedFd>;
+
+/// Layers as somebody shows them, open as long as the stack is mounted.
+pub(crate) struct Shown {
+    /// Paths that stand for the views.
+    pub(crate) paths: Vec<PathBuf>,
+    _views: Vec<OwnedFd>,
+}
+
+impl Shown {
+    /// Has all of these shown.
+    pub(crate) fn new(layers: &[PathBuf], show: Show<'_>) -> Result<Self, OverlayError> {
+        let view = |layer: &PathBuf| {
+            let failed = |error| plain_io(&format!("show {}", layer.display()), error);
+            show(layer).map_err(failed)
+        };
+        let views: Vec<_> = layers.iter().map(view).collect::<Result<_, _>>()?;
+        Ok(Self {
+            paths: views.iter().map(path_of).collect(),
+            _views: views,
+        })
+    }
+}
+
+fn path_of(view: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()))
+}
+
 /// Mounts the stack; read-only without an upper directory.
 pub(crate) fn mount(stack: &Stack<'_>) -> Result<OwnedFd, OverlayError> {
     if takes_layers_one_by_one()? {

@@ -167,7 +167,8 @@ pub(crate) async fn what_reaches_out_of_it_is_refused(launcher: Kind) {
         kinds.collect()
     };
     let spec = TestSpec::shell("true");
-    let node = json!([{ "path": "/node", "type": "c", "major": 1, "minor": 7 }]);
+    let node = json!([{ "path": "/node", "type": "c", "major": 1, "minor": 7,
+                        "fileMode": 0o666, "uid": 0, "gid": 0 }]);
     for (spec, what) in [
         (
             spec.clone()
