@@ -8,7 +8,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use image_store::ImageStore;
 use runtime::mount::{BindOptions, IdMapping, clone_tree};
 use runtime::netns::owner_of_network;
 
@@ -30,15 +29,16 @@ const TRIED: IdMapping = IdMapping {
 };
 
 /// Whether pods can have user namespaces here; otherwise why not. Tries all that takes
-/// the kernel's help: a namespace, and a stack of layers of this store seen with its ids.
-pub(crate) fn probe(images: &ImageStore) -> Result<(), String> {
+/// the kernel's help: a namespace, and a stack of layers of the image store at `root`
+/// that is seen with its ids.
+pub(crate) fn probe(root: &Path) -> Result<(), String> {
     let most = std::fs::read_to_string(MOST).unwrap_or_default();
     if most.trim() == "0" || most.is_empty() {
         return Err(format!("{MOST} allows none"));
     }
     let user = runtime::mount::user_namespace(&[TRIED], &[TRIED]);
     let user = user.map_err(|error| with_causes(&error))?;
-    let stack = images.try_shown(&|layer| show(layer, &user));
+    let stack = image_store::try_shown(root, &|layer| show(layer, &user));
     let stack = stack.map_err(|error| {
         let why = with_causes(&error);
         format!("layers cannot be seen with other ids, which takes Linux 6.14 or so: {why}")

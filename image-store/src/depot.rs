@@ -13,7 +13,6 @@
 //! moments only and never while the disk is waited for, since calls that answer from
 //! memory take it on threads that must not wait.
 
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,7 +27,6 @@ use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{ConfigurationError, OpenError, PullError, RemoveError};
 use crate::image::Catalog;
 use crate::layout::{Layout, Staging};
-use crate::overlay::{self, OverlayError, Show, Shown, Stack};
 use crate::patch::{self, PatchError};
 use crate::snapshot::{Lowers, Snapshot, SnapshotError, check_owner};
 use crate::state::{NewImage, Present, State};
@@ -444,18 +442,6 @@ impl Depot {
                 place: self.layout.place(),
             },
         ))
-    }
-
-    /// Mounts two directories of the layout as they are shown.
-    pub(crate) fn try_shown(&self, show: Show<'_>) -> Result<OwnedFd, OverlayError> {
-        let place = self.layout.place();
-        let layers = [self.layout.empty(), place.clone()];
-        let shown = Shown::new(&layers, show)?;
-        overlay::mount(&Stack {
-            lowers: &shown.paths,
-            upper: None,
-            place: &place,
-        })
     }
 
     /// The snapshot of an owner.

@@ -21,6 +21,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use crate::layout;
 use crate::manifest::MAX_LAYERS;
 use crate::remove::remove_tree;
 pub(crate) use page::clear;
@@ -85,6 +86,22 @@ impl Shown {
 
 fn path_of(view: &OwnedFd) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()))
+}
+
+/// Mounts two directories of the store at `root`, empty ones, as `show` gives them:
+/// whether this kernel stacks such layers of this file system, and as what their root is
+/// seen. Makes nothing that outlives the answer.
+///
+/// # Errors
+/// What `show` says, or the kernel. `NotFound`: no store was opened there yet.
+pub fn try_shown(root: &Path, show: Show<'_>) -> Result<OwnedFd, OverlayError> {
+    let [empty, place] = layout::empty_dirs(root);
+    let shown = Shown::new(&[empty, place.clone()], show)?;
+    mount(&Stack {
+        lowers: &shown.paths,
+        upper: None,
+        place: &place,
+    })
 }
 
 /// Mounts the stack; read-only without an upper directory.

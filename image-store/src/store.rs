@@ -4,7 +4,6 @@
 //! hands everything else to [`Depot`], the puller and the measurements.
 
 use std::future::Future;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,7 +19,6 @@ use crate::error::{
 };
 use crate::image::Image;
 use crate::measure::Measurements;
-use crate::overlay::{OverlayError, Show};
 use crate::pull::Puller;
 use crate::registry::Registry;
 use crate::snapshot::{Snapshot, SnapshotError};
@@ -204,12 +202,6 @@ impl ImageStore {
     ) -> Result<Snapshot, SnapshotError> {
         let (depot, owner, image) = (Arc::clone(&self.inner.depot), owner.to_owned(), *image);
         blocking(move || depot.create_snapshot(&owner, image)).await
-    }
-
-    /// Mounts two of the store's own directories, empty ones, as `show` gives them: whether
-    /// this kernel stacks such layers of this file system, and as what it shows their root.
-    pub fn try_shown(&self, show: Show<'_>) -> Result<OwnedFd, OverlayError> {
-        self.inner.depot.try_shown(show)
     }
 
     /// The snapshot of an owner. Answers from memory.

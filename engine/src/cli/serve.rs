@@ -210,7 +210,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         .context("read the kernel's boot_id")?;
     let boot_id = boot_id.trim().to_owned();
     let first_of_boot = first_of_boot(&config.root, &boot_id).context("note the boot_id")?;
-    let user_namespaces = user_ns::probe(&images);
+    let user_namespaces = user_ns::probe(&config.root);
     if let Err(why) = &user_namespaces {
         tracing::info!(why, "pods have no user namespaces here");
     }
