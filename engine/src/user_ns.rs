@@ -41,7 +41,7 @@ pub(crate) fn probe(root: &Path) -> Result<(), String> {
     let stack = image_store::try_shown(root, &|layer| show(layer, &user));
     let stack = stack.map_err(|error| {
         let why = with_causes(&error);
-        format!("layers cannot be seen with other ids, which takes Linux 6.14 or so: {why}")
+        format!("layers cannot be seen with other ids, which takes a newer kernel: {why}")
     })?;
     let root = std::fs::metadata(format!("/proc/self/fd/{}", stack.as_raw_fd()));
     let owner = root.map(|root| std::os::unix::fs::MetadataExt::uid(&root));

@@ -13,6 +13,9 @@ use crate::rig::{Rig, with_image_and_settings};
 /// with user namespaces.
 pub(crate) const LAUNCHERS: [&str; 5] = ["native", "inside", "libcontainer", "runc", "crun"];
 
+/// Those whose first processes are born out of the sight of others.
+pub(crate) const NATIVE: [&str; 2] = ["native", "inside"];
+
 /// The first id of the node that is one of such a pod, and how many there are.
 const IDS: (u32, u32) = (2_000_000, 65_536);
 
@@ -68,7 +71,7 @@ fn handler(name: &str) -> String {
     let strict = strict(name);
     let mut text =
         format!("[runtime.handlers.{strict}]\n{launcher}\n[runtime.handlers.{name}]\n{launcher}\n");
-    if !["native", "inside"].contains(&name) {
+    if !NATIVE.contains(&name) {
         text.push_str("options = { allow_tracers = true }\n");
     }
     text
