@@ -112,7 +112,7 @@ pub(crate) struct SandboxConfig {
     pub(crate) sysctls: Pairs,
     pub(crate) privileged: bool,
     /// The ids of its user namespace; `None`: it has the node's.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user_ids: Option<IdRange>,
 }
 
@@ -133,7 +133,7 @@ pub(crate) struct Mount {
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
     /// Its files are shown with the ids of the pod's user namespace, which has these.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user_ids: Option<IdRange>,
 }
 
