@@ -47,6 +47,8 @@ pub(crate) struct Engine {
     /// Only where they are configured.
     pub(crate) metrics: Option<Metrics>,
     pub(crate) left_parents: LeftParents,
+    /// Whether pods can have user namespaces, or why not.
+    pub(crate) user_namespaces: Result<(), String>,
     /// The kernel's, which is another after every boot.
     pub(crate) boot_id: String,
     /// Whether an engine last worked on this root in an earlier boot.

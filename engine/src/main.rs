@@ -29,6 +29,7 @@ mod status;
 mod steps;
 mod stream;
 mod threads;
+mod user_ns;
 mod warnings;
 
 use std::process::ExitCode;

@@ -73,6 +73,7 @@ fn spec_code(error: &SpecError) -> Code {
     match error {
         SpecError::NoSuchName { .. }
         | SpecError::NoId { .. }
+        | SpecError::OutsideUserNamespace { .. }
         | SpecError::TooManyGroups { .. }
         | SpecError::NoSuchCapability { .. }
         | SpecError::RelativeWorkingDir(_)

@@ -69,6 +69,12 @@ pub(crate) struct Staging {
     kept: bool,
 }
 
+/// The directories of a store without anything in them.
+pub(crate) fn empty_dirs(root: &Path) -> [PathBuf; 2] {
+    let images = root.join("images");
+    [images.join("empty"), images.join("place")]
+}
+
 impl Layout {
     /// Makes what is missing below `root`. Only the owner may look inside:
     /// images carry setuid files and devices that no other user should reach.

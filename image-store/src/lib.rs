@@ -52,7 +52,7 @@ pub use error::{
 };
 pub use hosts::HostsError;
 pub use image::{Image, Summary};
-pub use overlay::{OverlayError, stacked_layers};
+pub use overlay::{OverlayError, Show, stacked_layers, try_shown};
 pub use reference::{Reference, ReferenceError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsInfo, ImageStore, PulledImage, StoreOptions};

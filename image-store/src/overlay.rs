@@ -21,6 +21,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen,
 };
 
+use crate::layout;
 use crate::manifest::MAX_LAYERS;
 use crate::remove::remove_tree;
 pub(crate) use page::clear;
@@ -55,6 +56,52 @@ fn shown(log: &str) -> String {
     } else {
         format!(" ({log})")
     }
+}
+
+/// Gives another view of a directory, as a detached mount: that of a layer as it is to be
+/// seen, with the ids of a mapping that this crate need not know.
+pub type Show<'a> = &'a dyn Fn(&Path) -> io::Result<OwnedFd>;
+
+/// Layers as somebody shows them, open as long as the stack is mounted.
+pub(crate) struct Shown {
+    /// Paths that stand for the views.
+    pub(crate) paths: Vec<PathBuf>,
+    _views: Vec<OwnedFd>,
+}
+
+impl Shown {
+    /// Has all of these shown.
+    pub(crate) fn new(layers: &[PathBuf], show: Show<'_>) -> Result<Self, OverlayError> {
+        let view = |layer: &PathBuf| {
+            let failed = |error| plain_io(&format!("show {}", layer.display()), error);
+            show(layer).map_err(failed)
+        };
+        let views: Vec<_> = layers.iter().map(view).collect::<Result<_, _>>()?;
+        Ok(Self {
+            paths: views.iter().map(path_of).collect(),
+            _views: views,
+        })
+    }
+}
+
+fn path_of(view: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", view.as_raw_fd()))
+}
+
+/// Mounts two directories of the store at `root`, empty ones, as `show` gives them:
+/// whether this kernel stacks such layers of this file system, and as what their root is
+/// seen. Makes nothing that outlives the answer.
+///
+/// # Errors
+/// What `show` says, or the kernel. `NotFound`: no store was opened there yet.
+pub fn try_shown(root: &Path, show: Show<'_>) -> Result<OwnedFd, OverlayError> {
+    let [empty, place] = layout::empty_dirs(root);
+    let shown = Shown::new(&[empty, place.clone()], show)?;
+    mount(&Stack {
+        lowers: &shown.paths,
+        upper: None,
+        place: &place,
+    })
 }
 
 /// Mounts the stack; read-only without an upper directory.

@@ -8,14 +8,14 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use crate::digest::ImageId;
 use crate::error::Cause;
-use crate::overlay::{OverlayError, Stack, mount};
+use crate::overlay::{OverlayError, Show, Shown, Stack, mount};
 use crate::patch::copy_attributes;
 use crate::usage::{Counted, Effort, Usage, usage};
 
@@ -199,8 +199,50 @@ impl Snapshot {
         if upper.is_none() && lowers.len() == 1 {
             lowers.push(self.lowers.empty.clone());
         }
+        self.stack(&lowers, upper)
+    }
+
+    /// Mounts it to be written to, with its layers as `show` gives them. What is written
+    /// has the ids that are seen, on the disk, too: the directory for it takes after the
+    /// root as it is shown. Before the first process is there: later that would undo what
+    /// a container has made of its root.
+    pub fn mount_shown(&self, show: Show<'_>) -> Result<OwnedFd, SnapshotError> {
+        let failed = |source| SnapshotError::Mount {
+            owner: self.owner.clone(),
+            source,
+        };
+        let empty = [self.lowers.empty.clone()];
+        let layers = match self.lowers.dirs.is_empty() {
+            true => &empty[..],
+            false => &self.lowers.dirs[..],
+        };
+        let (upper, work) = (self.upper(), self.dir.join(WORK));
+        let root = self.lowers.root.as_ref().unwrap_or(&self.lowers.empty);
+        let root = Shown::new(std::slice::from_ref(root), show).map_err(failed)?;
+        for root in &root.paths {
+            self.take_after(root, &upper)
+                .map_err(|e| SnapshotError::io("set the owner of", &upper, e))?;
+        }
+        let shown = Shown::new(layers, show).map_err(failed)?;
+        self.stack(&shown.paths, Some((&upper, &work)))
+    }
+
+    fn take_after(&self, root: &Path, upper: &Path) -> io::Result<()> {
+        let (root, upper) = (fs::File::open(root)?, fs::File::open(upper)?);
+        if self.lowers.root.is_some() {
+            return Ok(copy_attributes(root, upper)?);
+        }
+        let shown = root.metadata()?;
+        std::os::unix::fs::fchown(&upper, Some(shown.uid()), Some(shown.gid()))
+    }
+
+    fn stack(
+        &self,
+        lowers: &[PathBuf],
+        upper: Option<(&Path, &Path)>,
+    ) -> Result<OwnedFd, SnapshotError> {
         mount(&Stack {
-            lowers: &lowers,
+            lowers,
             upper,
             place: &self.lowers.place,
         })

@@ -38,4 +38,5 @@ pub mod spec;
 pub mod subtree;
 pub mod sys;
 pub mod terminal;
+pub mod user_space;
 pub mod ways;

@@ -125,7 +125,6 @@ macro_rules! launcher_suite {
                     an_exit_is_told_behind_the_last_process,
                     shared_init_ends_on_kill_only,
                     a_fork_bomb_ends_with_its_container,
-                    host_pid_processes_end_with_their_container,
                     lack_of_memory_is_told,
                     lack_of_memory_behind_a_shell_is_told,
                     a_kill_after_lack_of_memory_is_told_as_a_kill,
@@ -135,7 +134,6 @@ macro_rules! launcher_suite {
                     detached_mounts_are_sources,
                     read_only_root_is_honoured,
                     paths_are_masked_and_read_only,
-                    each_mount_has_its_own_propagation,
                     host_cgroups_can_be_a_volume,
                 }
             }
@@ -148,7 +146,7 @@ macro_rules! launcher_suite {
 /// rules for devices allows the usual ones only. On v2 OCI runtimes replace the
 /// program for devices by their own, which allows some besides.
 macro_rules! own_launcher {
-    ($launcher:ident, $kind:expr) => {
+    ($launcher:ident, $kind:expr; $($area:ident { $($claim:ident),* $(,)? })*) => {
         launcher_suite! { $launcher, $kind;
             life {
                 start_is_answered_whoever_holds_the_gate,
@@ -169,9 +167,8 @@ macro_rules! own_launcher {
             }
             isolation {
                 unsupported_wishes_are_refused_by_name,
-                devices_follow_the_rules,
-                devices_follow_the_rules_on_v2,
             }
+            $($area { $($claim),* })*
         }
     };
 }
@@ -184,11 +181,50 @@ macro_rules! oci_launcher {
                 missing_program_fails_the_creation,
                 missing_runtime_is_named,
             }
+            pods {
+                host_pid_processes_end_with_their_container,
+            }
+            mounts {
+                each_mount_has_its_own_propagation,
+            }
         }
     };
 }
 
-own_launcher!(libcontainer, crate::support::Kind::Libcontainer);
-own_launcher!(native, crate::support::Kind::Native);
+own_launcher! { libcontainer, crate::support::Kind::Libcontainer;
+    nodes_isolation {
+        devices_follow_the_rules,
+        devices_follow_the_rules_on_v2,
+    }
+    nodes_pods {
+        host_pid_processes_end_with_their_container,
+    }
+    nodes_mounts {
+        each_mount_has_its_own_propagation,
+    }
+}
+own_launcher! { native, crate::support::Kind::Native;
+    nodes_isolation {
+        devices_follow_the_rules,
+        devices_follow_the_rules_on_v2,
+    }
+    nodes_pods {
+        host_pid_processes_end_with_their_container,
+    }
+    nodes_mounts {
+        each_mount_has_its_own_propagation,
+    }
+}
+// Containers of pods with user namespaces make no device nodes, see no process of the node
+// and send it no mounts.
+own_launcher! { inside, crate::support::Kind::Inside;
+    inside {
+        root_is_nobody_on_the_node,
+        rights_over_the_node_are_none,
+        devices_work_and_are_the_containers,
+        what_reaches_out_of_it_is_refused,
+        shared_processes_are_inside,
+    }
+}
 oci_launcher!(runc, crate::support::Kind::Runc);
 oci_launcher!(crun, crate::support::Kind::Crun);

@@ -9,8 +9,32 @@ use tonic::Status;
 
 use crate::rig::{Rig, with_image_and_settings};
 
-/// All launchers, by the names of their handlers.
-pub(crate) const LAUNCHERS: [&str; 4] = ["native", "libcontainer", "runc", "crun"];
+/// All launchers, by the names of their handlers; `inside` is the native one, for pods
+/// with user namespaces.
+pub(crate) const LAUNCHERS: [&str; 5] = ["native", "inside", "libcontainer", "runc", "crun"];
+
+/// Those whose first processes are born out of the sight of others.
+pub(crate) const NATIVE: [&str; 2] = ["native", "inside"];
+
+/// The first id of the node that is one of such a pod, and how many there are.
+const IDS: (u32, u32) = (2_000_000, 65_536);
+
+/// Asks for a user namespace.
+fn go_inside(sandbox: &mut v1::PodSandboxConfig) {
+    let ids = vec![v1::IdMapping {
+        host_id: IDS.0,
+        container_id: 0,
+        length: IDS.1,
+    }];
+    let linux = sandbox.linux.get_or_insert_default();
+    let context = linux.security_context.get_or_insert_default();
+    let options = context.namespace_options.get_or_insert_default();
+    options.userns_options = Some(v1::UserNamespace {
+        mode: v1::NamespaceMode::Pod as i32,
+        uids: ids.clone(),
+        gids: ids,
+    });
+}
 
 /// Where the attacker is in an image.
 pub(crate) const ATTACKER: &str = "/bin/attacker";
@@ -36,6 +60,7 @@ pub(crate) fn strict(launcher: &str) -> String {
 fn handler(name: &str) -> String {
     let launcher = match name {
         own @ ("native" | "libcontainer") => format!("launcher = {own:?}"),
+        "inside" => "launcher = \"native\"".to_owned(),
         runtime => {
             let dirs = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"];
             let mut paths = dirs.iter().map(|dir| Path::new(dir).join(runtime));
@@ -46,7 +71,7 @@ fn handler(name: &str) -> String {
     let strict = strict(name);
     let mut text =
         format!("[runtime.handlers.{strict}]\n{launcher}\n[runtime.handlers.{name}]\n{launcher}\n");
-    if name != "native" {
+    if !NATIVE.contains(&name) {
         text.push_str("options = { allow_tracers = true }\n");
     }
     text
@@ -89,8 +114,12 @@ impl Rig {
         launcher: &str,
         sandbox: &v1::PodSandboxConfig,
     ) -> String {
+        let mut sandbox = sandbox.clone();
+        if launcher.starts_with("inside") {
+            go_inside(&mut sandbox);
+        }
         let request = v1::RunPodSandboxRequest {
-            config: Some(sandbox.clone()),
+            config: Some(sandbox),
             runtime_handler: launcher.to_owned(),
         };
         let answer = self.client.runtime.run_pod_sandbox(request).await;

@@ -1,5 +1,7 @@
 //! Images whose user database says something else than the request.
 
+use std::os::unix::fs::PermissionsExt;
+
 use conformance::image::Extras;
 use proto::v1;
 
@@ -43,6 +45,7 @@ fn a_lease_on_a_user_database_keeps_nobody_waiting() {
         let pod = rig.pod_of(launcher, &sandbox).await;
         let volume = rig.engine.path(&format!("volume-{launcher}"));
         std::fs::create_dir(&volume).expect("a volume");
+        std::fs::set_permissions(&volume, PermissionsExt::from_mode(0o777)).expect("mode");
         let mount = |at: &str| v1::Mount {
             container_path: at.to_owned(),
             host_path: volume.to_string_lossy().into_owned(),

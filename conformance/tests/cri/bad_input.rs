@@ -26,7 +26,7 @@ fn bad_sandboxes_are_refused_by_field() {
                 let linux = config.linux.as_mut().expect("linux");
                 linux.sysctls.insert("vm.swappiness".into(), "1".into());
             }),
-            ("userns_options", Code::Unimplemented, |config| {
+            ("userns_options.uids", Code::InvalidArgument, |config| {
                 let linux = config.linux.as_mut().expect("linux");
                 let context = linux.security_context.as_mut().expect("context");
                 let options = context.namespace_options.as_mut().expect("options");

@@ -646,16 +646,20 @@ const POINTS: [&str; 24] = [
 #[test]
 fn a_crash_after_each_intent_is_undone_or_finished() {
     for point in POINTS {
-        with_own_engine(async |rig| crash_at(rig, point).await);
+        with_own_engine(async |rig| crash_at(rig, point, |_, _| ()).await);
     }
 }
 
-async fn crash_at(rig: &mut Rig, point: &str) {
+/// What differs in the pod and the container that meet a crash.
+type Change = fn(&mut v1::PodSandboxConfig, &mut v1::ContainerConfig);
+
+pub(crate) async fn crash_at(rig: &mut Rig, point: &str, change: Change) {
     rig.engine.terminate().expect("terminate");
     rig.engine.set("SLIPWAY_FAILPOINT", point);
     rig.client = rig.engine.start().await.expect("an engine");
-    let sandbox = rig.sandbox("crash");
-    let config = rig.container("main", &["/bin/sleep", "1000"]);
+    let mut sandbox = rig.sandbox("crash");
+    let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+    change(&mut sandbox, &mut config);
     // Some of these calls meet the crash; the kubelet would only see an error.
     if let Ok(pod) = rig.client.run_pod(&sandbox).await {
         if let Ok(id) = rig.client.create(&pod, &config, &sandbox).await {

@@ -66,4 +66,9 @@ mod streams;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod truth;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod user_ns;
 mod walk;

@@ -93,6 +93,7 @@ fn all(config: &Config) -> Vec<Finding> {
         capability(),
         mounts(),
     ];
+    findings.push(user_namespaces(config));
     findings.push(network(config));
     findings.push(folder("root", &config.root));
     findings.push(folder("state", &config.state));
@@ -241,6 +242,22 @@ fn mounts() -> Finding {
             Verdict::Warning,
             "the kernel has no recursive read-only mounts",
         )
+    }
+}
+
+/// What is tried takes an image store, which the engine makes at its first start.
+fn user_namespaces(config: &Config) -> Finding {
+    let name = "user namespaces";
+    if !config.root.join("images").exists() {
+        let detail = "not tried: the engine has made no image store yet";
+        return finding(name, Verdict::Ok, detail);
+    }
+    match crate::user_ns::probe(&config.root) {
+        Ok(()) => finding(name, Verdict::Ok, "pods can have their own"),
+        Err(why) => {
+            let detail = format!("pods cannot have their own (hostUsers: false): {why}");
+            finding(name, Verdict::Warning, detail)
+        }
     }
 }
 

@@ -33,6 +33,7 @@ use crate::spec::HostPaths;
 use crate::stats::Samples;
 use crate::steps::Traces;
 use crate::stream::{self, Certificates, Streams};
+use crate::user_ns;
 use crate::warnings::Warnings;
 
 /// How many monitors, and how many network namespaces, are kept ready: as many as
@@ -214,6 +215,10 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         .context("read the kernel's boot_id")?;
     let boot_id = boot_id.trim().to_owned();
     let first_of_boot = first_of_boot(&config.root, &boot_id).context("note the boot_id")?;
+    let user_namespaces = user_ns::probe(&config.root);
+    if let Err(why) = &user_namespaces {
+        tracing::info!(why, "pods have no user namespaces here");
+    }
     Ok(Engine {
         network: Network::new(config.cni.clone(), config.cni_cache_dir()),
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
@@ -234,6 +239,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
             .context("send spans")?,
         metrics: config.metrics.is_some().then(Metrics::new),
         left_parents: LeftParents::default(),
+        user_namespaces,
         boot_id,
         first_of_boot,
         config,

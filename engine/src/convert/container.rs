@@ -7,9 +7,11 @@ use proto::v1;
 use super::sandbox::Around;
 use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
-    unsupported, wrong,
+    unsupported, user_ids, wrong,
 };
-use crate::model::{Bytes, ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation};
+use crate::model::{
+    Bytes, ContainerConfig, ContainerKey, Device, IdRange, ImageName, Mount, Propagation,
+};
 
 /// Checks all of a container's configuration against its sandbox.
 pub(crate) fn from_proto(
@@ -67,7 +69,9 @@ pub(crate) fn from_proto(
             .into_iter()
             .map(env_from_proto)
             .collect::<Result<_, _>>()?,
-        mounts: enumerated(mounts, mount_from_proto)?,
+        mounts: enumerated(mounts, |at, mount| {
+            mount_from_proto(at, mount, around.sandbox.user_ids)
+        })?,
         devices: enumerated(devices, device_from_proto)?,
         labels: labels.into_iter().collect(),
         annotations: annotations.into_iter().collect(),
@@ -159,7 +163,11 @@ fn env_from_proto(pair: v1::KeyValue) -> Result<(String, Bytes), BadRequest> {
     Ok((key, Bytes(value)))
 }
 
-fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
+fn mount_from_proto(
+    at: usize,
+    mount: v1::Mount,
+    pods: Option<IdRange>,
+) -> Result<Mount, BadRequest> {
     let v1::Mount {
         container_path,
         host_path,
@@ -178,9 +186,18 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
     if image.is_some_and(|image| !image.image.is_empty()) || !image_sub_path.is_empty() {
         return Err(unsupported(&field("image"), "an image as a volume"));
     }
-    if !uid_mappings.is_empty() || !gid_mappings.is_empty() {
-        return Err(unsupported(&field("uidMappings"), "an idmapped mount"));
-    }
+    let user_ids = match (uid_mappings.as_slice(), gid_mappings.as_slice()) {
+        ([], []) => None,
+        (uids, gids) => {
+            let names = [field("uidMappings"), field("gidMappings")];
+            let user_ids = Some(user_ids::range(names, uids, gids)?);
+            if user_ids != pods {
+                let reason = "differ from those of the pod's user namespace";
+                return Err(wrong(field("uidMappings"), reason));
+            }
+            user_ids
+        }
+    };
     if !mount_options.is_empty() {
         return Err(unsupported(&field("mount_options"), "mount options"));
     }
@@ -195,6 +212,10 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
             ));
         }
     };
+    if pods.is_some() && propagation == Propagation::Bidirectional {
+        let reason = "no mounts travel to the node from a pod with a user namespace";
+        return Err(wrong(field("propagation"), reason));
+    }
     if recursive_read_only && !(readonly && propagation == Propagation::Private) {
         let reason = "needs readonly and PROPAGATION_PRIVATE";
         return Err(wrong(field("recursive_read_only"), reason));
@@ -209,6 +230,7 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         read_only: readonly,
         recursive_read_only,
         propagation,
+        user_ids,
     })
 }
 
@@ -235,6 +257,7 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         read_only,
         recursive_read_only,
         propagation,
+        user_ids,
     } = mount;
     let propagation = match propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
@@ -247,6 +270,8 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         readonly: *read_only,
         recursive_read_only: *recursive_read_only,
         propagation: propagation as i32,
+        uid_mappings: user_ids::mappings(*user_ids),
+        gid_mappings: user_ids::mappings(*user_ids),
         ..Default::default()
     }
 }

@@ -17,6 +17,7 @@ pub(crate) mod security;
 pub(crate) mod signal;
 pub(crate) mod stats;
 pub(crate) mod status;
+mod user_ids;
 
 use std::path::{Component, Path, PathBuf};
 

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use proto::v1;
 
 use super::{
-    BadRequest, absolute, bandwidth, cgroup, missing, no_nul, required, unsupported, wrong,
+    BadRequest, absolute, bandwidth, cgroup, missing, no_nul, required, unsupported, user_ids,
+    wrong,
 };
 use crate::model::{
-    CgroupParent, Dns, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig, SandboxKey,
-    Transport,
+    CgroupParent, Dns, IdRange, IpcMode, NetworkMode, PidMode, PortMapping, SandboxConfig,
+    SandboxKey, Transport,
 };
 
 /// Checks all of a sandbox's configuration.
@@ -65,6 +66,7 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
         ipc: linux.ipc,
         sysctls: linux.sysctls,
         privileged: linux.privileged,
+        user_ids: linux.user_ids,
     })
 }
 
@@ -210,6 +212,7 @@ struct Linux {
     ipc: IpcMode,
     sysctls: crate::model::Pairs,
     privileged: bool,
+    user_ids: Option<IdRange>,
 }
 
 fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadRequest> {
@@ -244,7 +247,16 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
         selinux_options,
     )?;
     let field = "config.linux.security_context.namespace_options";
-    let (network, pid, ipc) = namespaces_from_proto(field, namespace_options.unwrap_or_default())?;
+    let namespaces = namespaces_from_proto(field, namespace_options.unwrap_or_default())?;
+    let Namespaces {
+        network,
+        pid,
+        ipc,
+        user_ids,
+    } = namespaces;
+    if user_ids.is_some() {
+        user_ids::check_namespaces(field, network, &pid, ipc)?;
+    }
     if matches!(pid, PidMode::Target(_)) {
         return Err(wrong(
             format!("{field}.pid"),
@@ -262,6 +274,7 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
         ipc,
         sysctls,
         privileged,
+        user_ids,
     })
 }
 
@@ -312,11 +325,20 @@ pub(super) fn refuse_selinux(
     }
 }
 
-/// The namespaces of a sandbox or container.
+/// The namespaces of a sandbox or container as they are asked for.
+pub(super) struct Namespaces {
+    pub(super) network: NetworkMode,
+    pub(super) pid: PidMode,
+    pub(super) ipc: IpcMode,
+    /// Those of the user namespace; `None`: the node's is asked for, or nothing.
+    pub(super) user_ids: Option<IdRange>,
+}
+
+/// Checks the namespaces of a sandbox or container.
 pub(super) fn namespaces_from_proto(
     field: &str,
     options: v1::NamespaceOption,
-) -> Result<(NetworkMode, PidMode, IpcMode), BadRequest> {
+) -> Result<Namespaces, BadRequest> {
     let v1::NamespaceOption {
         network,
         pid,
@@ -356,26 +378,13 @@ pub(super) fn namespaces_from_proto(
         Mode::Node => PidMode::Node,
         Mode::Target => PidMode::Target(required(&format!("{field}.target_id"), target_id)?),
     };
-    refuse_userns(&format!("{field}.userns_options"), userns_options)?;
-    Ok((network, pid, ipc))
-}
-
-fn refuse_userns(field: &str, options: Option<v1::UserNamespace>) -> Result<(), BadRequest> {
-    let Some(v1::UserNamespace { mode, uids, gids }) = options else {
-        return Ok(());
-    };
-    match v1::NamespaceMode::try_from(mode) {
-        Ok(v1::NamespaceMode::Node) if uids.is_empty() && gids.is_empty() => Ok(()),
-        Ok(v1::NamespaceMode::Node) => Err(wrong(
-            field,
-            "mappings are for the mode POD, the mode is NODE",
-        )),
-        Ok(v1::NamespaceMode::Pod) => Err(unsupported(field, "a user namespace per pod")),
-        _ => Err(wrong(
-            format!("{field}.mode"),
-            "only POD and NODE are possible",
-        )),
-    }
+    let user_ids = user_ids::from_proto(&format!("{field}.userns_options"), userns_options)?;
+    Ok(Namespaces {
+        network,
+        pid,
+        ipc,
+        user_ids,
+    })
 }
 
 /// The namespaces of a sandbox as its status says them.
@@ -400,7 +409,7 @@ pub(crate) fn namespaces_to_proto(config: &SandboxConfig) -> v1::NamespaceOption
         pid: pid as i32,
         ipc: ipc as i32,
         target_id,
-        userns_options: None,
+        userns_options: config.user_ids.map(user_ids::to_proto),
     }
 }
 
@@ -432,28 +441,6 @@ mod tests {
         let mut config = valid();
         config.metadata.as_mut().expect("there").name.clear();
         assert!(field_of(config).starts_with("config.metadata.name"));
-    }
-
-    #[test]
-    fn a_user_namespace_is_refused_by_name() {
-        let mut config = valid();
-        let userns = v1::UserNamespace {
-            mode: 0,
-            uids: vec![],
-            gids: vec![],
-        };
-        let options = v1::NamespaceOption {
-            userns_options: Some(userns),
-            ..Default::default()
-        };
-        config.linux = Some(v1::LinuxPodSandboxConfig {
-            security_context: Some(v1::LinuxSandboxSecurityContext {
-                namespace_options: Some(options),
-                ..Default::default()
-            }),
-            ..Default::default()
-        });
-        assert!(field_of(config).contains("userns_options"));
     }
 
     #[test]

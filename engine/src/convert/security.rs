@@ -5,7 +5,7 @@ use std::path::Path;
 use proto::v1;
 use v1::security_profile::ProfileType;
 
-use super::sandbox::{Around, namespaces_from_proto, refuse_selinux};
+use super::sandbox::{Around, Namespaces, namespaces_from_proto, refuse_selinux};
 use super::{BadRequest, absolute, kernel_id, no_nul, unsupported, wrong};
 use crate::model::{
     AppArmor, IpcMode, NetworkMode, PidMode, RunAs, SandboxConfig, Seccomp, Security,
@@ -121,7 +121,20 @@ fn namespaces_of_container(
     sandbox: &SandboxConfig,
 ) -> Result<PidMode, BadRequest> {
     let field = format!("{FIELD}.namespace_options");
-    let (network, pid, ipc) = namespaces_from_proto(&field, options)?;
+    let says_nothing = options.userns_options.is_none();
+    let namespaces = namespaces_from_proto(&field, options)?;
+    let Namespaces {
+        network,
+        pid,
+        ipc,
+        user_ids,
+    } = namespaces;
+    if !says_nothing && user_ids != sandbox.user_ids {
+        return Err(wrong(
+            format!("{field}.userns_options"),
+            "the sandbox has another user namespace",
+        ));
+    }
     if network == NetworkMode::Node && sandbox.network == NetworkMode::Pod {
         return Err(wrong(
             format!("{field}.network"),

@@ -60,6 +60,14 @@ pub(crate) enum PidMode {
     Target(String),
 }
 
+/// Ids of the node that are those of a user namespace, from 0 on; of users and of groups
+/// alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdRange {
+    pub(crate) first: u32,
+    pub(crate) length: u32,
+}
+
 /// Transport of a port mapping, by its name in CNI's runtime configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,6 +111,9 @@ pub(crate) struct SandboxConfig {
     pub(crate) ipc: IpcMode,
     pub(crate) sysctls: Pairs,
     pub(crate) privileged: bool,
+    /// The ids of its user namespace; `None`: it has the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user_ids: Option<IdRange>,
 }
 
 /// How mounts made later cross between host and container.
@@ -121,6 +132,9 @@ pub(crate) struct Mount {
     pub(crate) read_only: bool,
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
+    /// Its files are shown with the ids of the pod's user namespace, which has these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user_ids: Option<IdRange>,
 }
 
 /// A device node of the host in a container.

@@ -29,6 +29,7 @@ use crate::model::{ContainerConfig, Mount, PidMode};
 use crate::pod::machine::State;
 use crate::spec::{self, Whereabouts};
 use crate::threads::{blocking, blocking_with};
+use crate::user_ns;
 
 /// How long the host's paths may take to answer: less than the kubelet's patience, so
 /// that its user is told why.
@@ -155,13 +156,15 @@ async fn make(
         tokio::join!(of_image, snapshot, make_cgroup(engine, &record));
     let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
+    let user = user_ns::of_pod(&host.pod)?;
     let places = volumes::places(&of_image, &record.config)?;
     // Copies may be large: they take the time they take, unless the container is stopped.
     let filled = match places.is_empty() {
         true => None,
         false => {
             let most = volumes::most_bytes(&image);
-            Some(fill_volumes(snapshot.clone(), places, most, &mut stop).await?)
+            let root = (snapshot.clone(), user.clone());
+            Some(fill_volumes(root, places, most, &mut stop).await?)
         }
     };
     let at = Arc::new(Whereabouts::default());
@@ -170,11 +173,12 @@ async fn make(
         blocking_with(engine, move |engine| {
             let (rootfs, volumes) = match filled {
                 Some(filled) => filled,
-                None => (mount_root(&snapshot)?, Vec::new()),
+                None => (mount_root(&snapshot, user.as_deref())?, Vec::new()),
             };
             let parts = Parts {
                 of_image,
                 rootfs,
+                user,
                 volumes,
                 cgroup,
                 at,
@@ -213,15 +217,19 @@ async fn make(
     })
 }
 
-fn mount_root(snapshot: &Snapshot) -> Result<OwnedFd, PodError> {
+/// Mounts the root, with the ids of the pod's user namespace if it has one.
+fn mount_root(snapshot: &Snapshot, user: Option<&OwnedFd>) -> Result<OwnedFd, PodError> {
     let _step = mark("mount");
-    Ok(snapshot.mount(false)?)
+    match user {
+        None => Ok(snapshot.mount(false)?),
+        Some(user) => Ok(snapshot.mount_shown(&|layer| user_ns::show(layer, user))?),
+    }
 }
 
 /// Mounts the root and fills the directories of the image's volumes from it, with so many
 /// bytes at most. When `stop` ends it, nothing is written any more.
 async fn fill_volumes(
-    snapshot: Snapshot,
+    (snapshot, user): (Snapshot, Option<Arc<OwnedFd>>),
     places: Vec<PathBuf>,
     most: u64,
     stop: &mut oneshot::Receiver<()>,
@@ -229,7 +237,7 @@ async fn fill_volumes(
     let given_up = Arc::new(AtomicBool::new(false));
     let filling = Filling::new(most, Arc::clone(&given_up));
     let work = blocking(move || {
-        let rootfs = mount_root(&snapshot)?;
+        let rootfs = mount_root(&snapshot, user.as_deref())?;
         let _step = mark("image volumes");
         let volumes = volumes::fill(&snapshot, &rootfs, &places, filling)?;
         Ok((rootfs, volumes))

@@ -1,12 +1,13 @@
 //! The files that all containers of a sandbox share: hostname, hosts,
 //! resolv.conf, and the tmpfs behind /dev/shm.
 
+use std::ffi::CStr;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use crate::model::{Dns, NetworkMode, SandboxConfig};
+use crate::model::{Dns, IdRange, NetworkMode, SandboxConfig};
 
 /// What can go wrong with them.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +27,15 @@ fn named(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FilesErro
 pub(crate) fn write(dir: &Path, config: &SandboxConfig) -> Result<(), FilesError> {
     let put = |name: &str, text: String| {
         let path = dir.join(name);
-        std::fs::write(&path, text).map_err(named("write", &path))
+        std::fs::write(&path, text).map_err(named("write", &path))?;
+        match config.user_ids {
+            None => Ok(()),
+            // Root of the pod may write to them, as root does elsewhere.
+            Some(IdRange { first, .. }) => {
+                std::os::unix::fs::chown(&path, Some(first), Some(first))
+                    .map_err(named("set the owner of", &path))
+            }
+        }
     };
     put("hostname", format!("{}\n", config.hostname))?;
     // A pod with the node's name and network is who the node's file says it is.
@@ -66,8 +75,9 @@ fn resolv(dns: Option<&Dns>) -> String {
     text
 }
 
-/// Mounts the sandbox's /dev/shm; a second time does nothing.
-pub(crate) fn mount_shm(path: &Path) -> Result<(), FilesError> {
+/// Mounts the sandbox's /dev/shm, whose root belongs to root of the pod; a second time does
+/// nothing.
+pub(crate) fn mount_shm(path: &Path, user_ids: Option<IdRange>) -> Result<(), FilesError> {
     std::fs::create_dir_all(path).map_err(named("create", path))?;
     if is_mount_point(path) {
         return Ok(());
@@ -75,7 +85,10 @@ pub(crate) fn mount_shm(path: &Path) -> Result<(), FilesError> {
     // Programs may be executed there, as beside other engines: code that is made at
     // run time is kept in shared memory by some.
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
-    rustix::mount::mount("shm", path, "tmpfs", flags, Some(c"mode=1777,size=65536k"))
+    let root = user_ids.map_or(0, |ids| ids.first);
+    let options = format!("mode=1777,size=65536k,uid={root},gid={root}\0");
+    let options = CStr::from_bytes_until_nul(options.as_bytes()).ok();
+    rustix::mount::mount("shm", path, "tmpfs", flags, options)
         .map_err(|error| named("mount tmpfs on", path)(error.into()))
 }
 

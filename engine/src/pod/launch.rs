@@ -4,10 +4,13 @@
 //! Every part made here follows from the record, so that `teardown` can give
 //! back whatever a failure or a crash left.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use runtime::client::steps::mark;
-use runtime::client::{Event, Monitor, PodSetup};
+use runtime::client::{Event, Monitor, PodSetup, PodUser};
+use runtime::mount::IdMapping;
+use runtime::netns::PodNamespaces;
 use tokio::sync::mpsc;
 
 use super::error::PodError;
@@ -15,9 +18,9 @@ use super::files;
 use super::record::PodRecord;
 use crate::context::Engine;
 use crate::failpoint;
-use crate::model::{IpcMode, NetworkMode, PidMode};
+use crate::model::{IdRange, IpcMode, NetworkMode, PidMode};
 use crate::network::NetworkError;
-use crate::threads::blocking_with;
+use crate::threads::{blocking, blocking_with};
 
 /// A sandbox's score for the OOM killer: its monitor must outlive its containers.
 const MONITOR_OOM_SCORE: i32 = -998;
@@ -65,11 +68,15 @@ pub(crate) async fn launch(
 }
 
 async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodError> {
+    let mut user = None;
     if let Some(netns) = &record.netns {
         let _step = mark("network namespace");
-        engine.namespaces.pin(netns).await.map_err(|error| {
-            PodError::runtime(format!("network namespace {}", netns.display()), error)
-        })?;
+        let failed =
+            |error| PodError::runtime(format!("network namespace {}", netns.display()), error);
+        match record.config.user_ids {
+            None => engine.namespaces.pin(netns).await.map_err(failed)?,
+            Some(ids) => user = Some(own_namespaces(ids, netns.clone()).await?),
+        }
         failpoint::hit("run-netns");
     }
     let files = {
@@ -77,8 +84,11 @@ async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodE
         blocking_with(engine, move |engine| write_files(engine, &record))
     };
     // All of them, whatever becomes of one: what is made has to be known.
-    let (ips, process, files) =
-        tokio::join!(network(engine, record), process(engine, record), files);
+    let (ips, process, files) = tokio::join!(
+        network(engine, record),
+        process(engine, record, user),
+        files
+    );
     let ips = ips?;
     let (monitor, events, init_pid) = process?;
     files?;
@@ -87,6 +97,26 @@ async fn make(engine: &Arc<Engine>, record: &PodRecord) -> Result<Launched, PodE
         events,
         ips,
         init_pid,
+    })
+}
+
+/// The namespaces of a pod that has a user namespace, the network's pinned, which keeps
+/// them findable; the others live in its monitor.
+async fn own_namespaces(ids: IdRange, pin: PathBuf) -> Result<PodUser, PodError> {
+    let IdRange { first, length } = ids;
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: first,
+        length,
+    };
+    let namespaces = blocking(move || {
+        let step = || format!("user and network namespace {}", pin.display());
+        PodNamespaces::pinned(mapping, &pin).map_err(|error| PodError::runtime(step(), error))
+    });
+    Ok(PodUser {
+        namespaces: Arc::new(namespaces.await?),
+        first,
+        length,
     })
 }
 
@@ -102,10 +132,14 @@ async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, Pod
 
 type Process = (Monitor, mpsc::UnboundedReceiver<Event>, Option<i32>);
 
-async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, PodError> {
+async fn process(
+    engine: &Arc<Engine>,
+    record: &PodRecord,
+    user: Option<PodUser>,
+) -> Result<Process, PodError> {
     let prepared = {
         let record = record.clone();
-        blocking_with(engine, move |engine| prepare(engine, &record))
+        blocking_with(engine, move |engine| prepare(engine, &record, user))
     };
     let taken = async {
         let _step = mark("take a monitor");
@@ -140,14 +174,18 @@ fn write_files(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("files");
     files::write(&engine.pod_dir(&record.id).files(), &record.config)?;
     if record.config.ipc == IpcMode::Pod {
-        files::mount_shm(&engine.shm(&record.id))?;
+        files::mount_shm(&engine.shm(&record.id), record.config.user_ids)?;
     }
     Ok(())
 }
 
 /// Cgroup and folder; then the order for the monitor, which may wait long for the
 /// kernel when it joins the cgroup.
-fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
+fn prepare(
+    engine: &Engine,
+    record: &PodRecord,
+    user: Option<PodUser>,
+) -> Result<PodSetup, PodError> {
     let config = &record.config;
     let dir = engine.pod_dir(&record.id);
     let state = engine.pod_state(&record.id);
@@ -171,5 +209,6 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
         sysctls: config.sysctls.clone().into_iter().collect(),
         shared_pid: config.pid == PidMode::Pod,
         oom_score_adj: MONITOR_OOM_SCORE,
+        user,
     })
 }

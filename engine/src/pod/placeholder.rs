@@ -34,6 +34,7 @@ pub(super) fn sandbox(id: &PodId) -> SandboxConfig {
         ipc: IpcMode::Pod,
         sysctls: Pairs::new(),
         privileged: false,
+        user_ids: None,
     }
 }
 

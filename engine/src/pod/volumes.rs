@@ -71,6 +71,8 @@ pub(super) fn fill(
                 read_only: false,
                 recursive_read_only: false,
                 propagation: Propagation::Private,
+                // Copies have the ids of what they are copied from, as the pod sees it.
+                user_ids: None,
             })
         })
         .collect()

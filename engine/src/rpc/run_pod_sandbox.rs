@@ -11,7 +11,7 @@ use crate::ids::PodId;
 use crate::model::SandboxConfig;
 use crate::pod::error::{PodError, SharedError};
 use crate::pod::task::{Reply, run_or_join};
-use crate::status;
+use crate::{status, user_ns};
 
 /// Starts the sandbox, or joins the call that is starting it.
 pub(crate) async fn handle(
@@ -27,6 +27,7 @@ pub(crate) async fn handle(
     if engine.config.handler(&runtime_handler).is_none() {
         return Err(status::pod(&PodError::NoHandler(runtime_handler)));
     }
+    user_ns::check(engine, &runtime_handler, &config).map_err(|e| status::bad_request(&e))?;
     let mut answered = run(engine, config.clone(), runtime_handler.clone()).await;
     if matches!(&answered, Err(error) if matches!(**error, PodError::CutOff)) {
         // The call had joined a start of an earlier engine that was being undone.

@@ -7,6 +7,7 @@ use proto::v1;
 use serde_json::json;
 use tonic::Status;
 
+use crate::config::Launcher;
 use crate::context::Engine;
 use crate::network::Readiness;
 
@@ -97,16 +98,20 @@ fn logs_flow(engine: &Engine) -> v1::RuntimeCondition {
 
 /// Every handler by its name, and the default one by the empty name.
 fn handlers(engine: &Engine) -> Vec<v1::RuntimeHandler> {
-    let features = v1::RuntimeHandlerFeatures {
+    let is_native = |name: &str| {
+        let handler = engine.config.handler(name);
+        handler.is_some_and(|handler| handler.launcher == Launcher::Native)
+    };
+    let features = |name: &str| v1::RuntimeHandlerFeatures {
         recursive_read_only_mounts: runtime::mount::supports_recursive_read_only(),
-        user_namespaces: false,
+        user_namespaces: engine.user_namespaces.is_ok() && is_native(name),
     };
     let names = engine.config.handlers.keys().map(String::as_str);
     std::iter::once("")
         .chain(names)
         .map(|name| v1::RuntimeHandler {
             name: name.to_owned(),
-            features: Some(features),
+            features: Some(features(name)),
         })
         .collect()
 }

@@ -54,7 +54,8 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Devices, SpecError> {
         nodes: Vec::new(),
         rules: Vec::new(),
     };
-    if config.security.privileged {
+    // Root of a user namespace is to reach no device of the node that was not named.
+    if config.security.privileged && inputs.sandbox.user_ids.is_none() {
         devices.rules.push(DeviceRule::everything(true));
         let dev = Path::new("/dev");
         let all = inputs.host_paths.visit(dev, || all_of_the_host(dev));

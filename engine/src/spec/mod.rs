@@ -58,6 +58,16 @@ pub(crate) enum SpecError {
         /// The name.
         name: String,
     },
+    /// An id that the pod's user namespace has not.
+    #[error("{id} is the id of no {what} of the pod's user namespace, which has {length}")]
+    OutsideUserNamespace {
+        /// `user` or `group`.
+        what: &'static str,
+        /// The id.
+        id: u32,
+        /// How many ids there are, from 0 on.
+        length: u32,
+    },
     /// The image's working directory depends on where its reader is.
     #[error("the image's working directory {0:?} is not an absolute path")]
     RelativeWorkingDir(String),
@@ -156,6 +166,9 @@ pub(crate) struct Inputs<'a> {
     pub(crate) open_files: u64,
     pub(crate) seccomp: &'a runtime::seccomp::Cache,
     pub(crate) host_paths: Visitor<'a>,
+    /// The pod's user namespace, whose ids those of the configuration are; `None`: it has
+    /// the node's.
+    pub(crate) user: Option<&'a OwnedFd>,
     /// The directories for the volumes that the image asks for.
     pub(crate) image_volumes: &'a [Mount],
 }
@@ -166,6 +179,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let mounts = mounts::build(inputs)?;
     let seen = Seen::new(inputs.rootfs, &mounts, inputs.host_paths);
     let account = user::resolve(inputs, &seen)?;
+    account.is_within(inputs.sandbox.user_ids)?;
     let process = process::build(inputs, account)?;
     let devices = devices::build(inputs)?;
     let seccomp = seccomp(inputs)?;
@@ -206,7 +220,8 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<Namespace>, SpecError> {
         add(Kind::Network, inputs.netns.clone());
     }
     // A privileged container on a unified hierarchy manages the node's cgroups.
-    if !(inputs.unified_cgroups && inputs.config.security.privileged) {
+    let manages = inputs.unified_cgroups && inputs.config.security.privileged;
+    if !manages || inputs.sandbox.user_ids.is_some() {
         add(Kind::Cgroup, None);
     }
     match (&inputs.config.security.pid, inputs.pid_of_namespace) {

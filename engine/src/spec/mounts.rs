@@ -55,7 +55,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Made>, SpecError> {
             Place::Kernels(mount) => mounts.push(mount),
             Place::Volume(mount) => {
                 let path = &mount.host_path;
-                let tree = inputs.host_paths.visit(path, || clone(&mount));
+                let tree = inputs.host_paths.visit(path, || clone(&mount, inputs.user));
                 let tree = tree.map_err(|source| stuck(path, source))??;
                 mounts.push(volume(target, mount, tree));
             }
@@ -125,6 +125,8 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
         read_only: inputs.config.security.read_only_rootfs && container_path.starts_with("/etc"),
         recursive_read_only: false,
         propagation: Propagation::Private,
+        // They belong to root of the pod.
+        user_ids: None,
     };
     let mut mounts = Vec::new();
     mounts.push(plain("/etc/hostname", inputs.files.join("hostname")));
@@ -163,7 +165,7 @@ fn travels(propagation: Propagation) -> TreePropagation {
     }
 }
 
-fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
+fn clone(mount: &Mount, user: Option<&OwnedFd>) -> Result<OwnedFd, SpecError> {
     let named = |source| SpecError::Mount {
         host_path: mount.host_path.clone(),
         container_path: mount.container_path.clone(),
@@ -177,12 +179,20 @@ fn clone(mount: &Mount) -> Result<OwnedFd, SpecError> {
         // The kubelet's users count on a missing hostPath becoming a folder.
         std::fs::create_dir_all(&mount.host_path).map_err(|error| named(error.into()))?;
     }
+    let idmap = match (mount.user_ids, user) {
+        (None, _) => None,
+        (Some(_), Some(user)) => {
+            let user = user.try_clone();
+            Some(user.map_err(|error| named(error.into()))?)
+        }
+        (Some(_), None) => return Err(named("the pod has no user namespace".into())),
+    };
     let options = BindOptions {
         recursive: true,
         read_only: mount.read_only,
         recursive_read_only: mount.recursive_read_only,
         propagation: travels(mount.propagation),
-        idmap: None,
+        idmap,
     };
     runtime::mount::clone_tree(&mount.host_path, &options).map_err(|error| named(error.into()))
 }
@@ -261,6 +271,7 @@ mod tests {
                 read_only,
                 recursive_read_only: false,
                 propagation,
+                user_ids: None,
             };
             let tree = std::fs::File::open("/dev/null").expect("opened").into();
             let volume = volume(PathBuf::from("/x"), wanted, tree);

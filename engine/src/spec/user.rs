@@ -7,7 +7,7 @@
 use super::seen::{ReadError, Seen};
 use super::{Inputs, SpecError, process, stuck};
 use crate::convert::MAX_ID;
-use crate::model::RunAs;
+use crate::model::{IdRange, RunAs};
 
 /// The most that is read of a user database: tens of thousands of lines.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -25,6 +25,22 @@ pub(super) struct Account {
     /// With the primary group, in ascending order.
     pub(super) groups: Vec<u32>,
     pub(super) home: String,
+}
+
+impl Account {
+    /// Refuses ids that a user namespace has not: the kernel takes none of them there.
+    pub(super) fn is_within(&self, user_ids: Option<IdRange>) -> Result<(), SpecError> {
+        let Some(IdRange { length, .. }) = user_ids else {
+            return Ok(());
+        };
+        let groups = self.groups.iter().chain([&self.gid]);
+        let groups = groups.map(|gid| ("group", *gid));
+        let outside = |(_, id): &(&str, u32)| *id >= length;
+        match [("user", self.uid)].into_iter().chain(groups).find(outside) {
+            None => Ok(()),
+            Some((what, id)) => Err(SpecError::OutsideUserNamespace { what, id, length }),
+        }
+    }
 }
 
 /// A line of /etc/passwd.

@@ -297,3 +297,50 @@ async fn holes_stay_holes_in_a_volume() {
     std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 512 << 20).unwrap();
     assert_eq!(&bytes, b"here");
 }
+
+/// A view of a directory, which belongs to somebody else.
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test's helper, which the exception for tests misses"
+)]
+fn shown_to(owner: u32, place: &Path, dir: &Path) -> std::io::Result<OwnedFd> {
+    let copy = place.join(format!("{}", std::fs::read_dir(place).unwrap().count()));
+    std::fs::create_dir(&copy)?;
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), copy.join(entry.file_name()))?;
+        }
+    }
+    std::os::unix::fs::chown(&copy, Some(owner), Some(owner))?;
+    let flags = rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE;
+    let tree = rustix::mount::open_tree(rustix::fs::CWD, &copy, flags)?;
+    Ok(tree)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_seen_as_they_are_shown_and_what_is_written_takes_after_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let place = dir.path().join("views");
+    std::fs::create_dir(&place).unwrap();
+    let image = image(&[layer(Packing::Gzip, &[("one", b"1")])]);
+    let (snapshot, plain) = snapshot_of(&store, dir.path(), &image).await;
+    drop(plain);
+    let shown = snapshot.mount_shown(&|layer| shown_to(4242, &place, layer));
+    let shown = shown.unwrap();
+    let root = PathBuf::from(format!("/proc/self/fd/{}", shown.as_raw_fd()));
+    assert_eq!(std::fs::read(root.join("one")).unwrap(), b"1");
+    let owner = |path: &Path| std::fs::metadata(path).map(|found| found.uid()).unwrap();
+    assert_eq!((owner(&root), owner(&snapshot.upper())), (4242, 4242));
+    std::fs::write(root.join("new"), "x").unwrap();
+    assert!(snapshot.upper().join("new").exists());
+    let refused = |_: &Path| Err(std::io::Error::other("no such view"));
+    let error = snapshot.mount_shown(&refused).unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("show "), "{cause}");
+    let store = dir.path().join("store");
+    let tried = image_store::try_shown(&store, &|layer| shown_to(7, &place, layer)).unwrap();
+    let root = PathBuf::from(format!("/proc/self/fd/{}", tried.as_raw_fd()));
+    assert_eq!(owner(&root), 7);
+}

@@ -21,6 +21,7 @@ use runtime::exit::ExitRecord;
 use runtime::frozen;
 use runtime::launcher::{Launch, Launcher, Order, SharedPids, StartGate, null};
 use runtime::protocol::{self, Create, Exited, Failure, FailureKind, Fds, monotonic_now};
+use runtime::user_space::UserSpace;
 use runtime::ways::PROCS;
 use runtime::{pidfd, subtree};
 use rustix::io::Errno;
@@ -176,7 +177,7 @@ impl Container {
     pub(crate) fn begin(
         key: Key,
         (mut create, mut fds): (Create, Fds),
-        (wanted_pids, pids): (Wanted, Option<SharedPids>),
+        ((wanted_pids, pids), user_space): ((Wanted, Option<SharedPids>), Option<UserSpace>),
         launcher: &mut dyn Launcher,
         reactor: &mut Reactor,
     ) -> Result<Self, Failure> {
@@ -210,6 +211,7 @@ impl Container {
             fds,
             stdio,
             pids,
+            user_space,
         }) {
             Ok(launch) => launch,
             Err(error) => {

@@ -29,6 +29,7 @@ use crate::descent;
 use crate::monitor::Monitor;
 use crate::reactor::Key;
 use crate::reap::exit_code;
+use crate::requests::again;
 use crate::tap::{self, Tap};
 
 /// Exit code of a process that could not become its program.
@@ -216,11 +217,14 @@ impl Monitor {
         let process = request.process.as_ref().ok_or_else(|| {
             Failure::new(FailureKind::Protocol, "exec", "there is no process to run")
         })?;
+        let pod = self.pod.as_ref();
+        let user_space = again(pod.and_then(|pod| pod.user_space.as_ref()))?;
         let filter = container.seccomp.as_deref();
         let plan = Plan::new(process, &request.cgroup_files, filter)
             .and_then(|plan| plan.with_keyring(&request.id, &container.keyring, process))
             .map_err(|error| failed(error.to_string()))?;
-        let mut plan = plan.with_seccomp_flags(container.seccomp_flags);
+        let plan = plan.with_seccomp_flags(container.seccomp_flags);
+        let mut plan = plan.within(user_space);
         let begun = match exec::spawn(&plan, pidfd.as_fd(), &streams) {
             // The container has cgroups of its own below its cgroup of the v2 tree, which
             // then takes no processes: the first process's takes them.

@@ -16,7 +16,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 
 use runtime::protocol::{
-    self, Body, Failure, FailureKind, Fds, HANDOVER_VERSION, Handover, Upgrade, sealed_memfd,
+    self, Body, Failure, FailureKind, Fds, HANDOVER_VERSION, HANDOVER_WITHOUT_USER_NAMESPACE,
+    Handover, Upgrade, sealed_memfd,
 };
 use runtime::sys::execve::{CStrings, execve};
 use runtime::sys::fds::{Inherited, keep_on_exec};
@@ -99,6 +100,12 @@ impl Program {
 }
 
 impl Monitor {
+    /// Which version its state has.
+    pub(crate) fn handover_version(&self) -> u32 {
+        let user_space = self.pod.as_ref().and_then(|pod| pod.user_space.as_ref());
+        user_space.map_or(HANDOVER_WITHOUT_USER_NAMESPACE, |_| HANDOVER_VERSION)
+    }
+
     /// Goes on as another build; comes back only when that failed.
     pub(crate) fn upgrade(&mut self, order: &Upgrade, fds: Fds, reply: ReplyTo) {
         let failure = self.try_upgrade(order, fds, &reply);
@@ -106,8 +113,9 @@ impl Monitor {
     }
 
     fn try_upgrade(&mut self, order: &Upgrade, mut fds: Fds, reply: &ReplyTo) -> Failure {
-        if order.reads < HANDOVER_VERSION {
-            let message = format!("this monitor hands over version {HANDOVER_VERSION}");
+        let version = self.handover_version();
+        if order.reads < version {
+            let message = format!("this monitor hands over version {version}");
             return Failure::new(FailureKind::Unsupported, "upgrade", message);
         }
         if let Some(busy) = self.is_busy() {
@@ -189,7 +197,7 @@ pub(crate) fn resume(state: &str) -> Result<Monitor, Errno> {
     let state: RawFd = state.parse().map_err(|_| Errno::INVAL)?;
     let state = fds.take(state)?;
     let state = Handover::read(&state).map_err(|_| Errno::BADMSG)?;
-    if state.version != HANDOVER_VERSION {
+    if !(HANDOVER_WITHOUT_USER_NAMESPACE..=HANDOVER_VERSION).contains(&state.version) {
         return Err(Errno::PROTO);
     }
     let descriptors = startup::take_on()?;

@@ -14,16 +14,18 @@ use std::process::ExitCode;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, Signal};
 use runtime::sys::execve::{CStrings, execve};
-use runtime::sys::fork::{NewNamespaces, spawn};
+use runtime::sys::fork::{self, NewNamespaces, spawn};
 use runtime::sys::keyring;
+use runtime::sys::note::Note;
 use runtime::sys::seccomp_load::Filter;
+use runtime::user_space::UserSpace;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
 };
 use rustix::pipe::PipeFlags;
-use rustix::process::{DumpableBehavior, Gid, Pid, Uid, WaitOptions};
+use rustix::process::{DumpableBehavior, Gid, Pid, Uid, WaitId, WaitIdOptions, WaitOptions};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use rustix::time::Timespec;
 
@@ -49,32 +51,65 @@ const CALLS: [libc::c_long; 8] = [
     libc::SYS_exit_group,
 ];
 
-/// Starts an init and waits until it has given everything up.
-pub(crate) fn start() -> Result<Pid, Errno> {
+/// Starts an init, in the pod's user namespace if it has one, and waits until it has
+/// given everything up.
+pub(crate) fn start(user_space: Option<&UserSpace>) -> Result<Pid, Errno> {
     let (ready, report) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-    let name = CStrings::new(vec![CString::new(NAME).map_err(|_| Errno::INVAL)?]);
+    let text = |text: &str| CString::new(text).map_err(|_| Errno::INVAL);
+    let user = user_space.map(|space| space.highest(NOBODY));
+    let user = user.filter(|user| *user != NOBODY);
+    let user = user.map(|user| text(&user.to_string()));
+    let arguments = [Ok(text(NAME)?)].into_iter().chain(user);
+    let name = CStrings::new(arguments.collect::<Result<_, _>>()?);
     let environment = CStrings::new(Vec::new());
-    let child = spawn(
-        NewNamespaces {
-            pid: true,
-            mount: true,
-            ..NewNamespaces::default()
-        },
-        || {
-            if rustix::stdio::dup2_stdin(&report).is_err() {
-                return 127;
-            }
-            // What is left of the monitor's descriptors closes on exec.
-            let _failed = execve(c"/proc/self/exe", name.pointers(), environment.pointers());
-            127
-        },
-    )?;
+    let new = NewNamespaces {
+        pid: true,
+        mount: true,
+        ..NewNamespaces::default()
+    };
+    let life = || {
+        if rustix::stdio::dup2_stdin(&report).is_err() {
+            return 127;
+        }
+        // What is left of the monitor's descriptors closes on exec.
+        let _failed = execve(c"/proc/self/exe", name.pointers(), environment.pointers());
+        127
+    };
+    let pid = match user_space {
+        None => spawn(new, life)?.pid,
+        Some(space) => spawn_inside(space, new, life)?,
+    };
     drop(report);
     if wait_ready(&ready) {
-        return Ok(child.pid);
+        return Ok(pid);
     }
-    let _gone = crate::container::send_signal(child.pid, crate::container::KILL);
+    let _gone = crate::container::send_signal(pid, crate::container::KILL);
     Err(Errno::CHILD)
+}
+
+/// Starts a child of this process whose namespaces the user namespace owns: one that has
+/// entered it makes it, and ends.
+fn spawn_inside(
+    space: &UserSpace,
+    new: NewNamespaces,
+    life: impl FnOnce() -> u8,
+) -> Result<Pid, Errno> {
+    let note = Note::new()?;
+    let maker = spawn(NewNamespaces::default(), || {
+        let made = space
+            .enter()
+            .and_then(|()| fork::spawn_noted_sibling(new, &note, life));
+        match made {
+            Ok(_) => 0,
+            Err(errno) => {
+                note.fail(errno);
+                1
+            }
+        }
+    })?;
+    rustix::process::waitid(WaitId::PidFd(maker.pidfd.as_fd()), WaitIdOptions::EXITED)?;
+    let failed = || note.failed().unwrap_or(Errno::CHILD);
+    note.born().ok_or_else(failed)
 }
 
 fn wait_ready(ready: &OwnedFd) -> bool {
@@ -104,7 +139,7 @@ fn become_init() -> Result<SigSet, Errno> {
     nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
         .map_err(|errno| Errno::from_raw_os_error(errno as i32))?;
     leave_file_system()?;
-    give_up_privileges()?;
+    give_up_privileges(user()?)?;
     // Standard output is /dev/null: the report pipe is not needed for long.
     let report = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
@@ -142,7 +177,16 @@ fn leave_file_system() -> Result<(), Errno> {
     rustix::process::chdir(c"/")
 }
 
-fn give_up_privileges() -> Result<(), Errno> {
+/// As whom it is to run: as nobody, or where a user namespace has no such user, as its
+/// argument says.
+fn user() -> Result<u32, Errno> {
+    match std::env::args().nth(1) {
+        None => Ok(NOBODY),
+        Some(user) => user.parse().map_err(|_| Errno::INVAL),
+    }
+}
+
+fn give_up_privileges(user: u32) -> Result<(), Errno> {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match rustix::thread::remove_capability_from_bounding_set(capability) {
@@ -151,7 +195,7 @@ fn give_up_privileges() -> Result<(), Errno> {
         }
     }
     rustix::thread::set_thread_groups(&[])?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
     let none = CapabilitySet::empty();

@@ -27,6 +27,7 @@ mod start;
 mod startup;
 mod sysctl;
 mod tap;
+mod user_space;
 
 use std::process::ExitCode;
 

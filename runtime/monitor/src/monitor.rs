@@ -18,6 +18,7 @@ use runtime::protocol::{
     self, Body, Envelope, Failure, FailureKind, Features, Incoming, Received, VERSION,
     monotonic_now,
 };
+use runtime::user_space::UserSpace;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::process::{Pid, WaitStatus};
@@ -47,6 +48,8 @@ pub(crate) struct Pod {
     pub(crate) launcher: Option<Libcontainer>,
     /// PID 1 of its own pid namespace.
     pub(crate) init: Option<Pid>,
+    /// The user namespace that all of its processes are made in.
+    pub(crate) user_space: Option<UserSpace>,
 }
 
 /// The socket's name in the file system.

@@ -11,6 +11,7 @@ use runtime::protocol::{
 };
 use runtime::sys::fork::{self, NewNamespaces};
 use runtime::terminal;
+use runtime::user_space::UserSpace;
 use runtime::ways::Ways;
 use rustix::io::Errno;
 
@@ -267,7 +268,13 @@ impl Monitor {
         let pids = self.pids_for(&create)?;
         let key = self.new_key();
         let pod = self.pod.as_mut().ok_or_else(no_pod)?;
+        let user_space = again(pod.user_space.as_ref())?;
         let launcher: &mut dyn Launcher = match create.launcher() {
+            LauncherKind::Libcontainer | LauncherKind::Oci if user_space.is_some() => {
+                let message = "only the native launcher makes containers in one";
+                let kind = FailureKind::Unsupported;
+                return Err(Failure::new(kind, "user namespace", message));
+            }
             LauncherKind::Libcontainer | LauncherKind::Oci => {
                 pod.launcher.as_mut().ok_or_else(no_pod)?
             }
@@ -277,7 +284,13 @@ impl Monitor {
                 return Err(Failure::new(FailureKind::Unsupported, "launcher", message));
             }
         };
-        let container = Container::begin(key, (create, fds), pids, launcher, &mut self.reactor)?;
+        let container = Container::begin(
+            key,
+            (create, fds),
+            (pids, user_space),
+            launcher,
+            &mut self.reactor,
+        )?;
         self.containers.insert(key, container);
         Ok(key)
     }
@@ -314,12 +327,20 @@ impl Monitor {
     }
 }
 
+/// The pod's user namespace, for one more process.
+pub(crate) fn again(user_space: Option<&UserSpace>) -> Result<Option<UserSpace>, Failure> {
+    let again = user_space.map(UserSpace::again).transpose();
+    again.map_err(|errno| {
+        let message = errno.to_string();
+        Failure::new(FailureKind::Internal, "user namespace", message)
+    })
+}
+
 /// Slots that this version has but does not use: asking for them and getting
 /// something else would be worse than a refusal.
 fn refuse_unused_slots(create: &Create) -> Result<(), Failure> {
     let used = [
         ("streams from the beginning", create.streams.is_some()),
-        ("user namespace", create.userns_fd.is_some()),
         (
             "id-mapped mount",
             create.mounts.iter().any(|mount| mount.idmap_fd.is_some()),

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sched::CloneFlags;
 use runtime::launcher::{Libcontainer, SOCKET_NAME, open_directory, socket_path};
-use runtime::protocol::{Failure, FailureKind, Fds, PodReady, Setup, Sysctl};
+use runtime::protocol::{Failure, FailureKind, Fds, IdRange, PodReady, Setup, Sysctl};
+use runtime::user_space::UserSpace;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -24,7 +25,7 @@ use rustix::thread::LinkNameSpaceType;
 use crate::connection::ReplyTo;
 use crate::monitor::{Pod, SocketFile};
 use crate::reactor::{Reactor, Source};
-use crate::{init, sysctl};
+use crate::{init, sysctl, user_space};
 
 /// Where launcher helpers mount, each in a namespace of its own.
 const WORK_DIR: &str = "launch";
@@ -39,20 +40,24 @@ pub(crate) fn set_up(
     clock: &mut ReplyTo,
 ) -> Result<(Pod, PodReady), Failure> {
     let launcher = take_launcher(setup, &mut fds)?;
+    let owned = Owned::take(setup, &mut fds)?;
     let mut warnings = Vec::new();
     join_cgroups(&setup.cgroup_files)?;
     clock.step("join cgroups");
     set_oom_score(setup.oom_score_adj, &mut warnings)?;
-    enter_namespaces(setup)?;
+    enter_namespaces(setup, &owned)?;
     clock.step("enter namespaces");
-    for sysctl in &setup.sysctls {
-        set_sysctl(sysctl)?;
+    match &owned.user_space {
+        None => setup.sysctls.iter().try_for_each(set_sysctl)?,
+        // Those of IPC are for root of the user namespace alone.
+        Some(user_space) => user_space::set_sysctls(user_space, &setup.sysctls)?,
     }
     clock.step("set sysctls");
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| failed("become the pod's reaper", errno))?;
     let init = if setup.shared_pid {
-        Some(init::start().map_err(|errno| failed("start the pod's init", errno))?)
+        let started = init::start(owned.user_space.as_ref());
+        Some(started.map_err(|errno| failed("start the pod's init", errno))?)
     } else {
         None
     };
@@ -75,6 +80,7 @@ pub(crate) fn set_up(
         socket,
         launcher,
         init,
+        user_space: owned.user_space,
     };
     let ready = PodReady {
         pid: raw(rustix::process::getpid()),
@@ -93,14 +99,6 @@ pub(crate) fn remove_files(pod: &Pod) {
 }
 
 fn take_launcher(setup: &Setup, fds: &mut Fds) -> Result<Option<Libcontainer>, Failure> {
-    if setup.userns_fd.is_some() {
-        let message = "not in this version";
-        return Err(Failure::new(
-            FailureKind::Unsupported,
-            "user namespace",
-            message,
-        ));
-    }
     let executable = fds
         .take_optional(setup.launcher_fd, "the launcher")
         .map_err(|error| failed("take the launcher", error))?;
@@ -145,7 +143,48 @@ fn set_oom_score(score: i32, warnings: &mut Vec<String>) -> Result<(), Failure> 
     }
 }
 
-fn enter_namespaces(setup: &Setup) -> Result<(), Failure> {
+/// What a pod with a user namespace comes with.
+struct Owned {
+    user_space: Option<UserSpace>,
+    ipc: Option<OwnedFd>,
+    uts: Option<OwnedFd>,
+}
+
+impl Owned {
+    fn take(setup: &Setup, fds: &mut Fds) -> Result<Self, Failure> {
+        let mut take = |slot, what: &'static str| {
+            let taken = fds.take_optional(slot, what);
+            taken.map_err(|error| failed(&format!("take {what}"), error))
+        };
+        let user = take(setup.userns_fd, "the user namespace")?;
+        let user_space = match (user, setup.user_ids) {
+            (Some(user), Some(IdRange { first, length })) if first > 0 => {
+                Some(UserSpace::new(user, first, length))
+            }
+            (None, None) => None,
+            _ => {
+                let message = "the ids of its user namespace are missing";
+                return Err(Failure::new(FailureKind::Protocol, "setup", message));
+            }
+        };
+        Ok(Self {
+            user_space,
+            ipc: take(setup.ipc_fd, "the IPC namespace")?,
+            uts: take(setup.uts_fd, "the UTS namespace")?,
+        })
+    }
+}
+
+fn enter_namespaces(setup: &Setup, owned: &Owned) -> Result<(), Failure> {
+    for (namespace, kind) in [
+        (&owned.ipc, LinkNameSpaceType::InterProcessCommunication),
+        (&owned.uts, LinkNameSpaceType::HostNameAndNISDomainName),
+    ] {
+        if let Some(namespace) = namespace {
+            rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind))
+                .map_err(|errno| failed("enter the pod's namespaces", errno))?;
+        }
+    }
     if let Some(netns) = &setup.netns {
         let netns = path(netns);
         enter_network(netns).map_err(|errno| {
@@ -156,8 +195,9 @@ fn enter_namespaces(setup: &Setup) -> Result<(), Failure> {
         })?;
     }
     let mut new = CloneFlags::empty();
-    new.set(CloneFlags::CLONE_NEWIPC, setup.new_ipc);
-    new.set(CloneFlags::CLONE_NEWUTS, setup.hostname.is_some());
+    let (ipc, uts) = (owned.ipc.is_none(), owned.uts.is_none());
+    new.set(CloneFlags::CLONE_NEWIPC, setup.new_ipc && ipc);
+    new.set(CloneFlags::CLONE_NEWUTS, setup.hostname.is_some() && uts);
     if !new.is_empty() {
         nix::sched::unshare(new).map_err(|errno| failed("make namespaces", errno))?;
     }
@@ -173,7 +213,7 @@ fn enter_network(netns: &Path) -> Result<(), Errno> {
     rustix::thread::move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::Network))
 }
 
-fn set_sysctl(sysctl: &Sysctl) -> Result<(), Failure> {
+pub(crate) fn set_sysctl(sysctl: &Sysctl) -> Result<(), Failure> {
     let Sysctl { name, value } = sysctl;
     let step = format!("sysctl {name}");
     let path = sysctl::path(name).ok_or_else(|| failed(&step, "not a kernel parameter"))?;

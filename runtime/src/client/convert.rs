@@ -11,12 +11,12 @@ use super::error::MonitorError;
 use super::plan;
 use super::types::{
     Attachment, ContainerReport, ContainerState, CreateContainer, ExecProcess, ExecStreams, Pids,
-    PodReady, PodSetup,
+    PodReady, PodSetup, PodUser,
 };
 use crate::exit::ExitRecord;
 use crate::protocol::{
-    self, Attach, Container, Create, Exec, LauncherKind, MountSource, PidMode, Plan, Setup, State,
-    StreamSlots, Sysctl, sealed_memfd,
+    self, Attach, Container, Create, Exec, IdRange, LauncherKind, MountSource, PidMode, Plan,
+    Setup, State, StreamSlots, Sysctl, sealed_memfd,
 };
 use crate::spec::oci::{self, EnvironmentIsNotText};
 use crate::spec::{Mount, Spec, What};
@@ -28,7 +28,11 @@ pub(super) fn push<'a>(fds: &mut Vec<BorrowedFd<'a>>, fd: BorrowedFd<'a>) -> u32
     u32::try_from(fds.len() - 1).unwrap_or(u32::MAX)
 }
 
-pub(super) fn setup(setup: PodSetup, launcher_fd: Option<u32>) -> Result<Setup, MonitorError> {
+pub(super) fn setup<'a>(
+    setup: &'a PodSetup,
+    launcher_fd: Option<u32>,
+    fds: &mut Vec<BorrowedFd<'a>>,
+) -> Result<Setup, MonitorError> {
     let PodSetup {
         pod_id,
         state_dir,
@@ -40,11 +44,15 @@ pub(super) fn setup(setup: PodSetup, launcher_fd: Option<u32>) -> Result<Setup, 
         sysctls,
         shared_pid,
         oom_score_adj,
-    } = setup;
+        user,
+    } = setup.clone();
     if !state_dir.is_absolute() || !exit_dir.is_absolute() {
         // The monitor lives in /.
         return Err(invalid("pod's directories", "not absolute"));
     }
+    let user_ids = user.map(|PodUser { first, length, .. }| IdRange { first, length });
+    let namespaces = setup.user.as_ref().map(|user| &*user.namespaces);
+    let mut slot = |fd: Option<&'a OwnedFd>| fd.map(|fd| push(fds, fd.as_fd()));
     Ok(Setup {
         pod: pod_id,
         state_dir: bytes(state_dir),
@@ -60,7 +68,10 @@ pub(super) fn setup(setup: PodSetup, launcher_fd: Option<u32>) -> Result<Setup, 
         shared_pid,
         oom_score_adj,
         launcher_fd,
-        userns_fd: None,
+        userns_fd: slot(namespaces.map(|all| &all.user)),
+        user_ids,
+        ipc_fd: slot(namespaces.map(|all| &all.ipc)),
+        uts_fd: slot(namespaces.map(|all| &all.uts)),
     })
 }
 
@@ -154,7 +165,6 @@ pub(super) fn create<'a>(
         stdin_once: *stdin_once,
         tty: spec.process.terminal,
         streams: None,
-        userns_fd: None,
         plan,
         runtime: runtime.as_ref().map(|runtime| bytes(runtime.path.clone())),
         runtime_args: runtime

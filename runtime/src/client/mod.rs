@@ -26,7 +26,7 @@ pub use monitor::{Gone, Monitor, Reached, Upgraded};
 pub use pool::MonitorPool;
 pub use types::{
     Attachment, ContainerReport, ContainerState, CreateContainer, Created, Event, ExecExit,
-    ExecProcess, ExecStreams, OciRuntime, Pids, PodReady, PodSetup, Started,
+    ExecProcess, ExecStreams, OciRuntime, Pids, PodReady, PodSetup, PodUser, Started,
 };
 
 /// Name of a monitor's socket in its pod's state directory.

@@ -257,7 +257,7 @@ impl Monitor {
             .map(|binaries| binaries.libcontainer());
         let slot = helper.map(|fd| convert::push(&mut fds, fd));
         let state_dir = setup.state_dir.clone();
-        let request = convert::setup(setup, slot)?;
+        let request = convert::setup(&setup, slot, &mut fds)?;
         let answer = self
             .inner
             .connection

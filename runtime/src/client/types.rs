@@ -4,9 +4,11 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::exit::ExitRecord;
+use crate::netns::PodNamespaces;
 use crate::protocol::LauncherKind;
 use crate::spec::{Process, Spec};
 
@@ -57,6 +59,21 @@ pub struct PodSetup {
     pub shared_pid: bool,
     /// Of the monitor. One that may not be lowered is a warning.
     pub oom_score_adj: i32,
+    /// The user namespace that its processes live in, but for the monitor, with the
+    /// namespaces that it owns. `None`: the node's.
+    pub user: Option<PodUser>,
+}
+
+/// A pod's user namespace.
+#[derive(Debug, Clone)]
+pub struct PodUser {
+    /// It, and what it owns. The pinned network namespace is the one that they were made
+    /// with.
+    pub namespaces: Arc<PodNamespaces>,
+    /// The first id of the node that is one of the namespace: its 0.
+    pub first: u32,
+    /// How many ids it has.
+    pub length: u32,
 }
 
 /// A pod that is set up.

@@ -19,6 +19,7 @@ use crate::sys::fork::{Child, NewNamespaces};
 use crate::sys::note::Note;
 use crate::sys::{fds, fork};
 use crate::terminal::{self, Terminal};
+use crate::user_space::become_root;
 
 /// The streams of the process.
 #[derive(Debug)]
@@ -91,7 +92,7 @@ fn become_process(
     streams: &Streams,
     (note, report): (&Note, BorrowedFd<'_>),
 ) -> u8 {
-    let joined = join(plan, container).and_then(|()| connect(plan, streams, report));
+    let joined = join(plan, container, streams).and_then(|()| connect(plan, streams, report));
     let [moved] = match joined {
         Ok(moved) => moved,
         Err(problem) => return tell(report, problem),
@@ -124,10 +125,20 @@ fn tell(report: BorrowedFd<'_>, problem: Problem) -> u8 {
     127
 }
 
-/// What needs the host's view of files.
-fn join(plan: &Plan, container: BorrowedFd<'_>) -> Result<(), Problem> {
+/// What needs the host's view of files, and its rights; then the namespaces.
+fn join(plan: &Plan, container: BorrowedFd<'_>, streams: &Streams) -> Result<(), Problem> {
     steps::leave_monitor(plan)?;
-    steps::at(Step::Namespaces, enter_namespaces(container))
+    let Some(space) = &plan.user_space else {
+        let kinds = ThreadNameSpaceType::empty();
+        return steps::at(Step::Namespaces, enter_namespaces(container, kinds));
+    };
+    match streams {
+        Streams::Given(stdio) => steps::prepare_to_enter(plan, space, &stdio.each())?,
+        Streams::Terminal(_) => steps::prepare_to_enter(plan, space, &[])?,
+    }
+    let entered = enter_namespaces(container, ThreadNameSpaceType::USER);
+    steps::at(Step::Namespaces, entered.and_then(|()| become_root()))?;
+    steps::join_keyring(plan).map(drop)
 }
 
 /// Puts the streams, or those of a terminal in the container's own devpts, where they
@@ -155,10 +166,11 @@ fn connect(
     steps::at(Step::Streams, connected)
 }
 
-/// The pid namespace is that of children from now on. The user namespace is the same:
-/// launchers refuse containers that have one of their own.
-fn enter_namespaces(pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
-    let all = ThreadNameSpaceType::MOUNT
+/// The pid namespace is that of children from now on. A user namespace, which only pods
+/// have that were made with one, is entered with the others, which it owns.
+fn enter_namespaces(pidfd: BorrowedFd<'_>, more: ThreadNameSpaceType) -> Result<(), Errno> {
+    let all = more
+        | ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::CONTROL_GROUP
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION

@@ -13,6 +13,7 @@ use super::keyring::Keyring;
 use super::program::Program;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
+use crate::user_space::UserSpace;
 use crate::ways::Ways;
 
 /// Capabilities by their numbers.
@@ -125,6 +126,8 @@ pub struct Plan {
     pub(super) labels: Vec<Label>,
     pub(crate) oom_score_adj: Option<String>,
     pub(crate) seccomp: Option<Filter>,
+    /// The user namespace that it is made in; `None`: that of its maker.
+    pub(crate) user_space: Option<UserSpace>,
     /// The session keyring to join, which is made where there is none.
     pub(super) keyring: Option<Keyring>,
     /// The cgroup to be born in.
@@ -178,6 +181,7 @@ impl Plan {
             seccomp: seccomp
                 .map(|bytes| Filter::parse(bytes).ok_or(BadProcess::BadFilter))
                 .transpose()?,
+            user_space: None,
             keyring: None,
             born_in,
             joined: joined
@@ -203,6 +207,13 @@ impl Plan {
         };
         self.keyring = Some(Keyring::of(container, secret, &process.selinux_label).map_err(nul)?);
         Ok(self)
+    }
+
+    /// Is made in this user namespace, whose ids its user and groups are.
+    #[must_use]
+    pub fn within(mut self, user_space: Option<UserSpace>) -> Self {
+        self.user_space = user_space;
+        self
     }
 
     /// Is born in the cgroup of the v2 tree that a process of the container is in, which

@@ -8,15 +8,18 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::{Gid, Rlimit, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets as ThreadCapabilities};
 
+use super::keyring::Keyring;
 use super::plan::{Label, Plan};
 use super::report::{Problem, Step};
 use crate::sys::fds::{Close, close_from, copy_to};
 use crate::sys::seccomp_load::Filter;
 use crate::sys::signals;
+use crate::user_space::UserSpace;
 
 /// Where other descriptors than the streams begin.
 const FIRST_OTHER: i32 = 3;
@@ -51,10 +54,52 @@ pub(crate) fn leave_monitor(plan: &Plan) -> Result<Honoured, Problem> {
     for label in &plan.labels {
         at(Step::Label, write_label(label))?;
     }
-    if let Some(keyring) = &plan.keyring {
-        honoured.keyring = at(Step::Keyring, keyring.join())?;
+    if plan.user_space.is_none() {
+        honoured.keyring = join_keyring(plan)?;
     }
     Ok(honoured)
+}
+
+/// Joins the container's session keyring, which belongs to the user and the user
+/// namespace that its first process makes it in. Tells whether there is one.
+pub(crate) fn join_keyring(plan: &Plan) -> Result<bool, Problem> {
+    let joined = plan.keyring.as_ref().map(Keyring::join).transpose();
+    Ok(at(Step::Keyring, joined)?.unwrap_or(true))
+}
+
+/// What takes rights that a process has not any more once it is in a user namespace:
+/// limits above those that it has, and pipes that are to be its user's.
+pub(crate) fn prepare_to_enter(
+    plan: &Plan,
+    space: &UserSpace,
+    streams: &[BorrowedFd<'_>],
+) -> Result<(), Problem> {
+    for (resource, wanted) in &plan.rlimits {
+        let now = rustix::process::getrlimit(*resource);
+        // No limit at all is the highest one.
+        let highest = now.maximum.zip(wanted.maximum);
+        let maximum = highest.map(|(now, wanted)| now.max(wanted));
+        if maximum != now.maximum {
+            let raised = Rlimit { maximum, ..now };
+            at(Step::Rlimit, rustix::process::setrlimit(*resource, raised))?;
+        }
+    }
+    let ids = space.on_node(plan.uid.as_raw());
+    let ids = ids.zip(space.on_node(plan.gid.as_raw()));
+    let (uid, gid) = at(Step::Ids, ids.ok_or(Errno::INVAL))?;
+    for stream in streams {
+        if at(Step::Streams, is_pipe(*stream))? {
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            let owned = rustix::fs::fchown(stream, Some(uid), Some(gid));
+            at(Step::Streams, owned)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_pipe(stream: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let kind = rustix::fs::fstat(stream)?.st_mode;
+    Ok(FileType::from_raw_mode(kind) == FileType::Fifo)
 }
 
 /// Begins a session; with a terminal, which is its standard input, as that one's.
@@ -159,7 +204,8 @@ pub(crate) fn connect_streams<const N: usize>(
 /// leads to the pipe.
 fn own_pipe(plan: &Plan, stream: &OwnedFd) -> Result<(), Errno> {
     let stat = rustix::fs::fstat(stream)?;
-    let is_pipe = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::Fifo;
+    let is_pipe = FileType::from_raw_mode(stat.st_mode) == FileType::Fifo;
+    // In a user namespace its ids are that one's: the owner was changed before.
     if !is_pipe || stat.st_uid == plan.uid.as_raw() {
         return Ok(());
     }

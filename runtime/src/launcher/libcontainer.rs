@@ -123,6 +123,8 @@ impl Order {
             fds,
             stdio,
             pids: _,
+            // The monitor refuses one.
+            user_space: _,
         } = self;
         let mut all = fds.into_all()?;
         let mut add = |fd: OwnedFd| {

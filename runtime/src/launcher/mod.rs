@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use crate::protocol::{Create, Failure, FailureKind, Fds, ProtocolError, Step, VERSION};
+use crate::user_space::UserSpace;
 
 pub use libcontainer::Libcontainer;
 pub use native::Native;
@@ -106,6 +107,9 @@ pub struct Order {
     /// The PID namespace that it shares, for the native launcher: others enter the one
     /// that the spec names.
     pub pids: Option<SharedPids>,
+    /// The user namespace that it is made in, for the native launcher: the others refuse
+    /// one. `None`: the node's.
+    pub user_space: Option<UserSpace>,
 }
 
 /// A PID namespace that others live in.

@@ -32,11 +32,17 @@ pub struct IdMapping {
 pub fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd, MountError> {
     let failed = |step| move |source| MountError::UserNamespace { step, source };
     let holder = Holder::spawn().map_err(failed("start its first process"))?;
-    let proc = format!("/proc/{}", holder.pid());
-    fs::write(format!("{proc}/uid_map"), lines(uids)).map_err(failed("map user ids"))?;
-    fs::write(format!("{proc}/gid_map"), lines(gids)).map_err(failed("map group ids"))?;
-    let file = File::open(format!("{proc}/ns/user")).map_err(failed("open it"))?;
+    map(holder.pid(), uids, gids)?;
+    let file = File::open(format!("/proc/{}/ns/user", holder.pid())).map_err(failed("open it"))?;
     Ok(file.into())
+}
+
+/// Maps the ids of a process's user namespace, which has no mapping yet.
+pub(crate) fn map(pid: i32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<(), MountError> {
+    let failed = |step| move |source| MountError::UserNamespace { step, source };
+    let proc = format!("/proc/{pid}");
+    fs::write(format!("{proc}/uid_map"), lines(uids)).map_err(failed("map user ids"))?;
+    fs::write(format!("{proc}/gid_map"), lines(gids)).map_err(failed("map group ids"))
 }
 
 fn lines(mappings: &[IdMapping]) -> String {

@@ -4,7 +4,7 @@
 //! the host's mount table. A detached mount lives as long as its descriptor,
 //! so a crash leaves nothing.
 
-mod idmap;
+pub(crate) mod idmap;
 pub(crate) mod table;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@
 //! network.
 
 mod netlink;
+mod owned;
 mod pool;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_chang
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 pub use netlink::InterfaceStats;
+pub use owned::{PodNamespaces, owner_of_network};
 pub use pool::NetNsPool;
 
 /// The namespace of the thread that reads this.
@@ -78,6 +80,9 @@ pub enum NetNsError {
         /// The cause.
         source: io::Error,
     },
+    /// A pod's user namespace, or what it owns, could not be made.
+    #[error(transparent)]
+    User(#[from] crate::mount::MountError),
     /// A namespace could not be pinned.
     #[error("pin a network namespace at {}: {step}", path.display())]
     Pin {

@@ -31,9 +31,11 @@ impl Features {
     pub const STREAMS: Self = Self(1 << 5);
     /// A log can be brought to rest before its next file is there.
     pub const SETTLE_LOG: Self = Self(1 << 6);
+    /// Pods have user namespaces.
+    pub const USER_NAMESPACES: Self = Self(1 << 7);
 
     /// All, with their names.
-    const NAMES: [(Self, &'static str); 7] = [
+    const NAMES: [(Self, &'static str); 8] = [
         (Self::LOG_DESCRIPTOR, "logs opened by the engine"),
         (Self::UPGRADE, "upgrade in place"),
         (Self::CANCEL_EXEC, "ending a process that was run"),
@@ -41,6 +43,7 @@ impl Features {
         (Self::PID_TARGET, "PID namespaces by their container"),
         (Self::STREAMS, "streams of clients"),
         (Self::SETTLE_LOG, "bringing a log to rest"),
+        (Self::USER_NAMESPACES, "user namespaces of pods"),
     ];
 
     /// What this build knows.
@@ -94,6 +97,7 @@ impl Features {
             Body::SettleLog(_) => Self::SETTLE_LOG,
             Body::Upgrade(_) => Self::UPGRADE,
             Body::CancelExec(_) => Self::CANCEL_EXEC,
+            Body::Setup(setup) if setup.userns_fd.is_some() => Self::USER_NAMESPACES,
             Body::Attach(_) => Self::STREAMS,
             Body::Exec(order) if order.streaming => Self::STREAMS,
             Body::Create(order) => {
@@ -126,7 +130,8 @@ mod tests {
                 "flags of a seccomp filter",
                 "PID namespaces by their container",
                 "streams of clients",
-                "bringing a log to rest"
+                "bringing a log to rest",
+                "user namespaces of pods"
             ]
         );
     }

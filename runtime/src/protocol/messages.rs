@@ -16,15 +16,15 @@ pub use container::{
     StreamSlots,
 };
 pub use handover::{
-    HANDOVER_VERSION, Handover, HandoverClient, HandoverConnection, HandoverContainer,
-    HandoverExec, HandoverInit, HandoverLog, HandoverOutput, HandoverPod, HandoverReader,
-    HandoverReply, HandoverTap, HandoverWriter,
+    HANDOVER_VERSION, HANDOVER_WITHOUT_USER_NAMESPACE, Handover, HandoverClient,
+    HandoverConnection, HandoverContainer, HandoverExec, HandoverInit, HandoverLog, HandoverOutput,
+    HandoverPod, HandoverReader, HandoverReply, HandoverTap, HandoverWriter,
 };
 pub use plan::{
     Device, DeviceRule, Mount, MountAttributes, MountKind, MountPropagation, Namespace,
     NamespaceKind, Parameter, Plan,
 };
-pub use pod::{PodReady, Setup, Sysctl};
+pub use pod::{IdRange, PodReady, Setup, Sysctl};
 pub use process::{CapabilitySets, Exec, ExecEnded, Process, Rlimit};
 
 /// Every packet.

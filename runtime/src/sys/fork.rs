@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
+use super::note::Note;
+
 /// `CLONE_INTO_CGROUP`, which does not fit the C library's type.
 const INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -102,6 +104,23 @@ pub fn spawn_sibling_into(
     // Its exit signal is this process's own: the kernel wants none here.
     arguments.flags |= u64::from(libc::CLONE_PARENT.cast_unsigned());
     be_born_in(&mut arguments, cgroup);
+    clone(arguments, child)
+}
+
+/// Does what [`spawn_sibling_into`] does without a cgroup. The sibling's id is noted
+/// before it runs, whatever becomes of this process.
+///
+/// # Errors
+/// See [`spawn`].
+pub fn spawn_noted_sibling(
+    new: NewNamespaces,
+    note: &Note,
+    child: impl FnOnce() -> u8,
+) -> Result<Child, Errno> {
+    let mut arguments = arguments(new);
+    let flags = libc::CLONE_PARENT | libc::CLONE_PARENT_SETTID;
+    arguments.flags |= u64::from(flags.cast_unsigned());
+    arguments.parent_tid = note.place().expose_provenance() as u64;
     clone(arguments, child)
 }
 

@@ -5,11 +5,16 @@
 
 #![expect(unsafe_code, reason = "a bare system call")]
 
-use std::ffi::c_long;
+use std::ffi::{c_int, c_long};
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+
+/// `NS_GET_USERNS` of ioctl_nsfs(2).
+const GET_USER_NS: libc::c_ulong = 0xb701;
 
 /// The helper process; dropping it kills and reaps it.
 #[derive(Debug)]
@@ -22,6 +27,10 @@ impl Holder {
     /// Starts the helper in a new user namespace without any mapping. It ends
     /// with the calling thread at the latest.
     pub(crate) fn spawn() -> io::Result<Self> {
+        Self::spawn_with(None)
+    }
+
+    fn spawn_with(orders: Option<&Orders>) -> io::Result<Self> {
         let mut raw_pidfd: i32 = -1;
         // An exit signal of 0 keeps this child from wait calls and SIGCHLD
         // handlers that look after other children.
@@ -34,7 +43,7 @@ impl Holder {
         args.pidfd = (&raw mut raw_pidfd).expose_provenance() as u64;
         // SAFETY: without CLONE_VM the child gets its own copy of this memory
         // and stack. It may hold copies of locks that other threads had taken,
-        // so it only makes the two direct system calls below.
+        // so it only makes the direct system calls below.
         let pid: c_long = unsafe {
             libc::syscall(
                 libc::SYS_clone3,
@@ -43,7 +52,7 @@ impl Holder {
             )
         };
         match i32::try_from(pid) {
-            Ok(0) => hold(),
+            Ok(0) => hold(orders),
             Ok(pid) if pid > 0 => {
                 // SAFETY: with CLONE_PIDFD a successful clone3 stores a new
                 // descriptor there, which nobody else knows.
@@ -71,14 +80,95 @@ impl Drop for Holder {
     }
 }
 
+/// A helper that makes further namespaces once its user namespace has a mapping, so
+/// that the kernel finds an owner for what it makes with them.
+#[derive(Debug)]
+pub(crate) struct Owner {
+    holder: Holder,
+    go: OwnedFd,
+    made: OwnedFd,
+}
+
+/// What such a helper waits at, where it answers, and the namespaces to make.
+struct Orders {
+    go: OwnedFd,
+    made: OwnedFd,
+    namespaces: c_int,
+}
+
+impl Owner {
+    /// Starts it; `namespaces` are `CLONE_NEW` flags.
+    pub(crate) fn spawn(namespaces: c_int) -> io::Result<Self> {
+        let (its_go, go) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (made, its_made) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let orders = Orders {
+            go: its_go,
+            made: its_made,
+            namespaces,
+        };
+        let holder = Holder::spawn_with(Some(&orders))?;
+        Ok(Self { holder, go, made })
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> i32 {
+        self.holder.pid()
+    }
+
+    /// Has it make the namespaces: they are its own then.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        rustix::io::write(&self.go, b"g")?;
+        let mut answer = [0; 4];
+        let read = rustix::io::retry_on_intr(|| rustix::io::read(&self.made, &mut answer))?;
+        match i32::from_ne_bytes(answer) {
+            _ if read != answer.len() => Err(io::ErrorKind::UnexpectedEof.into()),
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+/// The user namespace that owns another namespace.
+pub(crate) fn owner_of(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: the call takes no argument, and answers a new descriptor or an error.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), GET_USER_NS) };
+    super::check(fd.into())?;
+    // SAFETY: the kernel has just opened it, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// The helper's whole life.
-fn hold() -> ! {
+fn hold(orders: Option<&Orders>) -> ! {
     // SAFETY: prctl with these arguments only changes this process, and pause
     // takes none; both are bare system calls that touch no shared state.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        loop {
-            libc::syscall(libc::SYS_pause);
+    }
+    if let Some(orders) = orders {
+        obey(orders);
+    }
+    loop {
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_pause) };
+    }
+}
+
+/// Waits for the word and makes the namespaces.
+fn obey(orders: &Orders) {
+    let mut word = [0_u8; 1];
+    // SAFETY: bare system calls, on memory of this frame and descriptors that this
+    // process has copies of.
+    unsafe {
+        let read = libc::SYS_read;
+        let (go, made) = (orders.go.as_raw_fd(), orders.made.as_raw_fd());
+        if libc::syscall(read, go, word.as_mut_ptr(), word.len()) != 1 {
+            return;
         }
+        let answer = match libc::syscall(libc::SYS_unshare, orders.namespaces) {
+            0 => 0,
+            _ => *libc::__errno_location(),
+        };
+        let answer = answer.to_ne_bytes();
+        libc::syscall(libc::SYS_write, made, answer.as_ptr(), answer.len());
     }
 }

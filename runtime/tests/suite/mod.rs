@@ -2,6 +2,7 @@
 
 pub(crate) mod clients;
 pub(crate) mod exec;
+pub(crate) mod inside;
 pub(crate) mod isolation;
 pub(crate) mod life;
 mod monitor;
@@ -14,6 +15,11 @@ pub(crate) mod timing;
 mod upgrade;
 
 use runtime::client::{ExitRecord, MonitorError};
+
+// What is claimed of containers with the node's users alone.
+pub(crate) use isolation as nodes_isolation;
+pub(crate) use mounts as nodes_mounts;
+pub(crate) use pods as nodes_pods;
 
 /// Step, message and "not found" of a launch that failed.
 pub(crate) fn launch_error<T: std::fmt::Debug>(

@@ -4,6 +4,8 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use runtime::sys::propagation::{Propagation, set_propagation};
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::json;
 
 use super::stdout;
@@ -15,6 +17,8 @@ pub(crate) async fn detached_mounts_are_sources(launcher: Kind) {
     let mut pod = Pod::new(launcher).await;
     let dir = pod.scratch().join("volume");
     std::fs::create_dir(&dir).unwrap();
+    // Whoever root of the container is on the node.
+    std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o777)).unwrap();
     std::fs::write(dir.join("file"), "content\n").unwrap();
     let script = "cat /dir/file /etc/one; echo new >/dir/new; echo x 2>/dev/null >/etc/one || echo read-only; \
                   touch /scratch/x && echo writable";

@@ -49,7 +49,7 @@ pub(crate) async fn owners_only_program_runs(launcher: Kind) {
     let own = upper.join("own");
     std::fs::write(&own, "#!/bin/sh\nexit 6\n").unwrap();
     std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o700)).unwrap();
-    std::os::unix::fs::chown(&own, Some(1000), Some(1000)).unwrap();
+    std::os::unix::fs::chown(&own, Some(pod.on_node(1000)), Some(pod.on_node(1000))).unwrap();
     let id = request.id.clone();
     pod.monitor.create(request).await.unwrap();
     pod.monitor.start(&id).await.unwrap();

@@ -12,7 +12,8 @@ use runtime::client::{
 };
 
 use runtime::protocol::{
-    self, Body, ContainerName, Envelope, Failure, FailureKind, HANDOVER_VERSION, Received, Upgrade,
+    self, Body, ContainerName, Envelope, Failure, FailureKind, HANDOVER_VERSION,
+    HANDOVER_WITHOUT_USER_NAMESPACE, Received, Upgrade,
 };
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -20,7 +21,7 @@ use super::clients::{attached, code, piped};
 use super::pods::{in_pid_namespace, shared};
 use super::stdout;
 use crate::support::{
-    FullDisk, Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
+    FullDisk, IDS, Kind, Pod, PodOptions, StallingDisk, TestSpec, monitor_dir, until, wait_until,
 };
 
 /// The same executables in another build: what follows an ELF file's end means
@@ -117,12 +118,43 @@ async fn everything_goes_on_across_an_upgrade() {
 /// Containers are made among a pod's shared processes after an upgrade as before.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_are_shared_across_an_upgrade() {
-    let mut pod = shared(Kind::Native).await;
-    let init = pod.ready.init_pid.unwrap();
-    let spec = in_pid_namespace(init, "cat /proc/1/comm");
-    let before = pod.outcome(&spec).await;
-    upgrade(&pod, &another_build(pod.scratch(), "other")).await;
-    assert_eq!(stdout(pod.outcome(&spec).await), stdout(before));
+    for kind in [Kind::Native, Kind::Inside] {
+        let mut pod = shared(kind).await;
+        let init = pod.ready.init_pid.unwrap();
+        let spec = in_pid_namespace(init, "cat /proc/1/comm");
+        let before = pod.outcome(&spec).await;
+        upgrade(&pod, &another_build(pod.scratch(), "other")).await;
+        assert_eq!(stdout(pod.outcome(&spec).await), stdout(before));
+        pod.end().await;
+    }
+}
+
+/// What is made after an upgrade is in the pod's user namespace as before, and a build that
+/// knows none does not go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_namespace_goes_on_across_an_upgrade() {
+    let mut pod = Pod::new(Kind::Inside).await;
+    let container = pod.run(&TestSpec::shell("sleep 30")).await;
+    let order = Upgrade {
+        executable: Some(0),
+        launcher_fd: None,
+        build: "older".to_owned(),
+        reads: HANDOVER_VERSION - 1,
+    };
+    let program = std::fs::File::open("/proc/self/exe").unwrap();
+    let failure = refused(&pod, Body::Upgrade(order), 0, &[program.as_fd()]);
+    assert_eq!(failure.kind(), FailureKind::Unsupported, "{failure:?}");
+    let map = TestSpec::shell("cat /proc/self/uid_map");
+    let before = pod.exec(&container, &map).await.unwrap().stdout;
+    let first = before.split_whitespace().nth(1);
+    assert_eq!(first, Some(IDS.0.to_string().as_str()));
+    for build in ["one", "other"] {
+        upgrade(&pod, &another_build(pod.scratch(), build)).await;
+        assert_eq!(pod.exec(&container, &map).await.unwrap().stdout, before);
+        assert_eq!(stdout(pod.outcome(&map).await), before.trim_end());
+    }
+    pod.monitor.signal(&container.id, 9).await.unwrap();
+    pod.exit(&container).await;
     pod.end().await;
 }
 
@@ -271,12 +303,13 @@ async fn failed_upgrade_leaves_the_former_build() {
         build: "broken".to_owned(),
         reads,
     };
+    let older = HANDOVER_WITHOUT_USER_NAMESPACE - 1;
     let fails = ["/bin/false", "/usr/bin/false"];
     let fails = fails.iter().find(|path| Path::new(path).exists()).unwrap();
     for (path, reads, kind) in [
         (*fails, HANDOVER_VERSION, FailureKind::Internal),
         ("/etc/passwd", HANDOVER_VERSION, FailureKind::Internal),
-        (*fails, HANDOVER_VERSION - 1, FailureKind::Unsupported),
+        (*fails, older, FailureKind::Unsupported),
     ] {
         let program = std::fs::File::open(path).unwrap();
         let failure = refused(&pod, Body::Upgrade(order(reads)), 0, &[program.as_fd()]);

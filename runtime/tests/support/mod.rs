@@ -19,6 +19,6 @@ mod spec;
 pub(crate) use binaries::{monitor_binaries, monitor_dir};
 pub(crate) use cgroup::TestCgroup;
 pub(crate) use disk::{FullDisk, StallingDisk};
-pub(crate) use pod::{Kind, Pod, PodOptions, TestContainer, until, wait_until};
+pub(crate) use pod::{IDS, Kind, Pod, PodOptions, TestContainer, until, wait_until};
 pub(crate) use rootfs::{bind_clone, detached_tmpfs};
 pub(crate) use spec::{TestSpec, volume};

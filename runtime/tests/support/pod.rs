@@ -1,13 +1,16 @@
 //! A pod of a test: monitor, directories, cgroup.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use runtime::client::{
     CreateContainer, Created, Event, ExecExit, ExecProcess, ExecStreams, ExitRecord, LauncherKind,
-    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, Started,
+    Monitor, MonitorError, MonitorPool, OciRuntime, Pids, PodReady, PodSetup, PodUser, Started,
 };
+use runtime::mount::IdMapping;
+use runtime::netns::{NetNs, PodNamespaces};
 use runtime::spec::{NamespaceKind, Spec};
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -82,9 +85,52 @@ pub(crate) struct Pod {
     pub(crate) events: UnboundedReceiver<Event>,
     /// The monitor's cgroup.
     pub(crate) cgroup: TestCgroup,
+    /// Its user namespace.
+    pub(crate) user: Option<Owned>,
     dir: tempfile::TempDir,
     launcher: Kind,
     next: u32,
+}
+
+/// A user namespace whose network is pinned as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) namespaces: Arc<PodNamespaces>,
+    pin: PathBuf,
+}
+
+/// The first id of the node in pods that have user namespaces, and how many.
+pub(crate) const IDS: (u32, u32) = (700_000, 65_536);
+
+impl Owned {
+    fn new(dir: &Path) -> Self {
+        let ids = IdMapping {
+            container_id: 0,
+            host_id: IDS.0,
+            length: IDS.1,
+        };
+        let pin = dir.join("netns").join("one");
+        let namespaces = PodNamespaces::pinned(ids, &pin).unwrap();
+        Self {
+            namespaces: Arc::new(namespaces),
+            pin,
+        }
+    }
+
+    fn of_pod(&self) -> PodUser {
+        PodUser {
+            namespaces: Arc::clone(&self.namespaces),
+            first: IDS.0,
+            length: IDS.1,
+        }
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        NetNs::unpin(&self.pin).unwrap();
+        NetNs::release_dir(self.pin.parent().unwrap()).unwrap();
+    }
 }
 
 /// How containers are made.
@@ -94,6 +140,8 @@ pub(crate) enum Kind {
     Libcontainer,
     /// By the monitor.
     Native,
+    /// By the monitor, in pods that have user namespaces.
+    Inside,
     /// By runc.
     Runc,
     /// By crun.
@@ -105,7 +153,7 @@ impl Kind {
     pub(crate) fn launcher(self) -> LauncherKind {
         match self {
             Self::Libcontainer => LauncherKind::Libcontainer,
-            Self::Native => LauncherKind::Native,
+            Self::Native | Self::Inside => LauncherKind::Native,
             Self::Runc | Self::Crun => LauncherKind::Oci,
         }
     }
@@ -115,7 +163,7 @@ impl Kind {
         let name = match self {
             Self::Runc => "runc",
             Self::Crun => "crun",
-            Self::Libcontainer | Self::Native => return None,
+            Self::Libcontainer | Self::Native | Self::Inside => return None,
         };
         let dirs = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"];
         let mut paths = dirs.iter().map(|dir| Path::new(dir).join(name));
@@ -183,6 +231,7 @@ impl Pod {
         let cgroup = TestCgroup::new();
         let pool = MonitorPool::new(binaries::monitor_binaries(), 0..=0);
         let monitor = pool.take().await.unwrap();
+        let user = (launcher == Kind::Inside).then(|| Owned::new(dir.path()));
         let setup = PodSetup {
             pod_id: "a".repeat(64),
             state_dir,
@@ -190,10 +239,11 @@ impl Pod {
             cgroup_files: cgroup.files_to_join(),
             hostname: Some("slipway-test".to_owned()),
             new_ipc: true,
-            netns: None,
+            netns: user.as_ref().map(|user| user.pin.clone()),
             sysctls,
             shared_pid,
             oom_score_adj: 0,
+            user: user.as_ref().map(Owned::of_pod),
         };
         let (ready, events) = monitor.setup(setup).await?;
         Ok(Self {
@@ -201,10 +251,16 @@ impl Pod {
             ready,
             events,
             cgroup,
+            user,
             dir,
             launcher,
             next: 0,
         })
+    }
+
+    /// Which id of the node an id of its containers is.
+    pub(crate) fn on_node(&self, id: u32) -> u32 {
+        id + self.user.as_ref().map_or(0, |_| IDS.0)
     }
 
     /// Where the monitor's socket is.
@@ -228,7 +284,8 @@ impl Pod {
         let id = format!("{:064x}", self.next);
         let cgroup = TestCgroup::new();
         let upper = self.dir.path().join(&id);
-        let rootfs = rootfs::overlay(&upper);
+        let user = self.user.as_ref().map(|user| user.namespaces.user.as_fd());
+        let rootfs = rootfs::overlay(&upper, user);
         let spec = spec.build();
         let request = CreateContainer {
             launcher: self.launcher.launcher(),
@@ -356,7 +413,9 @@ impl Pod {
     }
 
     /// Ends the pod and looks for what is left.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(mut self) {
+        // Its monitor does without the pin.
+        drop(self.user.take());
         let before = self.monitor.pid();
         let mounts = mounts_below(self.dir.path());
         assert_eq!(mounts, Vec::<String>::new(), "mounts on the host");

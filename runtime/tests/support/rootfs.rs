@@ -1,6 +1,6 @@
 //! Root filesystems and mounts, detached as the engine hands them over.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -11,15 +11,24 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 use super::binaries;
 
 /// A root filesystem of BusyBox: an overlay over a tree that all tests share.
-/// `dir` holds what the container changes.
-pub(crate) fn overlay(dir: &Path) -> OwnedFd {
+/// `dir` holds what the container changes, which belongs to root of the user namespace.
+pub(crate) fn overlay(dir: &Path, user: Option<BorrowedFd<'_>>) -> OwnedFd {
     let (upper, work) = (dir.join("upper"), dir.join("work"));
     for made in [&upper, &work] {
         std::fs::create_dir_all(made).unwrap();
     }
     let filesystem = rustix::mount::fsopen(c"overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+    let mapped = user.map(|user| mapped(&base(), user));
+    let lower = match &mapped {
+        None => base(),
+        Some(tree) => {
+            let root = rustix::fs::fstat(tree).unwrap();
+            std::os::unix::fs::chown(&upper, Some(root.st_uid), Some(root.st_gid)).unwrap();
+            PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()))
+        }
+    };
     let options = [
-        ("lowerdir", base()),
+        ("lowerdir", lower),
         ("upperdir", upper),
         ("workdir", work),
         ("source", "o".into()),
@@ -28,6 +37,15 @@ pub(crate) fn overlay(dir: &Path) -> OwnedFd {
         rustix::mount::fsconfig_set_string(filesystem.as_fd(), key, &value).unwrap();
     }
     mount(&filesystem)
+}
+
+/// A clone of what is at a path, with the ids of a user namespace.
+fn mapped(path: &Path, user: BorrowedFd<'_>) -> OwnedFd {
+    let options = runtime::mount::BindOptions {
+        idmap: Some(user.try_clone_to_owned().unwrap()),
+        ..Default::default()
+    };
+    runtime::mount::clone_tree(path, &options).unwrap()
 }
 
 /// An empty tmpfs.

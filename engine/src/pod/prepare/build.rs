@@ -44,6 +44,7 @@ fn inputs<'a>(
         sandbox: &pod.config,
         image: &parts.of_image,
         rootfs: &parts.rootfs,
+        user: parts.user.as_deref(),
         image_volumes: &parts.volumes,
         cgroup: &record.cgroup,
         files: engine.pod_dir(&pod.id).files(),

@@ -30,6 +30,8 @@ pub(super) struct Parts {
     pub(super) of_image: oci_spec::image::Config,
     /// A detached mount.
     pub(super) rootfs: OwnedFd,
+    /// The pod's user namespace, if it has one.
+    pub(super) user: Option<Arc<OwnedFd>>,
     /// Of the image.
     pub(super) volumes: Vec<Mount>,
     pub(super) cgroup: Cgroup,

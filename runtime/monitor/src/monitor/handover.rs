@@ -6,8 +6,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 
 use runtime::launcher::{Libcontainer, Native};
-use runtime::protocol::{HANDOVER_VERSION, Handover, HandoverPod};
+use runtime::protocol::{Handover, HandoverPod, IdRange};
 use runtime::sys::fds::Inherited;
+use runtime::user_space::UserSpace;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -55,7 +56,7 @@ impl Monitor {
     /// All of it, for the next program.
     pub(crate) fn hand_over(&self, asked: &ReplyTo, kept: &mut Kept) -> Handover {
         Handover {
-            version: HANDOVER_VERSION,
+            version: self.handover_version(),
             build: self.build.clone(),
             pod: self.pod.as_ref().map(|pod| HandoverPod {
                 procfs: self.native.kept().map(|procfs| kept.add(&procfs)),
@@ -157,6 +158,7 @@ impl Monitor {
 impl Pod {
     fn hand_over(&self, kept: &mut Kept) -> HandoverPod {
         let launcher = self.launcher.as_ref().map(Libcontainer::parts);
+        let user = self.user_space.as_ref().map(UserSpace::parts);
         HandoverPod {
             id: self.id.clone(),
             exit_dir: self.exit_dir.as_os_str().as_bytes().to_vec(),
@@ -166,6 +168,8 @@ impl Pod {
             launcher: launcher.map(|(executable, _)| kept.add(&executable)),
             work_dir: launcher.map_or_else(Vec::new, |(_, dir)| dir.to_vec()),
             procfs: None,
+            userns: user.as_ref().map(|(namespace, ..)| kept.add(namespace)),
+            user_ids: user.map(|(_, first, length)| IdRange { first, length }),
         }
     }
 
@@ -179,7 +183,16 @@ impl Pod {
             launcher,
             work_dir,
             procfs: _,
+            userns,
+            user_ids,
         } = pod;
+        let user_space = match (userns, user_ids) {
+            (Some(number), Some(IdRange { first, length })) => {
+                Some(UserSpace::new(fds.take(number)?, first, length))
+            }
+            (None, None) => None,
+            _ => return Err(Errno::BADMSG),
+        };
         let launcher = match launcher {
             Some(executable) => Some(Libcontainer::new(fds.take(executable)?, work_dir)),
             None => None,
@@ -193,6 +206,7 @@ impl Pod {
             },
             launcher,
             init: init.and_then(Pid::from_raw),
+            user_space,
         })
     }
 }

@@ -16,7 +16,7 @@ use super::mounts::{Mask, Taken};
 use super::prepare::Prepared;
 use super::report::{self, Moments, Own, Problem};
 use super::tree::{Held, Tree};
-use super::{dev, mounts};
+use super::{dev, inside, mounts};
 use crate::exec::steps::Honoured;
 use crate::exec::{self, Command, Step, birth, steps};
 use crate::sys::fds;
@@ -39,9 +39,36 @@ pub(super) struct Ways<'a> {
 /// The child's life: returns only when it failed.
 pub(super) fn run(prepared: &Prepared, ways: Ways<'_>) -> u8 {
     let mut moments = Moments::default();
-    let set_up = set_up(prepared, ways.socket, &mut moments)
-        .and_then(|(honoured, stdio)| Ok((honoured, connect(prepared, stdio, ways)?)));
-    let (honoured, [go, words, socket]) = match set_up {
+    let left = match leave(prepared, &mut moments) {
+        Ok(left) => left,
+        Err(problem) => return give_up(ways.socket, problem),
+    };
+    match &prepared.process.user_space {
+        None => go_on(prepared, ways, (left, moments), false),
+        Some(space) => inside::run(prepared, space, ways, (left, moments)),
+    }
+}
+
+/// What is had of the node when it is left.
+pub(super) struct Left {
+    /// What was honoured.
+    pub(super) honoured: Honoured,
+    /// What only the node's view gives.
+    pub(super) taken: Taken,
+}
+
+/// The life of a process that is in its user namespace; a `sibling` of the one that has
+/// left the monitor is not the first of a session yet.
+pub(super) fn go_on(
+    prepared: &Prepared,
+    ways: Ways<'_>,
+    (left, mut moments): (Left, Moments),
+    sibling: bool,
+) -> u8 {
+    let Left { honoured, taken } = left;
+    let set_up = set_up(prepared, ways.socket, taken, &mut moments)
+        .and_then(|stdio| connect(prepared, stdio, ways));
+    let [go, words, socket] = match set_up {
         Ok(done) => done,
         Err(problem) => return give_up(ways.socket, problem),
     };
@@ -50,8 +77,11 @@ pub(super) fn run(prepared: &Prepared, ways: Ways<'_>) -> u8 {
     let process = &prepared.process;
     let terminal = prepared.stdio.is_none();
     let Some(note) = ways.note else {
-        let taken_on = steps::take_terminal(terminal)
-            .and_then(|()| steps::take_on(process, process.seccomp.as_ref()));
+        let session = match sibling {
+            true => steps::begin_session(terminal),
+            false => steps::take_terminal(terminal),
+        };
+        let taken_on = session.and_then(|()| steps::take_on(process, process.seccomp.as_ref()));
         if let Err(problem) = taken_on {
             return give_up(socket.as_fd(), problem.into());
         }
@@ -93,26 +123,36 @@ fn wait_and_execute(start: Waiting<'_>, program: Command<'_>) -> u8 {
     CANNOT_START
 }
 
-fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
+pub(super) fn give_up(socket: BorrowedFd<'_>, problem: Problem) -> u8 {
     report::send_problem(socket, problem);
     CANNOT_START
+}
+
+/// What needs the node's view and rights.
+fn leave(prepared: &Prepared, moments: &mut Moments) -> Result<Left, Problem> {
+    let honoured = steps::leave_monitor(&prepared.process)?;
+    moments.mark();
+    // Modes are given as they are meant.
+    rustix::process::umask(Mode::empty());
+    let mut taken = Own::Cgroups.at(0, Taken::cgroups(&prepared.view, &prepared.mounts))?;
+    if let Some(pids) = &prepared.pid_namespace {
+        Own::Procfs.at(0, taken.procfs(pids, &prepared.mounts))?;
+    }
+    Ok(Left { honoured, taken })
 }
 
 /// Everything but the process itself; gives its streams.
 fn set_up<'a>(
     prepared: &'a Prepared,
     socket: BorrowedFd<'_>,
+    mut taken: Taken,
     moments: &mut Moments,
-) -> Result<(Honoured, Streams<'a>), Problem> {
-    let honoured = steps::leave_monitor(&prepared.process)?;
-    moments.mark();
-    // Modes are given as they are meant.
-    rustix::process::umask(Mode::empty());
+) -> Result<Streams<'a>, Problem> {
     Own::Namespaces.at(0, enter_namespaces(prepared))?;
     moments.mark();
-    let mut taken = Own::Cgroups.at(0, Taken::cgroups(&prepared.view, &prepared.mounts))?;
-    if let Some(pids) = &prepared.pid_namespace {
-        Own::Procfs.at(0, taken.procfs(pids, &prepared.mounts))?;
+    let is_inside = prepared.process.user_space.is_some();
+    if is_inside {
+        Own::Kernels.at(0, taken.make_kernels(&prepared.mounts))?;
     }
     Own::Root.at(0, mounts::enter(prepared.rootfs.as_fd()))?;
     let mut tree = Own::Root.at(0, Tree::own())?;
@@ -123,8 +163,9 @@ fn set_up<'a>(
     }
     moments.mark();
     if prepared.own_dev {
-        Own::Dev.at(0, dev::fill(&mut tree))?;
-        for (index, device) in prepared.devices.iter().enumerate() {
+        Own::Dev.at(0, dev::fill(&mut tree, !is_inside))?;
+        let missing = prepared.devices.iter().filter(|_| !is_inside);
+        for (index, device) in missing.enumerate() {
             Own::Device.at(index, dev::make(&tree, device))?;
         }
         Own::Dev.at(0, dev::link(&tree))?;
@@ -136,7 +177,7 @@ fn set_up<'a>(
     };
     restrict(prepared, &tree)?;
     moments.mark();
-    Ok((honoured, stdio))
+    Ok(stdio)
 }
 
 /// Makes the working directory where it is missing.

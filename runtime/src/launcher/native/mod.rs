@@ -15,6 +15,7 @@
 
 mod child;
 mod dev;
+mod inside;
 mod mounts;
 mod prepare;
 mod procfs;
@@ -31,7 +32,7 @@ use crate::devices::{EnforceError, Rule, enforce};
 use crate::exec::steps::Honoured;
 use crate::exec::{Step, keyring};
 use crate::protocol::{Plan, one_way_pair};
-use crate::sys::fork::{self, Child};
+use crate::sys::fork::{self, Child, NewNamespaces};
 use crate::sys::note::Note;
 use child::Ways;
 use prepare::{Foreign, Prepared};
@@ -96,6 +97,7 @@ impl Launcher for Native {
             fds,
             stdio,
             pids,
+            user_space,
         } = order;
         let failed = |step: &'static str| move |errno| LaunchError::failed(step, errno);
         let plan = create.plan.take();
@@ -107,11 +109,13 @@ impl Launcher for Native {
             let shared = pids.map(|pids| Foreign::new(pids, self.shared.as_ref()));
             let shared = shared.transpose();
             let shared = shared.map_err(failed("open the shared PID namespace"))?;
-            Prepared::new((&plan, &create), (fds, stdio), shared)?
+            Prepared::new((&plan, &create), (fds, stdio), (shared, user_space))?
         };
-        // In a pid namespace that others live in it is a process that this one makes.
+        // In a pid namespace that others live in it is a process that this one makes, and
+        // in one that a user namespace owns one that the maker's maker is the parent of.
         let shares = prepared.pid_namespace.is_some();
-        let note = shares.then(Note::new).transpose();
+        let inside = prepared.process.user_space.is_some();
+        let note = (shares || inside).then(Note::new).transpose();
         let note = note.map_err(failed("make the note"))?;
         let ways = Ways {
             socket: says.as_fd(),
@@ -119,12 +123,17 @@ impl Launcher for Native {
             note: note.as_ref(),
         };
         let cgroup = prepared.process.born_in.as_ref().map(AsFd::as_fd);
-        let worker = fork::spawn_into(prepared.new, cgroup, || child::run(&prepared, ways));
+        let new = match inside {
+            true => NewNamespaces::default(),
+            false => prepared.new,
+        };
+        let worker = fork::spawn_into(new, cgroup, || child::run(&prepared, ways));
         let worker = worker.map_err(failed("clone"))?;
         let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
         Ok(Box::new(InProgress {
             worker,
             note,
+            crosses: shares,
             socket,
             gate: Some(gate),
             console: None,
@@ -154,7 +163,9 @@ struct InProgress {
     worker: Child,
     /// Who is born, if the container's first process is another one that it makes.
     note: Option<Note>,
-    /// Brings what the worker says.
+    /// Whether that one is born last of all, so that it is known when the worker ends.
+    crosses: bool,
+    /// Brings what the worker says, or what it has made.
     socket: OwnedFd,
     gate: Option<StartGate>,
     console: Option<OwnedFd>,
@@ -196,9 +207,9 @@ impl InProgress {
 impl Launch for InProgress {
     /// What is born elsewhere is known when the worker has ended.
     fn descriptor(&self) -> BorrowedFd<'_> {
-        match self.note {
-            None => self.socket.as_fd(),
-            Some(_) => self.worker.pidfd.as_fd(),
+        match self.crosses {
+            false => self.socket.as_fd(),
+            true => self.worker.pidfd.as_fd(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Works on descriptors: what is attached was made detached, and has all of its
 //! attributes before anybody sees it.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
@@ -28,6 +28,10 @@ pub(super) struct Taken {
     cgroups: Vec<Vec<OwnedFd>>,
     /// Clones of the proc filesystem, for each mount of one, where it cannot be made.
     procfs: Vec<OwnedFd>,
+    /// The container's own /dev with its nodes, where they cannot be made in it.
+    pub(super) dev: Option<OwnedFd>,
+    /// New filesystems by their places among the mounts, the last first.
+    made: Vec<(CString, OwnedFd)>,
 }
 
 impl Taken {
@@ -43,7 +47,31 @@ impl Taken {
         Ok(Self {
             cgroups: clones.collect::<Result<_, _>>()?,
             procfs: Vec::new(),
+            dev: None,
+            made: Vec::new(),
         })
+    }
+
+    /// Makes what shows the kernel itself while the node's are there: to others than the
+    /// node's root the kernel gives no more to see than they have.
+    pub(super) fn make_kernels(&mut self, mounts: &[Mount]) -> Result<(), Errno> {
+        for mount in mounts.iter().rev() {
+            let What::Filesystem {
+                kind,
+                source,
+                parameters,
+            } = &mount.what
+            else {
+                continue;
+            };
+            let given = mount.what.is_proc() && !self.procfs.is_empty();
+            if given || ![c"proc", c"sysfs"].contains(&kind.as_c_str()) {
+                continue;
+            }
+            let made = new_filesystem(kind, source, parameters, mount.top.set)?;
+            self.made.push((mount.destination.clone(), made));
+        }
+        Ok(())
     }
 
     /// Takes clones of the proc filesystem of a pid namespace that others live in.
@@ -125,12 +153,16 @@ fn make_filesystem(tree: &Tree<'_>, mount: &Mount, taken: &mut Taken) -> Result<
     } else {
         None
     };
-    let filesystem = match given {
-        Some(given) => {
+    let dev = taken.dev.take_if(|_| mount.is_own_dev());
+    let is_its = |(place, _): &mut (CString, OwnedFd)| *place == mount.destination;
+    let made = taken.made.pop_if(is_its).map(|(_, made)| made);
+    let filesystem = match (given, dev.or(made)) {
+        (Some(given), _) => {
             change(given.as_fd(), mount.top.alone(), false)?;
             given
         }
-        None => new_filesystem(kind, source, parameters, mount.top.set)?,
+        (None, Some(made)) => made,
+        (None, None) => new_filesystem(kind, source, parameters, mount.top.set)?,
     };
     change(filesystem.as_fd(), mount.tree, true)?;
     let place = tree.place(&mount.destination, Kind::Directory, mount.links)?;
@@ -172,10 +204,10 @@ fn limit(tree: BorrowedFd<'_>, propagation: Propagation) -> Result<(), Errno> {
     }
 }
 
-fn new_filesystem(
+pub(super) fn new_filesystem(
     kind: &CStr,
     source: &CStr,
-    parameters: &[(std::ffi::CString, Option<std::ffi::CString>)],
+    parameters: &[(CString, Option<CString>)],
     attributes: MountAttrFlags,
 ) -> Result<OwnedFd, Errno> {
     let context = rustix::mount::fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;

@@ -22,6 +22,7 @@ use crate::protocol::{
 };
 use crate::sys::fork::NewNamespaces;
 use crate::sys::propagation::Propagation;
+use crate::user_space::UserSpace;
 use crate::ways::is_v2;
 
 /// Where all cgroup filesystems are.
@@ -176,7 +177,7 @@ impl Prepared {
     pub(super) fn new(
         (plan, create): (&Plan, &Create),
         (mut fds, stdio): (Fds, ContainerStdio),
-        shared: Option<Foreign>,
+        (shared, user_space): (Option<Foreign>, Option<UserSpace>),
     ) -> Result<Self, LaunchError> {
         let described = plan
             .process
@@ -187,7 +188,8 @@ impl Prepared {
             .map_err(|error| LaunchError::failed("read process", error))?
             .with_seccomp_flags(plan.seccomp_flags)
             .with_keyring(&create.id, &create.keyring, described)
-            .map_err(|error| LaunchError::failed("read process", error))?;
+            .map_err(|error| LaunchError::failed("read process", error))?
+            .within(user_space);
         let rootfs = fds.take(create.rootfs_fd, "the root filesystem")?;
         let mut namespaces = Namespaces::default();
         let mut shared = shared;
@@ -209,7 +211,7 @@ impl Prepared {
         let mut given = |index| given(create, &mut fds, index);
         let mounts = plan.mounts.iter().enumerate();
         let mounts = mounts.map(|(index, mount)| Mount::new(mount, given(index)?));
-        Ok(Self {
+        let prepared = Self {
             process,
             stdio: (!create.tty).then_some(stdio),
             new,
@@ -229,7 +231,44 @@ impl Prepared {
             readonly: clean_texts(&plan.readonly_paths)?,
             readonly_root: plan.readonly_root,
             shared_root: plan.shared_root,
-        })
+        };
+        if prepared.process.user_space.is_some() {
+            prepared.fits_into_user_namespace()?;
+        }
+        Ok(prepared)
+    }
+
+    /// Refuses what cannot be made in a user namespace, or would reach out of it.
+    fn fits_into_user_namespace(&self) -> Result<(), LaunchError> {
+        let refuse = |what: String, message: &str| {
+            let message = format!("{message} in a pod with a user namespace");
+            Err(LaunchError::Unsupported { what, message })
+        };
+        let own = self.new.pid || self.pid_namespace.is_some();
+        if !own || self.new.ipc || self.new.uts || self.new.network {
+            let message = "only those of the pod are entered, and one of processes";
+            return refuse("linux.namespaces".to_owned(), message);
+        }
+        if !self.own_dev || !self.mounts.iter().any(Mount::is_own_dev) {
+            return refuse("mount /dev".to_owned(), "it has to be the container's own");
+        }
+        for mount in &self.mounts {
+            if mount.propagation == Propagation::Shared {
+                let path = mount.destination.to_string_lossy();
+                let message = "mounts do not travel to the node";
+                return refuse(format!("mount {path}"), message);
+            }
+        }
+        for device in &self.devices {
+            let mut above = self.mounts.iter().filter(|mount| !mount.is_own_dev());
+            let hidden = above.any(|mount| below(&device.parent, &mount.destination).is_some());
+            if hidden || below(&device.parent, c"/dev").is_none() {
+                let path = device.parent.to_string_lossy();
+                let what = format!("device {path}/{}", device.name.to_string_lossy());
+                return refuse(what, "nodes can only be in the container's own /dev");
+            }
+        }
+        Ok(())
     }
 }
 
@@ -361,6 +400,12 @@ impl Attributes {
 }
 
 impl Mount {
+    /// Whether it is the container's own /dev.
+    pub(super) fn is_own_dev(&self) -> bool {
+        let is_filesystem = matches!(&self.what, What::Filesystem { .. });
+        is_filesystem && self.destination.as_c_str() == c"/dev"
+    }
+
     fn new(mount: &protocol::Mount, given: Option<OwnedFd>) -> Result<Self, LaunchError> {
         let name = String::from_utf8_lossy(&mount.destination);
         let failed = |errno: Errno| LaunchError::failed(&format!("mount {name}"), errno);

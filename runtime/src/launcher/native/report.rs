@@ -67,10 +67,12 @@ pub(super) enum Own {
     ReadOnly,
     /// Flags of the root.
     RootFlags,
+    /// What shows the kernel itself, made in a user namespace.
+    Kernels,
 }
 
 impl Own {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Namespaces,
         Self::Root,
         Self::Cgroups,
@@ -83,6 +85,7 @@ impl Own {
         Self::Mask,
         Self::ReadOnly,
         Self::RootFlags,
+        Self::Kernels,
     ];
 
     /// An errno on the way becomes a problem.
@@ -174,6 +177,9 @@ impl Problem {
                     format!("make {} read-only", text(plan.readonly_paths.get(index)))
                 }
                 Own::RootFlags => "set up the root".to_owned(),
+                Own::Kernels => "make proc and sysfs, which takes those of the node as they are, \
+                                 with nothing hidden in them"
+                    .to_owned(),
             },
         };
         match self.lead_away(plan.mounts.get(index)) {

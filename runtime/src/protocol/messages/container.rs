@@ -79,9 +79,6 @@ pub struct Create {
     /// Streams to connect from the beginning. Refused so far.
     #[prost(message, optional, tag = "14")]
     pub streams: Option<StreamSlots>,
-    /// Slot of the container's user namespace. Refused so far.
-    #[prost(uint32, optional, tag = "15")]
-    pub userns_fd: Option<u32>,
     /// The spec for the native launcher.
     #[prost(message, optional, boxed, tag = "16")]
     pub plan: Option<Box<Plan>>,

@@ -12,8 +12,11 @@ use prost::Message;
 use super::{Envelope, Exited};
 use crate::protocol::{ProtocolError, read_memfd};
 
-/// The version of this state that this build writes, and the newest it reads.
-pub const HANDOVER_VERSION: u32 = 2;
+/// The newest version of this state that this build reads and writes: that of a pod with
+/// a user namespace, which a build that knows none must not go on with.
+pub const HANDOVER_VERSION: u32 = 3;
+/// The version of a pod without one, which this build reads as well.
+pub const HANDOVER_WITHOUT_USER_NAMESPACE: u32 = 2;
 
 /// A monitor.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -77,6 +80,12 @@ pub struct HandoverPod {
     /// The mount namespace that keeps the proc filesystem of that PID namespace.
     #[prost(int32, optional, tag = "8")]
     pub procfs: Option<i32>,
+    /// Its user namespace.
+    #[prost(int32, optional, tag = "9")]
+    pub userns: Option<i32>,
+    /// Which ids of the node those of the user namespace are.
+    #[prost(message, optional, tag = "10")]
+    pub user_ids: Option<super::IdRange>,
 }
 
 /// A connected engine.

@@ -36,9 +36,30 @@ pub struct Setup {
     /// Slot of the launcher helper's executable.
     #[prost(uint32, optional, tag = "11")]
     pub launcher_fd: Option<u32>,
-    /// Slot of a user namespace to make all others in. Refused so far.
+    /// Slot of a user namespace to make all processes in but the monitor. It owns the
+    /// network namespace, and those of the two slots below.
     #[prost(uint32, optional, tag = "12")]
     pub userns_fd: Option<u32>,
+    /// Which ids of the node those of the user namespace are.
+    #[prost(message, optional, tag = "13")]
+    pub user_ids: Option<IdRange>,
+    /// Slot of an ipc namespace to enter instead of making one.
+    #[prost(uint32, optional, tag = "14")]
+    pub ipc_fd: Option<u32>,
+    /// Slot of a uts namespace to enter instead of making one.
+    #[prost(uint32, optional, tag = "15")]
+    pub uts_fd: Option<u32>,
+}
+
+/// Ids of the node, of users and of groups, that are those from 0 on of a user namespace.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct IdRange {
+    /// The first.
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    /// How many.
+    #[prost(uint32, tag = "2")]
+    pub length: u32,
 }
 
 /// One kernel parameter.
