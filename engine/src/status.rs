@@ -1,14 +1,14 @@
 //! The one place that picks gRPC codes. No arm catches all: a new failure does
 //! not compile until somebody decided what a client should think of it.
 
-use image_store::{ConfigurationError, PullError, RemoveError};
+use image_store::{ConfigurationError, PullError, RemoveError, SnapshotError};
 use runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
 
 use crate::causes::with_causes;
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
-use crate::pod::error::PodError;
+use crate::pod::error::{NoImageVolume, PodError};
 use crate::spec::SpecError;
 use crate::stream::TooManySessions;
 
@@ -37,6 +37,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
     let code = match error {
         PodError::Request(bad) => return bad_request(bad),
         PodError::NoPod(_) | PodError::NoContainer(_) | PodError::NoImage(_) => Code::NotFound,
+        PodError::ImageVolume(error) => image_volume_code(&error.source),
         PodError::NoHandler(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } => Code::FailedPrecondition,
@@ -85,6 +86,14 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::PidMode(_) => Code::InvalidArgument,
         SpecError::Stuck { .. } => Code::DeadlineExceeded,
         SpecError::UserDatabase { .. } => Code::Internal,
+    }
+}
+
+fn image_volume_code(error: &NoImageVolume) -> Code {
+    match error {
+        NoImageVolume::NotPresent => Code::NotFound,
+        NoImageVolume::Mount(SnapshotError::ImagePath { .. }) => Code::InvalidArgument,
+        NoImageVolume::Mount(other) => disk_code(other),
     }
 }
 

@@ -32,6 +32,7 @@ mod pull;
 mod reference;
 mod registry;
 mod remove;
+mod shown;
 mod snapshot;
 mod state;
 mod store;

@@ -23,7 +23,7 @@ use rustix::mount::{
 
 use crate::manifest::MAX_LAYERS;
 use crate::remove::remove_tree;
-pub(crate) use page::clear;
+pub(crate) use page::{clear, clone_below};
 
 /// The kernel takes no longer string for one option.
 const MAX_VALUE: usize = 255;

@@ -4,6 +4,7 @@
 //! hands everything else to [`Depot`], the puller and the measurements.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -143,6 +144,12 @@ impl ImageStore {
         blocking(move || depot.remove(image.id)).await
     }
 
+    /// A directory of the file system that holds images and writable layers.
+    #[must_use]
+    pub fn images_dir(&self) -> &Path {
+        self.inner.depot.layout.images()
+    }
+
     /// What images occupy, from counters.
     #[must_use]
     pub fn fs_info(&self) -> FsInfo {
@@ -202,6 +209,22 @@ impl ImageStore {
     ) -> Result<Snapshot, SnapshotError> {
         let (depot, owner, image) = (Arc::clone(&self.inner.depot), owner.to_owned(), *image);
         blocking(move || depot.create_snapshot(&owner, image)).await
+    }
+
+    /// Mounts an image for the owner of a snapshot, attached nowhere: a read-only mount
+    /// of all that the image has, or of the directory or regular file at
+    /// `sub_path`, which is looked up in the image as a container of it would find it: no
+    /// link leads out of it. The image stays until the snapshot is thrown away, also over a
+    /// restart.
+    pub async fn mount_image(
+        &self,
+        owner: &str,
+        image: &ImageId,
+        sub_path: &Path,
+    ) -> Result<OwnedFd, SnapshotError> {
+        let (depot, owner, image) = (Arc::clone(&self.inner.depot), owner.to_owned(), *image);
+        let sub_path = sub_path.to_owned();
+        blocking(move || depot.mount_image(&owner, image, &sub_path)).await
     }
 
     /// The snapshot of an owner. Answers from memory.

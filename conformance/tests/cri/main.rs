@@ -21,6 +21,11 @@ mod containers;
 mod crash;
 mod events;
 mod exec;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod image_volumes;
 mod images;
 #[expect(
     clippy::expect_used,

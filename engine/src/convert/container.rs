@@ -9,7 +9,10 @@ use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
     unsupported, wrong,
 };
-use crate::model::{Bytes, ContainerConfig, ContainerKey, Device, ImageName, Mount, Propagation};
+use crate::model::{
+    Bytes, ContainerConfig, ContainerKey, Device, Forbidden, ImageMount, ImageName, Mount,
+    Propagation,
+};
 
 /// Checks all of a container's configuration against its sandbox.
 pub(crate) fn from_proto(
@@ -175,14 +178,8 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         mount_options,
     } = mount;
     let field = |name: &str| format!("config.mounts[{at}].{name}");
-    if image.is_some_and(|image| !image.image.is_empty()) || !image_sub_path.is_empty() {
-        return Err(unsupported(&field("image"), "an image as a volume"));
-    }
     if !uid_mappings.is_empty() || !gid_mappings.is_empty() {
         return Err(unsupported(&field("uidMappings"), "an idmapped mount"));
-    }
-    if !mount_options.is_empty() {
-        return Err(unsupported(&field("mount_options"), "mount options"));
     }
     let propagation = match v1::MountPropagation::try_from(propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
@@ -200,16 +197,87 @@ fn mount_from_proto(at: usize, mount: v1::Mount) -> Result<Mount, BadRequest> {
         return Err(wrong(field("recursive_read_only"), reason));
     }
     let container_path = place_of_mount(&field("container_path"), &container_path)?;
+    // Clients send an empty message where there is no image.
+    let image = image.filter(|image| !image.image.is_empty());
+    let image = match image {
+        Some(image) => {
+            let mount = (host_path.as_str(), readonly, propagation);
+            Some(image_volume(&field, image, &image_sub_path, mount)?)
+        }
+        None if !image_sub_path.is_empty() => {
+            return Err(wrong(field("image_sub_path"), "needs image"));
+        }
+        None => None,
+    };
     Ok(Mount {
         container_path: container_path.to_string_lossy().into_owned(),
         host_path: match host_path.as_str() {
+            "" if image.is_some() => PathBuf::new(),
             "" => return Err(missing(&field("host_path"))),
             path => absolute(&field("host_path"), path)?,
         },
         read_only: readonly,
         recursive_read_only,
         propagation,
+        forbidden: forbidden_from_proto(&field("mount_options"), &mount_options)?,
+        image,
     })
+}
+
+/// An image in a container, which nobody can write to and nothing is mounted in.
+fn image_volume(
+    field: &impl Fn(&str) -> String,
+    image: v1::ImageSpec,
+    sub_path: &str,
+    (host_path, readonly, propagation): (&str, bool, Propagation),
+) -> Result<ImageMount, BadRequest> {
+    if !host_path.is_empty() {
+        return Err(wrong(field("host_path"), "image is set as well"));
+    }
+    if !readonly {
+        return Err(wrong(field("readonly"), "an image is always read-only"));
+    }
+    if propagation == Propagation::Bidirectional {
+        let reason = "nothing of an image can be shared with the node";
+        return Err(wrong(field("propagation"), reason));
+    }
+    Ok(ImageMount {
+        name: image_from_proto(Some(image))?,
+        id: String::new(),
+        sub_path: relative(&field("image_sub_path"), sub_path)?,
+    })
+}
+
+/// The options that Kubernetes has for the mounts of a container.
+fn forbidden_from_proto(field: &str, options: &[String]) -> Result<Forbidden, BadRequest> {
+    let mut forbidden = Forbidden::default();
+    for option in options {
+        match option.as_str() {
+            "noexec" => forbidden.programs = true,
+            "nodev" => forbidden.devices = true,
+            "nosuid" => forbidden.set_ids = true,
+            other => {
+                let reason = format!("{other:?} is none of noexec, nodev and nosuid");
+                return Err(wrong(field, reason));
+            }
+        }
+    }
+    Ok(forbidden)
+}
+
+fn forbidden_to_proto(forbidden: Forbidden) -> Vec<String> {
+    let Forbidden {
+        programs,
+        devices,
+        set_ids,
+    } = forbidden;
+    let options = [
+        (programs, "noexec"),
+        (devices, "nodev"),
+        (set_ids, "nosuid"),
+    ];
+    let set = options.into_iter().filter(|(set, _)| *set);
+    set.map(|(_, option)| option.to_owned()).collect()
 }
 
 /// Where a volume goes, by a clean path: Kubernetes allows `/a/../b`, and means `/b`.
@@ -235,6 +303,8 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         read_only,
         recursive_read_only,
         propagation,
+        forbidden,
+        image,
     } = mount;
     let propagation = match propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
@@ -247,7 +317,18 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         readonly: *read_only,
         recursive_read_only: *recursive_read_only,
         propagation: propagation as i32,
-        ..Default::default()
+        mount_options: forbidden_to_proto(*forbidden),
+        image: image.as_ref().map(|image| v1::ImageSpec {
+            image_ref: image.id.clone(),
+            ..image_to_proto(&image.name)
+        }),
+        image_sub_path: image
+            .as_ref()
+            .map(|image| image.sub_path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        selinux_relabel: false,
+        uid_mappings: Vec::new(),
+        gid_mappings: Vec::new(),
     }
 }
 

@@ -113,14 +113,63 @@ pub(crate) enum Propagation {
     Bidirectional,
 }
 
-/// A host path in a container.
+/// A host path, or an image, in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mount {
     pub(crate) container_path: String,
+    /// Empty where it is an image.
     pub(crate) host_path: PathBuf,
     pub(crate) read_only: bool,
     pub(crate) recursive_read_only: bool,
     pub(crate) propagation: Propagation,
+    /// What nobody can do through it.
+    #[serde(default, skip_serializing_if = "Forbidden::is_nothing")]
+    pub(crate) forbidden: Forbidden,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<ImageMount>,
+}
+
+impl Mount {
+    /// A path of the host as it is.
+    pub(crate) fn of_host(container_path: impl Into<String>, host_path: PathBuf) -> Self {
+        Self {
+            container_path: container_path.into(),
+            host_path,
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            forbidden: Forbidden::default(),
+            image: None,
+        }
+    }
+}
+
+/// What a volume forbids beside writes, in all of its tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Forbidden {
+    /// To execute files (`noexec`).
+    pub(crate) programs: bool,
+    /// To open device nodes (`nodev`).
+    pub(crate) devices: bool,
+    /// To become somebody else by a file's mode (`nosuid`).
+    pub(crate) set_ids: bool,
+}
+
+impl Forbidden {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An image as a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageMount {
+    /// As the caller named it.
+    pub(crate) name: ImageName,
+    /// Which one that was when the container was made.
+    pub(crate) id: String,
+    /// The directory or file in it; empty for all of it.
+    pub(crate) sub_path: PathBuf,
 }
 
 /// A device node of the host in a container.

@@ -15,10 +15,10 @@ use runtime::client::{LauncherKind, Monitor, MonitorError};
 use tokio::sync::oneshot;
 
 use super::error::PodError;
-use super::image_names;
 use super::prepare::{Parts, prepare};
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
+use super::{image_mounts, image_names};
 use crate::clock::now;
 use crate::config::Launcher;
 use crate::context::Engine;
@@ -59,8 +59,9 @@ pub(crate) fn intend(
     engine: &Engine,
     host: &PodRecord,
     id: ContainerId,
-    config: ContainerConfig,
+    mut config: ContainerConfig,
 ) -> Result<ContainerRecord, PodError> {
+    image_mounts::resolve(engine, &mut config)?;
     let image = engine
         .images
         .find(&config.image.image)
@@ -142,6 +143,7 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let volumes = image_mounts::lease(engine, &record)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
@@ -155,6 +157,8 @@ async fn make(
         tokio::join!(of_image, snapshot, make_cgroup(engine, &record));
     let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
+    let images = image_mounts::mount(engine, &record, volumes).await?;
+    failpoint::hit("create-image-volumes");
     let places = volumes::places(&of_image, &record.config)?;
     // Copies may be large: they take the time they take, unless the container is stopped.
     let filled = match places.is_empty() {
@@ -176,6 +180,7 @@ async fn make(
                 of_image,
                 rootfs,
                 volumes,
+                images,
                 cgroup,
                 at,
             };

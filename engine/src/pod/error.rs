@@ -31,6 +31,9 @@ pub(crate) enum PodError {
     /// The image is not on the node.
     #[error("image {0:?} is not present")]
     NoImage(String),
+    /// An image cannot be a volume.
+    #[error(transparent)]
+    ImageVolume(Box<ImageVolumeError>),
     /// Another sandbox or container has this identity.
     #[error("{what} exists already as {id}, which is {state}")]
     Exists {
@@ -113,6 +116,29 @@ pub(crate) enum PodError {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+/// An image cannot be a volume. The kubelet looks for the first word of the message.
+#[derive(Debug, thiserror::Error)]
+#[error("ImageVolumeMountFailed: {container_path}: image {image:?}")]
+pub(crate) struct ImageVolumeError {
+    /// In the container.
+    pub(crate) container_path: String,
+    /// As the request names it.
+    pub(crate) image: String,
+    /// Why not.
+    pub(crate) source: NoImageVolume,
+}
+
+/// Why an image cannot be a volume.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoImageVolume {
+    /// It is not on the node.
+    #[error("is not present")]
+    NotPresent,
+    /// It cannot be mounted.
+    #[error("cannot be mounted")]
+    Mount(#[source] image_store::SnapshotError),
 }
 
 fn said(path: Option<&Path>) -> String {

@@ -14,6 +14,7 @@ mod process;
 mod seen;
 mod user;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -158,6 +159,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) host_paths: Visitor<'a>,
     /// The directories for the volumes that the image asks for.
     pub(crate) image_volumes: &'a [Mount],
+    /// Detached mounts of the images that the request has as volumes, by where they go.
+    pub(crate) mounted_images: &'a BTreeMap<String, OwnedFd>,
+    /// Where the store has its images.
+    pub(crate) images_dir: &'a Path,
 }
 
 /// Makes the specification; blocking, for a thread that may wait for the disk.

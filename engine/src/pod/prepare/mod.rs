@@ -10,6 +10,7 @@ mod adjust;
 mod build;
 mod order;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub(super) struct Parts {
     pub(super) rootfs: OwnedFd,
     /// Of the image.
     pub(super) volumes: Vec<Mount>,
+    /// Detached mounts of the images that the request has as volumes, by where they go.
+    pub(super) images: BTreeMap<String, OwnedFd>,
     pub(super) cgroup: Cgroup,
     /// Tells whoever waits which path of the host is being looked at.
     pub(super) at: Arc<Whereabouts>,
