@@ -58,6 +58,11 @@ mod pods;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod rig;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod security;
 mod server;
 #[expect(
     clippy::expect_used,
