@@ -4,6 +4,7 @@
 //! ARCHITECTURE.md.
 
 mod causes;
+mod cdi;
 mod cgroups;
 mod cli;
 mod clock;

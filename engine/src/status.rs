@@ -6,6 +6,7 @@ use runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
 
 use crate::causes::with_causes;
+use crate::cdi::CdiError;
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
 use crate::pod::error::{NoImageVolume, PodError};
@@ -43,6 +44,7 @@ pub(crate) fn pod(error: &PodError) -> Status {
         PodError::State { .. } => Code::FailedPrecondition,
         PodError::Timeout(_) | PodError::HostPaths { .. } => Code::DeadlineExceeded,
         PodError::Spec(spec) => spec_code(spec),
+        PodError::Cdi(error) => cdi_code(error),
         PodError::Limits(limits) => limits_code(limits),
         PodError::Network(network) => network_code(network),
         PodError::ShuttingDown
@@ -94,6 +96,16 @@ fn image_volume_code(error: &NoImageVolume) -> Code {
         NoImageVolume::NotPresent => Code::NotFound,
         NoImageVolume::Mount(SnapshotError::ImagePath { .. }) => Code::InvalidArgument,
         NoImageVolume::Mount(other) => disk_code(other),
+    }
+}
+
+fn cdi_code(error: &CdiError) -> Code {
+    match error {
+        CdiError::Unknown { .. } | CdiError::Twice { .. } | CdiError::Edit { .. } => {
+            Code::FailedPrecondition
+        }
+        CdiError::Unsupported { .. } => Code::Unimplemented,
+        CdiError::Stuck { .. } => Code::DeadlineExceeded,
     }
 }
 

@@ -100,9 +100,9 @@ fn bad_containers_are_refused_by_field_and_leave_nothing() {
                     ..Default::default()
                 });
             }),
-            ("CDI_devices", Code::Unimplemented, |config| {
+            ("CDI_devices", Code::InvalidArgument, |config| {
                 config.cdi_devices = vec![v1::CdiDevice {
-                    name: "vendor.com/gpu=0".into(),
+                    name: "vendor.com/gpu".into(),
                 }];
             }),
             ("recursive_read_only", Code::InvalidArgument, |config| {

@@ -12,6 +12,11 @@ mod bad_input;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod cdi;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod cgroups;
 mod containers;
 #[expect(

@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::cdi::Cdi;
 use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
 use crate::context::Engine;
@@ -96,6 +97,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let netns = |id: &PodId| collecting.netns(id);
         collecting.network.collect(pods, netns).await;
     });
+    // For whoever asks for the status before a container asks for a device.
+    let looking = Arc::clone(&engine);
+    drop(tokio::task::spawn_blocking(move || looking.cdi.look()));
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
@@ -218,6 +222,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
+        cdi: Cdi::new(config.cdi.spec_dirs.clone()),
         streams,
         samples: Samples::default(),
         pod_metrics: Known::default(),

@@ -1,5 +1,6 @@
 //! The API's `ContainerConfig` to Slipway's [`ContainerConfig`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proto::v1;
@@ -9,6 +10,7 @@ use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
     unsupported, wrong,
 };
+use crate::cdi;
 use crate::model::{
     Bytes, ContainerConfig, ContainerKey, Device, Forbidden, ImageMount, ImageName, Mount,
     Propagation,
@@ -39,12 +41,7 @@ pub(crate) fn from_proto(
         cdi_devices,
         stop_signal,
     } = config;
-    if !cdi_devices.is_empty() {
-        return Err(unsupported(
-            "config.CDI_devices",
-            "the Container Device Interface",
-        ));
-    }
+    let cdi_devices = cdi_devices_from_proto(cdi_devices, &annotations)?;
     for (field, texts) in [("config.command", &command), ("config.args", &args)] {
         texts.iter().try_for_each(|text| no_nul(field, text))?;
     }
@@ -72,6 +69,7 @@ pub(crate) fn from_proto(
             .collect::<Result<_, _>>()?,
         mounts: enumerated(mounts, mount_from_proto)?,
         devices: enumerated(devices, device_from_proto)?,
+        cdi_devices,
         labels: labels.into_iter().collect(),
         annotations: annotations.into_iter().collect(),
         log_path: match (log_path.as_str(), &around.log_directory) {
@@ -88,6 +86,37 @@ pub(crate) fn from_proto(
         security: security::from_proto(security_context.unwrap_or_default(), around)?,
         stop_signal: signal::to_kernel(stop_signal),
     })
+}
+
+/// The names in the field, and those in annotations, which kubelets before the field and
+/// device plugins use, each once.
+fn cdi_devices_from_proto(
+    devices: Vec<v1::CdiDevice>,
+    annotations: &HashMap<String, String>,
+) -> Result<Vec<String>, BadRequest> {
+    const PREFIX: &str = "cdi.k8s.io/";
+    let mut names: Vec<String> = Vec::new();
+    let mut take = |field: &str, name: &str| {
+        if !cdi::is_qualified(name) {
+            let reason = format!("{name:?} is no name such as \"vendor.com/class=device\"");
+            return Err(wrong(field, reason));
+        }
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        Ok(())
+    };
+    for v1::CdiDevice { name } in devices {
+        take("config.CDI_devices", &name)?;
+    }
+    let ours = |(key, _): &(&String, &String)| key.starts_with(PREFIX);
+    let mut annotated: Vec<_> = annotations.iter().filter(ours).collect();
+    annotated.sort();
+    for (key, value) in annotated {
+        let field = format!("config.annotations[{key}]");
+        value.split(',').try_for_each(|name| take(&field, name))?;
+    }
+    Ok(names)
 }
 
 fn enumerated<P, T>(

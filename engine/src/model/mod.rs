@@ -294,6 +294,9 @@ pub(crate) struct ContainerConfig {
     pub(crate) envs: Vec<(String, Bytes)>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
+    /// Names of devices that vendors describe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cdi_devices: Vec<String>,
     pub(crate) labels: Pairs,
     pub(crate) annotations: Pairs,
     /// The file of the log, absolute and without `..`.

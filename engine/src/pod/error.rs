@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cdi::CdiError;
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
 use crate::pod::files::FilesError;
@@ -95,6 +96,9 @@ pub(crate) enum PodError {
     /// The container's specification could not be made.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A device of a vendor's cannot be had.
+    #[error("config.CDI_devices")]
+    Cdi(#[from] Box<CdiError>),
     /// The files of the sandbox could not be made.
     #[error(transparent)]
     Files(#[from] FilesError),

@@ -125,8 +125,14 @@ fn info(engine: &Engine) -> HashMap<String, String> {
     });
     HashMap::from([
         ("config".to_owned(), text.to_string()),
+        ("cdi".to_owned(), cdi(engine).to_string()),
         ("troubles".to_owned(), troubles(engine).to_string()),
     ])
+}
+
+/// The devices that vendors describe, as they were when a container last asked for one.
+fn cdi(engine: &Engine) -> serde_json::Value {
+    json!({ "specDirs": engine.cdi.dirs(), "seen": engine.cdi.seen() })
 }
 
 /// The pods that are not as they should be, with the reason.

@@ -26,8 +26,7 @@ use crate::convert::resources;
 use crate::model::{
     AppArmor, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
-use host_paths::Stuck;
-pub(crate) use host_paths::{HostPaths, Visitor, Whereabouts};
+pub(crate) use host_paths::{HostPaths, Stuck, Visitor, Whereabouts};
 use seen::Seen;
 
 /// What can go wrong while a specification is made.

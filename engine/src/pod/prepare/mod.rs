@@ -62,7 +62,8 @@ pub(super) fn prepare(
 ) -> Result<Prepared, PodError> {
     let spec = {
         let _step = mark("spec");
-        adjust::adjust(build::build(engine, host, record, &parts)?)
+        let built = build::build(engine, host, record, &parts)?;
+        adjust::adjust(engine, record, &parts, built)?
     };
     let Parts { rootfs, cgroup, .. } = parts;
     order::order(engine, host, record, spec, (rootfs, &cgroup))
