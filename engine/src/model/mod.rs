@@ -216,8 +216,10 @@ pub(crate) enum Seccomp {
 /// Which AppArmor profile a container runs under.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum AppArmor {
-    /// None was asked for.
+    /// None was asked for, or there is no AppArmor.
     Unset,
+    /// The engine's own.
+    RuntimeDefault,
     Unconfined,
     Localhost(String),
 }

@@ -288,6 +288,7 @@ pub(crate) fn apparmor(config: &ContainerConfig) -> Option<String> {
     }
     match &config.security.apparmor {
         AppArmor::Unset => None,
+        AppArmor::RuntimeDefault => Some(crate::apparmor::DEFAULT.to_owned()),
         AppArmor::Unconfined => Some("unconfined".to_owned()),
         AppArmor::Localhost(name) => Some(name.clone()),
     }
