@@ -160,3 +160,40 @@ fn a_privileged_container_has_the_nodes_devices_and_an_ordinary_one_has_none_of_
         assert!(many + 3 >= host.count() && many >= usual, "{many}");
     });
 }
+
+/// Labels are not set yet: a kernel that knows them must not be told otherwise.
+#[test]
+fn a_label_is_refused_where_the_kernel_has_selinux_and_passed_over_elsewhere() {
+    with_engine(async |rig| {
+        let known = std::fs::read_to_string("/proc/filesystems").expect("filesystems");
+        let enabled = known.contains("\tselinuxfs\n");
+        let label = v1::SeLinuxOption {
+            level: "s0:c1,c2".to_owned(),
+            ..Default::default()
+        };
+        let plain = rig.sandbox("labelled");
+        let mut sandbox = plain.clone();
+        let linux = sandbox.linux.as_mut().expect("linux");
+        let of_pod = linux.security_context.as_mut().expect("a security context");
+        of_pod.selinux_options = Some(label.clone());
+        let refused = |error: &tonic::Status| {
+            assert_eq!(error.code(), tonic::Code::Unimplemented, "{error}");
+            assert!(error.message().contains("selinux_options"), "{error}");
+        };
+        let pod = match rig.client.run_pod(&sandbox).await {
+            Ok(pod) if !enabled => pod,
+            Ok(pod) => panic!("{pod} has a label that is not set"),
+            Err(error) => {
+                assert!(enabled, "{error}");
+                refused(&error);
+                rig.client.run_pod(&plain).await.expect("run")
+            }
+        };
+        let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+        context(&mut config).selinux_options = Some(label);
+        match rig.client.create(&pod, &config, &plain).await {
+            Ok(id) => assert!(!enabled, "{id} has a label that is not set"),
+            Err(error) => refused(&error),
+        }
+    });
+}
