@@ -11,6 +11,7 @@ use runtime::client::MonitorPool;
 use runtime::netns::NetNsPool;
 use runtime::seccomp;
 
+use crate::cdi::Cdi;
 use crate::cgroups::LeftParents;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub(crate) struct Engine {
     pub(crate) index: Index,
     pub(crate) seccomp: seccomp::Cache,
     pub(crate) host_paths: HostPaths,
+    /// Devices that vendors describe.
+    pub(crate) cdi: Cdi,
     /// Sessions that clients may begin: exec, attach, port-forward.
     pub(crate) streams: Streams,
     pub(crate) samples: Samples,

@@ -3,7 +3,9 @@
 //! `main` reads the command line and hands over; the map of everything else is
 //! ARCHITECTURE.md.
 
+mod apparmor;
 mod causes;
+mod cdi;
 mod cgroups;
 mod cli;
 mod clock;

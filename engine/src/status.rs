@@ -1,14 +1,15 @@
 //! The one place that picks gRPC codes. No arm catches all: a new failure does
 //! not compile until somebody decided what a client should think of it.
 
-use image_store::{ConfigurationError, PullError, RemoveError};
+use image_store::{ConfigurationError, PullError, RemoveError, SnapshotError};
 use runtime::cgroup::CgroupError;
 use tonic::{Code, Status};
 
 use crate::causes::with_causes;
+use crate::cdi::CdiError;
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
-use crate::pod::error::PodError;
+use crate::pod::error::{NoImageVolume, PodError};
 use crate::spec::SpecError;
 use crate::stream::TooManySessions;
 
@@ -37,11 +38,13 @@ pub(crate) fn pod(error: &PodError) -> Status {
     let code = match error {
         PodError::Request(bad) => return bad_request(bad),
         PodError::NoPod(_) | PodError::NoContainer(_) | PodError::NoImage(_) => Code::NotFound,
+        PodError::ImageVolume(error) => image_volume_code(&error.source),
         PodError::NoHandler(_) => Code::InvalidArgument,
         PodError::Exists { .. } => Code::AlreadyExists,
         PodError::State { .. } => Code::FailedPrecondition,
         PodError::Timeout(_) | PodError::HostPaths { .. } => Code::DeadlineExceeded,
         PodError::Spec(spec) => spec_code(spec),
+        PodError::Cdi(error) => cdi_code(error),
         PodError::Limits(limits) => limits_code(limits),
         PodError::Network(network) => network_code(network),
         PodError::ShuttingDown
@@ -86,6 +89,24 @@ fn spec_code(error: &SpecError) -> Code {
         | SpecError::PidMode(_) => Code::InvalidArgument,
         SpecError::Stuck { .. } => Code::DeadlineExceeded,
         SpecError::UserDatabase { .. } => Code::Internal,
+    }
+}
+
+fn image_volume_code(error: &NoImageVolume) -> Code {
+    match error {
+        NoImageVolume::NotPresent => Code::NotFound,
+        NoImageVolume::Mount(SnapshotError::ImagePath { .. }) => Code::InvalidArgument,
+        NoImageVolume::Mount(other) => disk_code(other),
+    }
+}
+
+fn cdi_code(error: &CdiError) -> Code {
+    match error {
+        CdiError::Unknown { .. } | CdiError::Twice { .. } | CdiError::Edit { .. } => {
+            Code::FailedPrecondition
+        }
+        CdiError::Unsupported { .. } => Code::Unimplemented,
+        CdiError::Stuck { .. } => Code::DeadlineExceeded,
     }
 }
 

@@ -13,6 +13,7 @@
 //! moments only and never while the disk is waited for, since calls that answer from
 //! memory take it on threads that must not wait.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,7 +28,9 @@ use crate::digest::{DiffId, Digest, ImageId};
 use crate::error::{ConfigurationError, OpenError, PullError, RemoveError};
 use crate::image::Catalog;
 use crate::layout::{Layout, Staging};
+use crate::overlay::Show;
 use crate::patch::{self, PatchError};
+use crate::shown::{self, Shown};
 use crate::snapshot::{Lowers, Snapshot, SnapshotError, check_owner};
 use crate::state::{NewImage, Present, State};
 use crate::unpack::Unpacked;
@@ -429,19 +432,42 @@ impl Depot {
     }
 
     fn snapshot(&self, state: &State, owner: &str, image: ImageId) -> Option<Snapshot> {
-        let view = state.view(&image)?;
-        let patch = view.patched.then(|| self.layout.patch(&image));
+        let lowers = self.lowers(state, &image)?;
+        let dir = self.layout.snapshot(owner);
+        Some(Snapshot::new((owner, image), dir, lowers))
+    }
+
+    /// What of an image lies below whoever sees it.
+    fn lowers(&self, state: &State, image: &ImageId) -> Option<Lowers> {
+        let view = state.view(image)?;
+        let patch = view.patched.then(|| self.layout.patch(image));
         let layers = view.layers.iter().map(|id| self.layout.layer(id));
-        Some(Snapshot::new(
-            (owner, image),
-            self.layout.snapshot(owner),
-            Lowers {
-                dirs: patch.into_iter().chain(layers).collect(),
-                root: view.root.map(|id| self.layout.layer(&id)),
-                empty: self.layout.empty(),
-                place: self.layout.place(),
-            },
-        ))
+        Some(Lowers {
+            dirs: patch.into_iter().chain(layers).collect(),
+            root: view.root.map(|id| self.layout.layer(&id)),
+            empty: self.layout.empty(),
+            place: self.layout.place(),
+        })
+    }
+
+    /// Mounts an image, or what it has at a path, for the owner of a snapshot: attached
+    /// nowhere, read-only. The image stays until the snapshot is gone.
+    pub(crate) fn mount_image(
+        &self,
+        owner: &str,
+        image: ImageId,
+        sub_path: &Path,
+        show: Option<Show<'_>>,
+    ) -> Result<OwnedFd, SnapshotError> {
+        check_owner(owner)?;
+        let lowers = {
+            let mut state = self.state();
+            let shown = state.show(owner, &image);
+            shown.then(|| self.lowers(&state, &image)).flatten()
+        };
+        let lowers = lowers.ok_or(SnapshotError::NoImage { image })?;
+        let dir = self.layout.snapshot(owner);
+        Shown::new(&dir, owner, image, lowers).mount(sub_path, show)
     }
 
     /// The snapshot of an owner.
@@ -491,7 +517,9 @@ fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<(), OpenError> 
     for dir in layout.snapshots()? {
         let owner = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         match Snapshot::image_of(&dir) {
-            Ok(Some(image)) if state.add_snapshot(owner, &image) => {}
+            Ok(Some(image)) if state.add_snapshot(owner, &image) => {
+                adopt_shown(&dir, owner, state);
+            }
             Ok(_) => {
                 tracing::info!(owner, "a snapshot is unfinished, or its image is gone");
                 throw(&dir, layout.throw_snapshot(&dir));
@@ -504,6 +532,24 @@ fn adopt_snapshots(layout: &Layout, state: &mut State) -> Result<(), OpenError> 
         }
     }
     Ok(())
+}
+
+/// Takes over which images the owner of a snapshot has as volumes.
+fn adopt_shown(dir: &Path, owner: &str, state: &mut State) {
+    match shown::images_of(dir) {
+        Ok(images) => {
+            for image in images {
+                if !state.show(owner, &image) {
+                    tracing::warn!(owner, %image, "an image that is a volume is gone");
+                }
+            }
+        }
+        Err(error) => {
+            let path = dir.display();
+            tracing::error!(%error, %path, "which images are volumes is not read, all of them stay");
+            state.be_unsure();
+        }
+    }
 }
 
 /// What cannot be moved to the trash stays until the next start.

@@ -32,6 +32,7 @@ mod pull;
 mod reference;
 mod registry;
 mod remove;
+mod shown;
 mod snapshot;
 mod state;
 mod store;
@@ -52,7 +53,7 @@ pub use error::{
 };
 pub use hosts::HostsError;
 pub use image::{Image, Summary};
-pub use overlay::{OverlayError, Show, stacked_layers, try_shown};
+pub use overlay::{OverlayError, Show, ShowThere, stacked_layers, try_shown};
 pub use reference::{Reference, ReferenceError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use store::{FsInfo, ImageStore, PulledImage, StoreOptions};

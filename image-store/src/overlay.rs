@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -24,7 +24,7 @@ use rustix::mount::{
 use crate::layout;
 use crate::manifest::MAX_LAYERS;
 use crate::remove::remove_tree;
-pub(crate) use page::clear;
+pub(crate) use page::{clear, clone_below};
 
 /// The kernel takes no longer string for one option.
 const MAX_VALUE: usize = 255;
@@ -62,14 +62,17 @@ fn shown(log: &str) -> String {
 /// seen, with the ids of a mapping that this crate need not know.
 pub type Show<'a> = &'a dyn Fn(&Path) -> io::Result<OwnedFd>;
 
+/// The same for a thread that may wait.
+pub type ShowThere = Arc<dyn Fn(&Path) -> io::Result<OwnedFd> + Send + Sync>;
+
 /// Layers as somebody shows them, open as long as the stack is mounted.
-pub(crate) struct Shown {
+pub(crate) struct Layers {
     /// Paths that stand for the views.
     pub(crate) paths: Vec<PathBuf>,
     _views: Vec<OwnedFd>,
 }
 
-impl Shown {
+impl Layers {
     /// Has all of these shown.
     pub(crate) fn new(layers: &[PathBuf], show: Show<'_>) -> Result<Self, OverlayError> {
         let view = |layer: &PathBuf| {
@@ -96,7 +99,7 @@ fn path_of(view: &OwnedFd) -> PathBuf {
 /// What `show` says, or the kernel. `NotFound`: no store was opened there yet.
 pub fn try_shown(root: &Path, show: Show<'_>) -> Result<OwnedFd, OverlayError> {
     let [empty, place] = layout::empty_dirs(root);
-    let shown = Shown::new(&[empty, place.clone()], show)?;
+    let shown = Layers::new(&[empty, place.clone()], show)?;
     mount(&Stack {
         lowers: &shown.paths,
         upper: None,

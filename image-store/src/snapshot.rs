@@ -1,8 +1,9 @@
 //! One container's writable view of an image.
 //!
 //! Owns the form of a snapshot's directory: `fs` takes the changes, `work` is
-//! the kernel's, `volumes` holds those of the image (see `volume`), and the symbolic link `image` (made last, in one step, no
-//! sync) names the image. A crash before the link leaves a directory without
+//! the kernel's, `volumes` holds those of the image (see `volume`), `shown` tells which
+//! other images the container has as volumes (see `shown`), and the symbolic link
+//! `image` (made last, in one step, no sync) names the image. A crash before the link leaves a directory without
 //! one, which start-up throws away.
 
 use std::fs::{self, DirBuilder, Permissions};
@@ -15,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::digest::ImageId;
 use crate::error::Cause;
-use crate::overlay::{OverlayError, Show, Shown, Stack, mount};
+use crate::overlay::{Layers, OverlayError, Show, Stack, mount};
 use crate::patch::copy_attributes;
 use crate::usage::{Counted, Effort, Usage, usage};
 
@@ -102,6 +103,16 @@ pub enum SnapshotError {
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A path of an image that is to be a volume cannot be had.
+    #[error("image {image} as a volume: {path:?} {reason}")]
+    ImagePath {
+        /// The image.
+        image: ImageId,
+        /// The path in it.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
     },
     /// The kernel refuses the mount.
     #[error("mount the snapshot of {owner}")]
@@ -218,12 +229,12 @@ impl Snapshot {
         };
         let (upper, work) = (self.upper(), self.dir.join(WORK));
         let root = self.lowers.root.as_ref().unwrap_or(&self.lowers.empty);
-        let root = Shown::new(std::slice::from_ref(root), show).map_err(failed)?;
+        let root = Layers::new(std::slice::from_ref(root), show).map_err(failed)?;
         for root in &root.paths {
             self.take_after(root, &upper)
                 .map_err(|e| SnapshotError::io("set the owner of", &upper, e))?;
         }
-        let shown = Shown::new(layers, show).map_err(failed)?;
+        let shown = Layers::new(layers, show).map_err(failed)?;
         self.stack(&shown.paths, Some((&upper, &work)))
     }
 

@@ -59,9 +59,11 @@ pub(crate) struct State {
 }
 
 /// A snapshot.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Owned {
     image: ImageId,
+    /// Images that its owner has as volumes.
+    shown: Vec<ImageId>,
     /// Its directory is being thrown away.
     leaving: bool,
 }
@@ -324,8 +326,8 @@ impl State {
     }
 
     fn in_use(&self, id: &ImageId) -> bool {
-        self.snapshots.values().any(|owned| owned.image == *id)
-            || self.leases.values().any(|images| images.contains(id))
+        let uses = |owned: &Owned| owned.image == *id || owned.shown.contains(id);
+        self.snapshots.values().any(uses) || self.leases.values().any(|images| images.contains(id))
     }
 
     /// Begins to remove an image: from now on nobody can lease it anew.
@@ -453,11 +455,31 @@ impl State {
         if usable {
             let owned = Owned {
                 image: *image,
+                shown: Vec::new(),
                 leaving: false,
             };
             self.snapshots.insert(owner.to_owned(), owned);
         }
         usable
+    }
+
+    /// Records that the owner of a snapshot has an image as a volume, which stays until the
+    /// snapshot is gone. False: there is no such snapshot, or the image is gone, or on its
+    /// way out and the owner has no lease on it.
+    pub(crate) fn show(&mut self, owner: &str, image: &ImageId) -> bool {
+        let leases = self.leases.get(owner);
+        let leased = leases.is_some_and(|all| all.contains(image));
+        let entry = self.images.get(image);
+        let usable = entry.is_some_and(|entry| leased || !entry.leaving);
+        match self.snapshots.get_mut(owner) {
+            Some(owned) if usable && !owned.leaving => {
+                if !owned.shown.contains(image) {
+                    owned.shown.push(*image);
+                }
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Begins to throw a snapshot away; false when there is none. From now on nobody gets

@@ -4,6 +4,7 @@
 //! hands everything else to [`Depot`], the puller and the measurements.
 
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use crate::error::{
 };
 use crate::image::Image;
 use crate::measure::Measurements;
+use crate::overlay::{Show, ShowThere};
 use crate::pull::Puller;
 use crate::registry::Registry;
 use crate::snapshot::{Snapshot, SnapshotError};
@@ -143,6 +145,12 @@ impl ImageStore {
         blocking(move || depot.remove(image.id)).await
     }
 
+    /// A directory of the file system that holds images and writable layers.
+    #[must_use]
+    pub fn images_dir(&self) -> &Path {
+        self.inner.depot.layout.images()
+    }
+
     /// What images occupy, from counters.
     #[must_use]
     pub fn fs_info(&self) -> FsInfo {
@@ -202,6 +210,31 @@ impl ImageStore {
     ) -> Result<Snapshot, SnapshotError> {
         let (depot, owner, image) = (Arc::clone(&self.inner.depot), owner.to_owned(), *image);
         blocking(move || depot.create_snapshot(&owner, image)).await
+    }
+
+    /// Mounts an image for the owner of a snapshot, attached nowhere: a read-only mount
+    /// of all that the image has, or of the directory or regular file at
+    /// `sub_path`, which is looked up in the image as a container of it would find it: no
+    /// link leads out of it; with its layers as `show` gives them. The image stays until the snapshot is thrown away, also over a
+    /// restart.
+    pub async fn mount_image(
+        &self,
+        owner: &str,
+        image: &ImageId,
+        sub_path: &Path,
+        show: Option<ShowThere>,
+    ) -> Result<OwnedFd, SnapshotError> {
+        let (depot, owner, image) = (Arc::clone(&self.inner.depot), owner.to_owned(), *image);
+        let sub_path = sub_path.to_owned();
+        blocking(move || {
+            depot.mount_image(
+                &owner,
+                image,
+                &sub_path,
+                show.as_deref().map(|show| show as Show<'_>),
+            )
+        })
+        .await
     }
 
     /// The snapshot of an owner. Answers from memory.

@@ -25,3 +25,4 @@ mod rig;
 )]
 mod stage;
 mod users;
+mod volumes;

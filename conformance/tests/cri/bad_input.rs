@@ -64,7 +64,7 @@ fn bad_containers_are_refused_by_field_and_leave_nothing() {
             let linux = config.linux.as_mut().expect("linux");
             linux.security_context.as_mut().expect("context")
         }
-        let cases: [(&str, Code, Change); 11] = [
+        let cases: [(&str, Code, Change); 10] = [
             ("config.metadata", Code::InvalidArgument, |config| {
                 config.metadata = None
             }),
@@ -93,16 +93,9 @@ fn bad_containers_are_refused_by_field_and_leave_nothing() {
             ("privileged", Code::InvalidArgument, |config| {
                 context(config).privileged = true
             }),
-            ("selinux_options", Code::Unimplemented, |config| {
-                let level = "s0:c1".to_owned();
-                context(config).selinux_options = Some(v1::SeLinuxOption {
-                    level,
-                    ..Default::default()
-                });
-            }),
-            ("CDI_devices", Code::Unimplemented, |config| {
+            ("CDI_devices", Code::InvalidArgument, |config| {
                 config.cdi_devices = vec![v1::CdiDevice {
-                    name: "vendor.com/gpu=0".into(),
+                    name: "vendor.com/gpu".into(),
                 }];
             }),
             ("recursive_read_only", Code::InvalidArgument, |config| {

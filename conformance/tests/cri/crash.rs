@@ -616,7 +616,7 @@ fn a_task_that_panics_starts_again_and_its_pod_is_not_taken_for_removed() {
 }
 
 /// Every place in the code where a side effect may or may not have happened.
-const POINTS: [&str; 24] = [
+const POINTS: [&str; 25] = [
     "run-intent",
     "run-netns-reserved",
     "run-netns",
@@ -627,6 +627,7 @@ const POINTS: [&str; 24] = [
     "run-ready",
     "create-intent",
     "create-snapshot",
+    "create-image-volumes",
     "create-cgroup",
     "create-launched",
     "start-ordered",
@@ -659,6 +660,12 @@ pub(crate) async fn crash_at(rig: &mut Rig, point: &str, change: Change) {
     rig.client = rig.engine.start().await.expect("an engine");
     let mut sandbox = rig.sandbox("crash");
     let mut config = rig.container("main", &["/bin/sleep", "1000"]);
+    config.mounts.push(v1::Mount {
+        container_path: "/image".to_owned(),
+        readonly: true,
+        image: Some(conformance::client::image(&rig.image)),
+        ..Default::default()
+    });
     change(&mut sandbox, &mut config);
     // Some of these calls meet the crash; the kubelet would only see an error.
     if let Ok(pod) = rig.client.run_pod(&sandbox).await {

@@ -12,6 +12,11 @@ mod bad_input;
     clippy::expect_used,
     reason = "a test ends at the first thing that is wrong"
 )]
+mod cdi;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
 mod cgroups;
 mod containers;
 #[expect(
@@ -21,6 +26,11 @@ mod containers;
 mod crash;
 mod events;
 mod exec;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod image_volumes;
 mod images;
 #[expect(
     clippy::expect_used,
@@ -53,6 +63,11 @@ mod pods;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod rig;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod security;
 mod server;
 #[expect(
     clippy::expect_used,

@@ -326,6 +326,44 @@ fn a_relative_working_directory_of_an_image_is_refused() {
     });
 }
 
+/// Where the engine could load its profile, and says so.
+#[test]
+fn a_container_has_the_default_apparmor_profile_where_there_is_one() {
+    with_own_engine(async |rig| {
+        let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+        let enabled = enabled.is_ok_and(|text| text.trim() == "Y");
+        let mut client = rig.client.clone();
+        let told = conformance::eventually(crate::rig::DEADLINE, async || {
+            let request = v1::StatusRequest { verbose: true };
+            let status = client.runtime.status(request).await.expect("status");
+            let told = &status.into_inner().info["appArmor"];
+            let told: serde_json::Value = serde_json::from_str(told).expect("JSON");
+            (told["defaultProfile"].is_string() == enabled).then_some(told)
+        });
+        let told = told
+            .await
+            .expect("the profile is loaded where the kernel has AppArmor");
+        assert_eq!(told["enabled"], enabled);
+        let sandbox = rig.sandbox("profiled");
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let default = v1::security_profile::ProfileType::RuntimeDefault as i32;
+        for (name, profile) in [("asks", Some(default)), ("asks-not", None)] {
+            let mut config = rig.container(name, &["/bin/sleep", "1000"]);
+            security(&mut config).apparmor = profile.map(|profile_type| v1::SecurityProfile {
+                profile_type,
+                localhost_ref: String::new(),
+            });
+            let id = rig.started(&pod, &config, &sandbox).await;
+            if enabled {
+                let script = ["cat", "/proc/1/attr/current"];
+                let label = "slipway-default (enforce)";
+                assert_eq!(says(rig, &id, &script).await, label, "{name}");
+            }
+            assert_eq!(says(rig, &id, &["echo", "up"]).await, "up");
+        }
+    });
+}
+
 /// On a kernel with AppArmor the profile is set, on one without there is nothing to set.
 #[test]
 fn a_container_may_ask_for_no_apparmor_profile() {

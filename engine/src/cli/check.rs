@@ -8,6 +8,7 @@ use runtime::client::MonitorBinaries;
 use serde::Serialize;
 
 use super::CheckArgs;
+use crate::apparmor;
 use crate::causes::with_causes;
 use crate::config::{self, Config};
 
@@ -90,6 +91,7 @@ fn all(config: &Config) -> Vec<Finding> {
         monitor(),
         overlay(),
         seccomp(),
+        apparmor(),
         capability(),
         mounts(),
     ];
@@ -215,6 +217,29 @@ fn seccomp() -> Finding {
             finding("seccomp", Verdict::Ok, detail)
         }
         Err(error) => finding("seccomp", Verdict::Missing, with_causes(&error)),
+    }
+}
+
+fn apparmor() -> Finding {
+    const NAME: &str = "AppArmor";
+    if !apparmor::is_enabled() {
+        return finding(
+            NAME,
+            Verdict::Ok,
+            "the kernel has none, containers go without",
+        );
+    }
+    let loaded = apparmor::is_loaded(apparmor::DEFAULT).unwrap_or_default();
+    match (apparmor::parser(), loaded) {
+        (_, true) => finding(NAME, Verdict::Ok, "the default profile is loaded"),
+        (Ok(parser), false) => {
+            let detail = format!("{parser} loads the default profile when the engine starts");
+            finding(NAME, Verdict::Ok, detail)
+        }
+        (Err(error), false) => {
+            let detail = format!("{error}: containers that ask for RuntimeDefault are refused");
+            finding(NAME, Verdict::Warning, detail)
+        }
     }
 }
 

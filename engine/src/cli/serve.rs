@@ -18,6 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::apparmor;
+use crate::causes::with_causes;
+use crate::cdi::Cdi;
 use crate::cgroups::LeftParents;
 use crate::config::{self, Config, Streaming};
 use crate::context::Engine;
@@ -102,6 +105,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         let netns = |id: &PodId| collecting.netns(id);
         collecting.network.collect(pods, netns).await;
     });
+    // For whoever asks for the status before a container asks for a device.
+    let looking = Arc::clone(&engine);
+    drop(tokio::task::spawn_blocking(move || {
+        looking.cdi.look();
+        load_profile(&looking);
+    }));
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
@@ -228,6 +237,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
+        cdi: Cdi::new(config.cdi.spec_dirs.clone()),
         streams,
         samples: Samples::default(),
         pod_metrics: Known::default(),
@@ -244,6 +254,21 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         first_of_boot,
         config,
     })
+}
+
+/// Loads the default AppArmor profile where the kernel has AppArmor.
+fn load_profile(engine: &Engine) {
+    if !apparmor::is_enabled() {
+        return;
+    }
+    if let Err(error) = apparmor::load() {
+        let why = with_causes(&error);
+        let warning = format!(
+            "the AppArmor profile {} is not loaded: {why}",
+            apparmor::DEFAULT
+        );
+        engine.warnings.once(&warning);
+    }
 }
 
 /// Whether an engine last worked on this root in another boot than this one; notes

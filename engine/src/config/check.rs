@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::raw::{self, Raw};
 use super::{
-    Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
+    Cdi, Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
     Registry, Streaming, StreamingTls, parse_address,
 };
 
@@ -77,6 +77,7 @@ fn absolute(key: &str, path: PathBuf) -> Result<PathBuf, ConfigError> {
 /// relative paths of the command line are resolved against.
 pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, ConfigError> {
     let Raw {
+        cdi,
         cgroup,
         cni,
         metrics,
@@ -102,6 +103,7 @@ pub(super) fn check(raw: Raw, places: &Places, dir: &Path) -> Result<Config, Con
         foreign_layer_hosts,
     } = registry;
     Ok(Config {
+        cdi: check_cdi(cdi)?,
         cgroup: check_cgroup(cgroup)?,
         cni: check_cni(cni)?,
         metrics: check_metrics(metrics)?,
@@ -172,6 +174,16 @@ fn check_metrics(metrics: raw::Metrics) -> Result<Option<MetricsAddress>, Config
             format!("{text:?} is neither an address with a port nor an absolute path"),
         )),
     }
+}
+
+fn check_cdi(cdi: raw::Cdi) -> Result<Cdi, ConfigError> {
+    let raw::Cdi { spec_dirs } = cdi;
+    let usual = || vec!["/etc/cdi".into(), "/var/run/cdi".into()];
+    let dirs = spec_dirs.unwrap_or_else(usual).into_iter();
+    let dirs = dirs.map(|path| absolute("cdi.spec_dirs", path));
+    Ok(Cdi {
+        spec_dirs: dirs.collect::<Result<_, _>>()?,
+    })
 }
 
 fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {

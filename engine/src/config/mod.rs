@@ -101,6 +101,13 @@ pub(crate) struct Cgroup {
     pub(crate) hierarchy: Hierarchy,
 }
 
+/// Where vendors describe devices.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cdi {
+    /// Folders of CDI specifications; what a later one has counts.
+    pub(crate) spec_dirs: Vec<PathBuf>,
+}
+
 /// Network settings.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cni {
@@ -154,6 +161,8 @@ pub(crate) struct Config {
     pub(crate) listen: PathBuf,
     /// Where exec, attach and port-forward are served; port 0: any.
     pub(crate) streaming: Streaming,
+    /// Where vendors describe devices.
+    pub(crate) cdi: Cdi,
     /// Cgroup settings.
     pub(crate) cgroup: Cgroup,
     /// Network settings.

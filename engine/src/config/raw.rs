@@ -8,12 +8,19 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Raw {
+    pub(crate) cdi: Cdi,
     pub(crate) cgroup: Cgroup,
     pub(crate) cni: Cni,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
     pub(crate) streaming: Streaming,
     pub(crate) runtime: Runtime,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Cdi {
+    pub(crate) spec_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,5 +1,6 @@
 //! The API's `ContainerConfig` to Slipway's [`ContainerConfig`].
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use proto::v1;
@@ -7,10 +8,12 @@ use proto::v1;
 use super::sandbox::Around;
 use super::{
     BadRequest, absolute, missing, no_nul, relative, required, resources, security, signal,
-    unsupported, user_ids, wrong,
+    user_ids, wrong,
 };
+use crate::cdi;
 use crate::model::{
-    Bytes, ContainerConfig, ContainerKey, Device, IdRange, ImageName, Mount, Propagation,
+    Bytes, ContainerConfig, ContainerKey, Device, Forbidden, IdRange, ImageMount, ImageName, Mount,
+    Propagation,
 };
 
 /// Checks all of a container's configuration against its sandbox.
@@ -38,12 +41,7 @@ pub(crate) fn from_proto(
         cdi_devices,
         stop_signal,
     } = config;
-    if !cdi_devices.is_empty() {
-        return Err(unsupported(
-            "config.CDI_devices",
-            "the Container Device Interface",
-        ));
-    }
+    let cdi_devices = cdi_devices_from_proto(cdi_devices, &annotations)?;
     for (field, texts) in [("config.command", &command), ("config.args", &args)] {
         texts.iter().try_for_each(|text| no_nul(field, text))?;
     }
@@ -73,6 +71,7 @@ pub(crate) fn from_proto(
             mount_from_proto(at, mount, around.sandbox.user_ids)
         })?,
         devices: enumerated(devices, device_from_proto)?,
+        cdi_devices,
         labels: labels.into_iter().collect(),
         annotations: annotations.into_iter().collect(),
         log_path: match (log_path.as_str(), &around.log_directory) {
@@ -89,6 +88,37 @@ pub(crate) fn from_proto(
         security: security::from_proto(security_context.unwrap_or_default(), around)?,
         stop_signal: signal::to_kernel(stop_signal),
     })
+}
+
+/// The names in the field, and those in annotations, which kubelets before the field and
+/// device plugins use, each once.
+fn cdi_devices_from_proto(
+    devices: Vec<v1::CdiDevice>,
+    annotations: &HashMap<String, String>,
+) -> Result<Vec<String>, BadRequest> {
+    const PREFIX: &str = "cdi.k8s.io/";
+    let mut names: Vec<String> = Vec::new();
+    let mut take = |field: &str, name: &str| {
+        if !cdi::is_qualified(name) {
+            let reason = format!("{name:?} is no name such as \"vendor.com/class=device\"");
+            return Err(wrong(field, reason));
+        }
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+        Ok(())
+    };
+    for v1::CdiDevice { name } in devices {
+        take("config.CDI_devices", &name)?;
+    }
+    let ours = |(key, _): &(&String, &String)| key.starts_with(PREFIX);
+    let mut annotated: Vec<_> = annotations.iter().filter(ours).collect();
+    annotated.sort();
+    for (key, value) in annotated {
+        let field = format!("config.annotations[{key}]");
+        value.split(',').try_for_each(|name| take(&field, name))?;
+    }
+    Ok(names)
 }
 
 fn enumerated<P, T>(
@@ -183,9 +213,6 @@ fn mount_from_proto(
         mount_options,
     } = mount;
     let field = |name: &str| format!("config.mounts[{at}].{name}");
-    if image.is_some_and(|image| !image.image.is_empty()) || !image_sub_path.is_empty() {
-        return Err(unsupported(&field("image"), "an image as a volume"));
-    }
     let user_ids = match (uid_mappings.as_slice(), gid_mappings.as_slice()) {
         ([], []) => None,
         (uids, gids) => {
@@ -198,9 +225,6 @@ fn mount_from_proto(
             user_ids
         }
     };
-    if !mount_options.is_empty() {
-        return Err(unsupported(&field("mount_options"), "mount options"));
-    }
     let propagation = match v1::MountPropagation::try_from(propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -221,9 +245,22 @@ fn mount_from_proto(
         return Err(wrong(field("recursive_read_only"), reason));
     }
     let container_path = place_of_mount(&field("container_path"), &container_path)?;
+    // Clients send an empty message where there is no image.
+    let image = image.filter(|image| !image.image.is_empty());
+    let image = match image {
+        Some(image) => {
+            let mount = (host_path.as_str(), readonly, propagation);
+            Some(image_volume(&field, image, &image_sub_path, mount)?)
+        }
+        None if !image_sub_path.is_empty() => {
+            return Err(wrong(field("image_sub_path"), "needs image"));
+        }
+        None => None,
+    };
     Ok(Mount {
         container_path: container_path.to_string_lossy().into_owned(),
         host_path: match host_path.as_str() {
+            "" if image.is_some() => PathBuf::new(),
             "" => return Err(missing(&field("host_path"))),
             path => absolute(&field("host_path"), path)?,
         },
@@ -231,7 +268,65 @@ fn mount_from_proto(
         recursive_read_only,
         propagation,
         user_ids,
+        forbidden: forbidden_from_proto(&field("mount_options"), &mount_options)?,
+        image,
     })
+}
+
+/// An image in a container, which nobody can write to and nothing is mounted in.
+fn image_volume(
+    field: &impl Fn(&str) -> String,
+    image: v1::ImageSpec,
+    sub_path: &str,
+    (host_path, readonly, propagation): (&str, bool, Propagation),
+) -> Result<ImageMount, BadRequest> {
+    if !host_path.is_empty() {
+        return Err(wrong(field("host_path"), "image is set as well"));
+    }
+    if !readonly {
+        return Err(wrong(field("readonly"), "an image is always read-only"));
+    }
+    if propagation == Propagation::Bidirectional {
+        let reason = "nothing of an image can be shared with the node";
+        return Err(wrong(field("propagation"), reason));
+    }
+    Ok(ImageMount {
+        name: image_from_proto(Some(image))?,
+        id: String::new(),
+        sub_path: relative(&field("image_sub_path"), sub_path)?,
+    })
+}
+
+/// The options that Kubernetes has for the mounts of a container.
+fn forbidden_from_proto(field: &str, options: &[String]) -> Result<Forbidden, BadRequest> {
+    let mut forbidden = Forbidden::default();
+    for option in options {
+        match option.as_str() {
+            "noexec" => forbidden.programs = true,
+            "nodev" => forbidden.devices = true,
+            "nosuid" => forbidden.set_ids = true,
+            other => {
+                let reason = format!("{other:?} is none of noexec, nodev and nosuid");
+                return Err(wrong(field, reason));
+            }
+        }
+    }
+    Ok(forbidden)
+}
+
+fn forbidden_to_proto(forbidden: Forbidden) -> Vec<String> {
+    let Forbidden {
+        programs,
+        devices,
+        set_ids,
+    } = forbidden;
+    let options = [
+        (programs, "noexec"),
+        (devices, "nodev"),
+        (set_ids, "nosuid"),
+    ];
+    let set = options.into_iter().filter(|(set, _)| *set);
+    set.map(|(_, option)| option.to_owned()).collect()
 }
 
 /// Where a volume goes, by a clean path: Kubernetes allows `/a/../b`, and means `/b`.
@@ -258,6 +353,8 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         recursive_read_only,
         propagation,
         user_ids,
+        forbidden,
+        image,
     } = mount;
     let propagation = match propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
@@ -270,9 +367,18 @@ pub(crate) fn mount_to_proto(mount: &Mount) -> v1::Mount {
         readonly: *read_only,
         recursive_read_only: *recursive_read_only,
         propagation: propagation as i32,
+        mount_options: forbidden_to_proto(*forbidden),
+        image: image.as_ref().map(|image| v1::ImageSpec {
+            image_ref: image.id.clone(),
+            ..image_to_proto(&image.name)
+        }),
+        image_sub_path: image
+            .as_ref()
+            .map(|image| image.sub_path.to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        selinux_relabel: false,
         uid_mappings: user_ids::mappings(*user_ids),
         gid_mappings: user_ids::mappings(*user_ids),
-        ..Default::default()
     }
 }
 

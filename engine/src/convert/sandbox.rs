@@ -1,6 +1,7 @@
 //! `PodSandboxConfig` to [`SandboxConfig`] and back.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use proto::v1;
 
@@ -307,7 +308,9 @@ fn check_sysctl(name: &str, network: NetworkMode, ipc: IpcMode) -> Result<(), Ba
     Err(wrong(field, "is not namespaced, it would change the node"))
 }
 
-/// SELinux labels are not set yet, so asking for one is refused.
+/// Refuses a label where the kernel could set one, which is not done yet. Where it has no
+/// SELinux there is nothing that a label would change, and clusters send their pods' to
+/// every node.
 pub(super) fn refuse_selinux(
     field: &str,
     options: Option<v1::SeLinuxOption>,
@@ -318,11 +321,28 @@ pub(super) fn refuse_selinux(
         r#type,
         level,
     } = options.unwrap_or_default();
-    if [user, role, r#type, level].iter().all(String::is_empty) {
-        Ok(())
-    } else {
-        Err(unsupported(field, "SELinux labelling"))
+    let says_nothing = [user, role, r#type, level].iter().all(String::is_empty);
+    match says_nothing || !kernel_has_selinux() {
+        true => Ok(()),
+        false => Err(unsupported(field, "SELinux labelling")),
     }
+}
+
+/// Whether the kernel was started with SELinux: it has its filesystem then, whether or
+/// not a policy is loaded.
+fn kernel_has_selinux() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let known = std::fs::read_to_string("/proc/filesystems");
+        // What cannot be told is not taken for a no.
+        known.map_or(true, |text| names_selinux(&text))
+    })
+}
+
+/// A line is `nodev`, where it needs no device, and a name.
+fn names_selinux(filesystems: &str) -> bool {
+    let mut names = filesystems.split_whitespace();
+    names.any(|name| name == "selinuxfs")
 }
 
 /// The namespaces of a sandbox or container as they are asked for.
@@ -441,6 +461,12 @@ mod tests {
         let mut config = valid();
         config.metadata.as_mut().expect("there").name.clear();
         assert!(field_of(config).starts_with("config.metadata.name"));
+    }
+
+    #[test]
+    fn a_kernel_with_selinux_is_known_by_its_filesystem() {
+        assert!(names_selinux("nodev\tsysfs\nnodev\tselinuxfs\n\text4\n"));
+        assert!(!names_selinux("nodev\tsysfs\n\tselinuxfs2\n\text4\n"));
     }
 
     #[test]

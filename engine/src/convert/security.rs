@@ -1,18 +1,16 @@
 //! `LinuxContainerSecurityContext` to [`Security`].
 
-use std::path::Path;
-
 use proto::v1;
 use v1::security_profile::ProfileType;
 
 use super::sandbox::{Around, Namespaces, namespaces_from_proto, refuse_selinux};
-use super::{BadRequest, absolute, kernel_id, no_nul, unsupported, wrong};
+use super::{BadRequest, absolute, kernel_id, no_nul, wrong};
+use crate::apparmor;
 use crate::model::{
     AppArmor, IpcMode, NetworkMode, PidMode, RunAs, SandboxConfig, Seccomp, Security,
 };
 
 const FIELD: &str = "config.linux.security_context";
-const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 
 /// Checks a container's isolation against that of its sandbox.
 pub(super) fn from_proto(
@@ -181,10 +179,6 @@ fn seccomp_from_proto(profile: Option<v1::SecurityProfile>) -> Result<Seccomp, B
     }
 }
 
-fn apparmor_enabled() -> bool {
-    std::fs::read_to_string(APPARMOR_ENABLED).is_ok_and(|text| text.trim() == "Y")
-}
-
 fn apparmor_from_proto(
     profile: Option<v1::SecurityProfile>,
     deprecated: &str,
@@ -203,11 +197,17 @@ fn apparmor_from_proto(
         None => deprecated.to_owned(),
     };
     match wanted.as_str() {
+        // What Kubernetes means by no profile is the default, where there is one.
+        "" if apparmor::has_default() => Ok(AppArmor::RuntimeDefault),
         "" => Ok(AppArmor::Unset),
         // Without AppArmor every process is unconfined, and there is no file to say it to.
-        "unconfined" | "runtime/default" if !apparmor_enabled() => Ok(AppArmor::Unset),
+        "unconfined" | "runtime/default" if !apparmor::is_enabled() => Ok(AppArmor::Unset),
         "unconfined" => Ok(AppArmor::Unconfined),
-        "runtime/default" => Err(unsupported(&field, "a default AppArmor profile")),
+        "runtime/default" if apparmor::has_default() => Ok(AppArmor::RuntimeDefault),
+        "runtime/default" => Err(wrong(
+            field,
+            "the default profile is not loaded, `slipway check` says why",
+        )),
         _ => localhost_apparmor(&field, &wanted),
     }
 }
@@ -220,29 +220,19 @@ fn localhost_apparmor(field: &str, wanted: &str) -> Result<AppArmor, BadRequest>
         return Err(wrong(field, format!("{wanted:?} is no AppArmor profile")));
     };
     no_nul(field, name)?;
-    if !apparmor_enabled() {
-        return Err(wrong(
-            field,
-            format!("{name:?} was asked for, the kernel has no AppArmor"),
-        ));
+    if !apparmor::is_enabled() {
+        let reason = format!("{name:?} was asked for, the kernel has no AppArmor");
+        return Err(wrong(field, reason));
     }
-    let loaded = std::fs::read_to_string(Path::new("/sys/kernel/security/apparmor/profiles"))
-        .map_err(|error| {
-            wrong(
-                field,
-                format!("the loaded profiles cannot be read: {error}"),
-            )
-        })?;
-    let is_loaded = loaded.lines().any(|line| {
-        line.rsplit_once(" (")
-            .is_some_and(|(known, _)| known == name)
-    });
-    if is_loaded {
-        Ok(AppArmor::Localhost(name.to_owned()))
-    } else {
-        Err(wrong(
-            field,
-            format!("the AppArmor profile {name:?} is not loaded"),
-        ))
+    match apparmor::is_loaded(name) {
+        Ok(true) => Ok(AppArmor::Localhost(name.to_owned())),
+        Ok(false) => {
+            let reason = format!("the AppArmor profile {name:?} is not loaded");
+            Err(wrong(field, reason))
+        }
+        Err(error) => {
+            let reason = format!("the loaded profiles cannot be read: {error}");
+            Err(wrong(field, reason))
+        }
     }
 }

@@ -124,10 +124,11 @@ pub(crate) enum Propagation {
     Bidirectional,
 }
 
-/// A host path in a container.
+/// A host path, or an image, in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mount {
     pub(crate) container_path: String,
+    /// Empty where it is an image.
     pub(crate) host_path: PathBuf,
     pub(crate) read_only: bool,
     pub(crate) recursive_read_only: bool,
@@ -135,6 +136,55 @@ pub(crate) struct Mount {
     /// Its files are shown with the ids of the pod's user namespace, which has these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user_ids: Option<IdRange>,
+    /// What nobody can do through it.
+    #[serde(default, skip_serializing_if = "Forbidden::is_nothing")]
+    pub(crate) forbidden: Forbidden,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<ImageMount>,
+}
+
+impl Mount {
+    /// A path of the host as it is.
+    pub(crate) fn of_host(container_path: impl Into<String>, host_path: PathBuf) -> Self {
+        Self {
+            container_path: container_path.into(),
+            host_path,
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            forbidden: Forbidden::default(),
+            image: None,
+            user_ids: None,
+        }
+    }
+}
+
+/// What a volume forbids beside writes, in all of its tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Forbidden {
+    /// To execute files (`noexec`).
+    pub(crate) programs: bool,
+    /// To open device nodes (`nodev`).
+    pub(crate) devices: bool,
+    /// To become somebody else by a file's mode (`nosuid`).
+    pub(crate) set_ids: bool,
+}
+
+impl Forbidden {
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An image as a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ImageMount {
+    /// As the caller named it.
+    pub(crate) name: ImageName,
+    /// Which one that was when the container was made.
+    pub(crate) id: String,
+    /// The directory or file in it; empty for all of it.
+    pub(crate) sub_path: PathBuf,
 }
 
 /// A device node of the host in a container.
@@ -181,8 +231,10 @@ pub(crate) enum Seccomp {
 /// Which AppArmor profile a container runs under.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum AppArmor {
-    /// None was asked for.
+    /// None was asked for, or there is no AppArmor.
     Unset,
+    /// The engine's own.
+    RuntimeDefault,
     Unconfined,
     Localhost(String),
 }
@@ -259,6 +311,9 @@ pub(crate) struct ContainerConfig {
     pub(crate) envs: Vec<(String, Bytes)>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
+    /// Names of devices that vendors describe.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) cdi_devices: Vec<String>,
     pub(crate) labels: Pairs,
     pub(crate) annotations: Pairs,
     /// The file of the log, absolute and without `..`.

@@ -15,10 +15,10 @@ use runtime::client::{LauncherKind, Monitor, MonitorError};
 use tokio::sync::oneshot;
 
 use super::error::PodError;
-use super::image_names;
 use super::prepare::{Parts, prepare};
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
+use super::{image_mounts, image_names};
 use crate::clock::now;
 use crate::config::Launcher;
 use crate::context::Engine;
@@ -60,8 +60,9 @@ pub(crate) fn intend(
     engine: &Engine,
     host: &PodRecord,
     id: ContainerId,
-    config: ContainerConfig,
+    mut config: ContainerConfig,
 ) -> Result<ContainerRecord, PodError> {
+    image_mounts::resolve(engine, &mut config)?;
     let image = engine
         .images
         .find(&config.image.image)
@@ -143,6 +144,7 @@ async fn make(
         .find(&record.image_id)
         .ok_or_else(|| PodError::NoImage(record.config.image.image.clone()))?;
     engine.images.lease(&image.id, record.id.as_str())?;
+    let volumes = image_mounts::lease(engine, &record)?;
     let snapshot = async {
         let _step = mark("writable layer");
         let id = record.id.as_str();
@@ -157,6 +159,8 @@ async fn make(
     let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
     let user = user_ns::of_pod(&host.pod)?;
+    let images = image_mounts::mount(engine, &record, volumes, user.as_ref()).await?;
+    failpoint::hit("create-image-volumes");
     let places = volumes::places(&of_image, &record.config)?;
     // Copies may be large: they take the time they take, unless the container is stopped.
     let filled = match places.is_empty() {
@@ -180,6 +184,7 @@ async fn make(
                 rootfs,
                 user,
                 volumes,
+                images,
                 cgroup,
                 at,
             };

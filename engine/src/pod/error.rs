@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cdi::CdiError;
 use crate::convert::BadRequest;
 use crate::network::NetworkError;
 use crate::pod::files::FilesError;
@@ -31,6 +32,9 @@ pub(crate) enum PodError {
     /// The image is not on the node.
     #[error("image {0:?} is not present")]
     NoImage(String),
+    /// An image cannot be a volume.
+    #[error(transparent)]
+    ImageVolume(Box<ImageVolumeError>),
     /// Another sandbox or container has this identity.
     #[error("{what} exists already as {id}, which is {state}")]
     Exists {
@@ -92,6 +96,9 @@ pub(crate) enum PodError {
     /// The container's specification could not be made.
     #[error(transparent)]
     Spec(#[from] SpecError),
+    /// A device of a vendor's cannot be had.
+    #[error("config.CDI_devices")]
+    Cdi(#[from] Box<CdiError>),
     /// The files of the sandbox could not be made.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -113,6 +120,29 @@ pub(crate) enum PodError {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+}
+
+/// An image cannot be a volume. The kubelet looks for the first word of the message.
+#[derive(Debug, thiserror::Error)]
+#[error("ImageVolumeMountFailed: {container_path}: image {image:?}")]
+pub(crate) struct ImageVolumeError {
+    /// In the container.
+    pub(crate) container_path: String,
+    /// As the request names it.
+    pub(crate) image: String,
+    /// Why not.
+    pub(crate) source: NoImageVolume,
+}
+
+/// Why an image cannot be a volume.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoImageVolume {
+    /// It is not on the node.
+    #[error("is not present")]
+    NotPresent,
+    /// It cannot be mounted.
+    #[error("cannot be mounted")]
+    Mount(#[source] image_store::SnapshotError),
 }
 
 fn said(path: Option<&Path>) -> String {

@@ -18,6 +18,7 @@ pub(crate) mod error;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;
+mod image_mounts;
 pub(crate) mod image_names;
 pub(crate) mod index;
 pub(crate) mod launch;

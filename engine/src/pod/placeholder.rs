@@ -90,6 +90,7 @@ fn nothing() -> ContainerConfig {
         envs: Vec::new(),
         mounts: Vec::new(),
         devices: Vec::new(),
+        cdi_devices: Vec::new(),
         labels: Pairs::new(),
         annotations: Pairs::new(),
         log_path: None,

@@ -13,7 +13,7 @@ use image_store::{Filling, Image, Snapshot};
 use runtime::launcher::links::{clean, is_kernels};
 
 use super::error::PodError;
-use crate::model::{ContainerConfig, Mount, Propagation};
+use crate::model::{ContainerConfig, Mount};
 use crate::spec::SpecError;
 
 /// More of them no image has that is not made to keep an engine busy.
@@ -65,15 +65,9 @@ pub(super) fn fill(
     let places = places.iter().enumerate();
     places
         .map(|(index, place)| {
-            Ok(Mount {
-                container_path: place.to_string_lossy().into_owned(),
-                host_path: snapshot.volume(&mut filling, rootfs, index, place)?,
-                read_only: false,
-                recursive_read_only: false,
-                propagation: Propagation::Private,
-                // Copies have the ids of what they are copied from, as the pod sees it.
-                user_ids: None,
-            })
+            let host_path = snapshot.volume(&mut filling, rootfs, index, place)?;
+            // Copies have the ids of what they are copied from, as the pod sees it.
+            Ok(Mount::of_host(place.to_string_lossy(), host_path))
         })
         .collect()
 }

@@ -36,7 +36,7 @@ pub(crate) async fn handle(
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     })
 }
@@ -130,8 +130,21 @@ fn info(engine: &Engine) -> HashMap<String, String> {
     });
     HashMap::from([
         ("config".to_owned(), text.to_string()),
+        ("appArmor".to_owned(), apparmor().to_string()),
+        ("cdi".to_owned(), cdi(engine).to_string()),
         ("troubles".to_owned(), troubles(engine).to_string()),
     ])
+}
+
+/// Whether the kernel has AppArmor, and the default profile.
+fn apparmor() -> serde_json::Value {
+    let profile = crate::apparmor::has_default().then_some(crate::apparmor::DEFAULT);
+    json!({ "enabled": crate::apparmor::is_enabled(), "defaultProfile": profile })
+}
+
+/// The devices that vendors describe, as they were when a container last asked for one.
+fn cdi(engine: &Engine) -> serde_json::Value {
+    json!({ "specDirs": engine.cdi.dirs(), "seen": engine.cdi.seen() })
 }
 
 /// The pods that are not as they should be, with the reason.

@@ -118,8 +118,9 @@ pub(super) fn sets(security: &Security) -> Result<CapabilitySets, SpecError> {
         .iter()
         .map(|name| named(field, name))
         .collect::<Result<Vec<_>, _>>()?;
-    // Ambient capabilities must be inheritable; nothing else needs to be.
-    let ambient = bits(&ambient);
+    // Ambient capabilities must be inheritable; nothing else needs to be. One that is
+    // dropped as well is dropped: the kernel has no ambient one that is not permitted.
+    let ambient = bits(&ambient) & all;
     Ok(CapabilitySets {
         bounding: all,
         effective: all,
@@ -153,6 +154,24 @@ mod tests {
         let set = bounding(&security(&["all"], &["CAP_CHOWN"])).expect("valid");
         assert!(!set.contains(&Capability::Chown));
         assert!(set.contains(&Capability::Fowner));
+    }
+
+    #[test]
+    fn an_ambient_capability_is_in_every_set_unless_it_is_dropped() {
+        let ambient = |drop: &[&str]| Security {
+            ambient_capabilities: vec!["NET_BIND_SERVICE".into(), "CAP_SYS_NICE".into()],
+            ..security(&[], drop)
+        };
+        let both = bits(&[Capability::NetBindService, Capability::SysNice]);
+        for drop in [&[][..], &["ALL"]] {
+            let sets = sets(&ambient(drop)).expect("valid");
+            assert_eq!((sets.ambient, sets.inheritable), (both, both));
+            assert_eq!(sets.permitted & both, both);
+        }
+        let one = bits(&[Capability::NetBindService]);
+        let sets = sets(&ambient(&["SYS_NICE"])).expect("valid");
+        assert_eq!((sets.ambient, sets.inheritable), (one, one));
+        assert_eq!(sets.bounding & both, one);
     }
 
     #[test]

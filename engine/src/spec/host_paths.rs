@@ -64,7 +64,7 @@ pub(crate) struct Visitor<'a> {
 
 impl Visitor<'_> {
     /// Does what touches a path, unless that path is known not to answer.
-    pub(super) fn visit<T>(&self, path: &Path, work: impl FnOnce() -> T) -> Result<T, Stuck> {
+    pub(crate) fn visit<T>(&self, path: &Path, work: impl FnOnce() -> T) -> Result<T, Stuck> {
         let inside = self.paths.enter(path)?;
         *self.at.lock() = Some(path.to_owned());
         let _visit = Visit {

@@ -14,6 +14,7 @@ mod process;
 mod seen;
 mod user;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -25,8 +26,7 @@ use crate::convert::resources;
 use crate::model::{
     AppArmor, ContainerConfig, IpcMode, Mount, NetworkMode, PidMode, SandboxConfig, Seccomp,
 };
-use host_paths::Stuck;
-pub(crate) use host_paths::{HostPaths, Visitor, Whereabouts};
+pub(crate) use host_paths::{HostPaths, Stuck, Visitor, Whereabouts};
 use seen::Seen;
 
 /// What can go wrong while a specification is made.
@@ -171,6 +171,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) user: Option<&'a OwnedFd>,
     /// The directories for the volumes that the image asks for.
     pub(crate) image_volumes: &'a [Mount],
+    /// Detached mounts of the images that the request has as volumes, by where they go.
+    pub(crate) mounted_images: &'a BTreeMap<String, OwnedFd>,
+    /// Where the store has its images.
+    pub(crate) images_dir: &'a Path,
 }
 
 /// Makes the specification; blocking, for a thread that may wait for the disk.
@@ -299,6 +303,7 @@ pub(crate) fn apparmor(config: &ContainerConfig) -> Option<String> {
     }
     match &config.security.apparmor {
         AppArmor::Unset => None,
+        AppArmor::RuntimeDefault => Some(crate::apparmor::DEFAULT.to_owned()),
         AppArmor::Unconfined => Some("unconfined".to_owned()),
         AppArmor::Localhost(name) => Some(name.clone()),
     }

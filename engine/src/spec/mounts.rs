@@ -10,13 +10,13 @@ use runtime::mount::{BindOptions, Propagation as TreePropagation};
 use runtime::spec::{Attributes, Mount as Made, MountAttrFlags as Attr, Parameter, What};
 
 use super::{Inputs, SpecError, stuck};
-use crate::model::{Mount, Propagation, Security};
+use crate::model::{Forbidden, Mount, Propagation, Security};
 
 /// What is mounted at a place.
 enum Place {
     /// A filesystem of the kernel's.
     Kernels(Made),
-    /// A clone of a path of the host.
+    /// A clone of a path of the host, or an image.
     Volume(Mount),
 }
 
@@ -53,6 +53,9 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Made>, SpecError> {
     for (target, place) in places {
         match place {
             Place::Kernels(mount) => mounts.push(mount),
+            Place::Volume(mount) if mount.image.is_some() => {
+                mounts.push(image(inputs, target, &mount)?);
+            }
             Place::Volume(mount) => {
                 let path = &mount.host_path;
                 let tree = inputs.host_paths.visit(path, || clone(&mount, inputs.user));
@@ -120,13 +123,9 @@ fn kernel(security: &Security) -> Vec<Made> {
 /// hostname, hosts, resolv.conf and /dev/shm of the sandbox.
 fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
     let plain = |container_path: &str, host_path: PathBuf| Mount {
-        container_path: container_path.to_owned(),
-        host_path,
         read_only: inputs.config.security.read_only_rootfs && container_path.starts_with("/etc"),
-        recursive_read_only: false,
-        propagation: Propagation::Private,
         // They belong to root of the pod.
-        user_ids: None,
+        ..Mount::of_host(container_path, host_path)
     };
     let mut mounts = Vec::new();
     mounts.push(plain("/etc/hostname", inputs.files.join("hostname")));
@@ -141,20 +140,55 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
 }
 
 fn volume(target: PathBuf, wanted: Mount, tree: OwnedFd) -> Made {
-    let top = match wanted.read_only {
-        true => Attributes::of(Attr::MOUNT_ATTR_RDONLY),
-        false => Attributes::NONE,
-    };
+    let mut top = forbids(wanted.forbidden);
+    top.set(Attr::MOUNT_ATTR_RDONLY, wanted.read_only);
     Made {
         destination: target,
         what: What::Volume {
             host_path: wanted.host_path,
             tree,
         },
-        top,
+        // What is mounted below has the same by now, see `clone`.
+        top: Attributes::of(top),
         tree: Attributes::NONE,
         propagation: travels(wanted.propagation),
     }
+}
+
+/// An image of which a mount was made. Nodes that it has are nobody's devices.
+fn image(inputs: &Inputs<'_>, target: PathBuf, wanted: &Mount) -> Result<Made, SpecError> {
+    let named = |source| SpecError::Mount {
+        host_path: inputs.images_dir.to_owned(),
+        container_path: wanted.container_path.clone(),
+        source,
+    };
+    let mounted = inputs.mounted_images.get(&wanted.container_path);
+    let mounted = mounted.ok_or_else(|| named("its image is not mounted".into()))?;
+    let tree = mounted.try_clone().map_err(|error| named(error.into()))?;
+    let top = forbids(wanted.forbidden) | Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NODEV;
+    Ok(Made {
+        destination: target,
+        what: What::Volume {
+            host_path: inputs.images_dir.to_owned(),
+            tree,
+        },
+        top: Attributes::of(top),
+        tree: Attributes::NONE,
+        propagation: TreePropagation::Private,
+    })
+}
+
+fn forbids(forbidden: Forbidden) -> Attr {
+    let Forbidden {
+        programs,
+        devices,
+        set_ids,
+    } = forbidden;
+    let mut attributes = Attr::empty();
+    attributes.set(Attr::MOUNT_ATTR_NOEXEC, programs);
+    attributes.set(Attr::MOUNT_ATTR_NODEV, devices);
+    attributes.set(Attr::MOUNT_ATTR_NOSUID, set_ids);
+    attributes
 }
 
 fn travels(propagation: Propagation) -> TreePropagation {
@@ -193,6 +227,7 @@ fn clone(mount: &Mount, user: Option<&OwnedFd>) -> Result<OwnedFd, SpecError> {
         recursive_read_only: mount.recursive_read_only,
         propagation: travels(mount.propagation),
         idmap,
+        forbidden: forbids(mount.forbidden),
     };
     runtime::mount::clone_tree(&mount.host_path, &options).map_err(|error| named(error.into()))
 }
@@ -266,12 +301,9 @@ mod tests {
             ),
         ] {
             let wanted = Mount {
-                container_path: "/x".to_owned(),
-                host_path: PathBuf::from("/host"),
                 read_only,
-                recursive_read_only: false,
                 propagation,
-                user_ids: None,
+                ..Mount::of_host("/x", PathBuf::from("/host"))
             };
             let tree = std::fs::File::open("/dev/null").expect("opened").into();
             let volume = volume(PathBuf::from("/x"), wanted, tree);

@@ -1,4 +1,5 @@
-//! Stacks of many layers on kernels that do not take them one by one.
+//! What older kernels do only with mounts that are attached: stacks of many layers, and
+//! clones of a part of a mount.
 //!
 //! fsconfig takes no string above 255 bytes, which is fourteen layers or so;
 //! mount(2) takes a page. It needs a place in the node's mount table, for a
@@ -15,8 +16,8 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::CWD;
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
-    mount_change, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
+    mount_bind, mount_change, move_mount, open_tree, unmount,
 };
 
 use super::{Keep, OverlayError, Stack, forget_volatile, plain, plain_io};
@@ -31,10 +32,49 @@ const REST: usize = 160;
 /// Layers that fit.
 pub(super) const LAYERS: usize = (PAGE - REST) / PER_LAYER;
 
+/// Held while something is mounted at the place: there is one.
+static PLACE: Mutex<()> = Mutex::new(());
+
+/// Clones what is below a detached mount, at `part`, a descriptor of a file or directory
+/// in it.
+pub(crate) fn clone_below(
+    mount: &OwnedFd,
+    part: &OwnedFd,
+    place: &Path,
+) -> Result<OwnedFd, OverlayError> {
+    match clone_part(part) {
+        // Before Linux 6.15 only what is attached is cloned.
+        Err(Errno::INVAL) => clone_attached(mount, part, place),
+        other => other.map_err(|e| plain("clone a part of the mount", e)),
+    }
+}
+
+fn clone_part(part: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(part, c"", flags)
+}
+
+fn clone_attached(mount: &OwnedFd, part: &OwnedFd, place: &Path) -> Result<OwnedFd, OverlayError> {
+    let _one = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
+    clear(place)?;
+    mount_bind(place, place).map_err(|e| plain("mount the place for mounts", e))?;
+    let cloned = attach_private(mount, place)
+        .and_then(|()| clone_part(part).map_err(|e| plain("clone a part of the mount", e)));
+    clear(place)?;
+    cloned
+}
+
+fn attach_private(mount: &OwnedFd, place: &Path) -> Result<(), OverlayError> {
+    mount_change(place, MountPropagationFlags::PRIVATE)
+        .map_err(|e| plain("make the place for mounts private", e))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    move_mount(mount, c"", CWD, place, flags).map_err(|e| plain("attach the mount for a moment", e))
+}
+
 /// Mounts the stack by way of the directory `place`.
 pub(super) fn mount_by_page(stack: &Stack<'_>, place: &Path) -> Result<OwnedFd, OverlayError> {
-    // One at a time: there is one place.
-    static PLACE: Mutex<()> = Mutex::new(());
     let mut keep = Keep::default();
     let options = options(stack, &mut keep)?;
     let _one = PLACE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,4 +146,43 @@ pub(super) fn lowers(lowers: &[PathBuf], keep: &mut Keep) -> Result<Vec<u8>, Ove
         value.extend_from_slice(&keep.by_descriptor(lower)?);
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+
+    #[test]
+    fn a_part_is_cloned_by_way_of_the_place_and_leaves_no_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let dir = dir.path().join(name);
+            std::fs::create_dir(&dir).unwrap();
+            dir
+        };
+        let (layer, empty, place) = (make("layer"), make("empty"), make("place"));
+        std::fs::create_dir(layer.join("below")).unwrap();
+        std::fs::write(layer.join("below/here"), "x").unwrap();
+        let stack = Stack {
+            lowers: &[layer, empty],
+            upper: None,
+            place: &place,
+        };
+        for clone in [clone_attached, clone_below] {
+            let mount = super::super::mount(&stack).unwrap();
+            let part = rustix::fs::openat(&mount, "below", OFlags::PATH, Mode::empty()).unwrap();
+            let cloned = clone(&mount, &part, &place).unwrap();
+            drop((mount, part));
+            let root = PathBuf::from(format!("/proc/self/fd/{}", cloned.as_raw_fd()));
+            assert_eq!(std::fs::read_to_string(root.join("here")).unwrap(), "x");
+            let error = std::fs::write(root.join("new"), "x").unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        }
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!table.contains(place.to_str().unwrap()), "{table}");
+    }
 }

@@ -11,6 +11,7 @@ mod parents;
 mod places;
 mod pull;
 mod sharing;
+mod shown;
 #[expect(
     clippy::unwrap_used,
     reason = "helpers of tests, which the exception for tests misses"

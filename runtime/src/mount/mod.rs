@@ -108,7 +108,7 @@ pub enum Propagation {
 }
 
 /// How to clone a tree of mounts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BindOptions {
     /// Take the mounts below the source along.
     pub recursive: bool,
@@ -118,8 +118,23 @@ pub struct BindOptions {
     pub recursive_read_only: bool,
     /// Where later mounts travel.
     pub propagation: Propagation,
+    /// Attributes of all of the tree: no programs, no devices, no set-user-id.
+    pub forbidden: MountAttrFlags,
     /// Show the files of the top mount with the ids of this user namespace.
     pub idmap: Option<OwnedFd>,
+}
+
+impl Default for BindOptions {
+    fn default() -> Self {
+        Self {
+            recursive: false,
+            read_only: false,
+            recursive_read_only: false,
+            propagation: Propagation::Private,
+            forbidden: MountAttrFlags::empty(),
+            idmap: None,
+        }
+    }
 }
 
 /// Flags of a new mount.
@@ -168,6 +183,14 @@ pub fn clone_tree(path: &Path, options: &BindOptions) -> Result<OwnedFd, MountEr
             "read-only"
         };
         set(path, &tree, &attr, recursive, attribute)?;
+    }
+    if !options.forbidden.is_empty() {
+        let attr = MountAttr {
+            set: options.forbidden,
+            ..MountAttr::default()
+        };
+        let attribute = "recursively without programs, devices or set-user-id";
+        set(path, &tree, &attr, true, attribute)?;
     }
     Ok(tree)
 }

@@ -46,6 +46,8 @@ fn inputs<'a>(
         rootfs: &parts.rootfs,
         user: parts.user.as_deref(),
         image_volumes: &parts.volumes,
+        mounted_images: &parts.images,
+        images_dir: engine.images.images_dir(),
         cgroup: &record.cgroup,
         files: engine.pod_dir(&pod.id).files(),
         shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),

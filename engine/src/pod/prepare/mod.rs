@@ -10,6 +10,7 @@ mod adjust;
 mod build;
 mod order;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ pub(super) struct Parts {
     pub(super) user: Option<Arc<OwnedFd>>,
     /// Of the image.
     pub(super) volumes: Vec<Mount>,
+    /// Detached mounts of the images that the request has as volumes, by where they go.
+    pub(super) images: BTreeMap<String, OwnedFd>,
     pub(super) cgroup: Cgroup,
     /// Tells whoever waits which path of the host is being looked at.
     pub(super) at: Arc<Whereabouts>,
@@ -61,7 +64,8 @@ pub(super) fn prepare(
 ) -> Result<Prepared, PodError> {
     let spec = {
         let _step = mark("spec");
-        adjust::adjust(build::build(engine, host, record, &parts)?)
+        let built = build::build(engine, host, record, &parts)?;
+        adjust::adjust(engine, record, &parts, built)?
     };
     let Parts { rootfs, cgroup, .. } = parts;
     order::order(engine, host, record, spec, (rootfs, &cgroup))
