@@ -326,3 +326,24 @@ pub(crate) struct ContainerConfig {
     /// Number of the kernel; `None` = what the image says.
     pub(crate) stop_signal: Option<i32>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As engines recorded a volume that knew neither options nor images.
+    #[test]
+    fn a_volume_of_an_older_record_is_read_and_written_as_it_was() {
+        let old = serde_json::json!({
+            "container_path": "/x", "host_path": "/y", "read_only": true,
+            "recursive_read_only": false, "propagation": "Private",
+        });
+        let read: Mount = serde_json::from_value(old.clone()).expect("a record");
+        let plain = Mount {
+            read_only: true,
+            ..Mount::of_host("/x", PathBuf::from("/y"))
+        };
+        assert_eq!(read, plain);
+        assert_eq!(serde_json::to_value(read).expect("JSON"), old);
+    }
+}

@@ -73,6 +73,35 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 #[test]
+fn what_a_clone_forbids_holds_below_it_too() {
+    in_mount_ns(|dir| {
+        let src = source(dir);
+        let all = MountAttrFlags::MOUNT_ATTR_NOEXEC
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        for (forbidden, flag) in [(MountAttrFlags::empty(), false), (all, true)] {
+            let dst = dir.join(format!("forbidden-{flag}"));
+            let options = BindOptions {
+                forbidden,
+                ..options(Propagation::Private)
+            };
+            attach(&clone_tree(&src, &options).unwrap(), &dst);
+            for place in [dst.clone(), dst.join("inner")] {
+                let said = statvfs(&place).unwrap().f_flag;
+                let wanted = rustix::fs::StatVfsMountFlags::NOEXEC
+                    | rustix::fs::StatVfsMountFlags::NODEV
+                    | rustix::fs::StatVfsMountFlags::NOSUID;
+                assert_eq!(said.contains(wanted), flag, "{}", place.display());
+                assert!(writable(&place));
+            }
+        }
+        // The source is as it was.
+        let said = statvfs(src.join("inner")).unwrap().f_flag;
+        assert!(!said.contains(rustix::fs::StatVfsMountFlags::NOEXEC));
+    });
+}
+
+#[test]
 fn private_clones_take_part_in_nothing() {
     in_mount_ns(|dir| {
         let src = source(dir);
