@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use image_store::{ImageStore, StoreOptions};
 use nix::fcntl::{Flock, FlockArg};
-use runtime::cgroup::Hierarchies;
+use runtime::cgroup::{Driver, DriverKind, Hierarchies, Systemd};
 use runtime::client::{MonitorBinaries, MonitorPool};
 use runtime::netns::NetNsPool;
 use runtime::sys::heap;
@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use super::{ServeArgs, log};
+use crate::causes::with_causes;
 use crate::cgroups::LeftParents;
 use crate::config::{self, Config};
 use crate::context::Engine;
@@ -195,8 +196,7 @@ fn lock(mut file: File) -> Result<Option<Flock<File>>, nix::errno::Errno> {
 async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
     let dir = executable_dir()?;
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
-    let cgroups =
-        Hierarchies::detect(config.cgroup.hierarchy.selection()).context("find the cgroups")?;
+    let cgroups = driver(&config).await?;
     let options = StoreOptions {
         root: config.root.clone(),
         hosts_dir: config.registry_config_path.clone(),
@@ -214,7 +214,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
         namespaces: NetNsPool::new(IDLE),
         images,
-        cgroups: Box::new(cgroups),
+        cgroups,
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
@@ -233,6 +233,25 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         first_of_boot,
         config,
     })
+}
+
+/// The configured cgroup driver. A machine that it does not fit is refused; a systemd that
+/// cannot be reached now may be later, and the node is not ready until then.
+async fn driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
+    let selection = config.cgroup.hierarchy.selection();
+    let hierarchies = Hierarchies::detect(selection).context("find the cgroups")?;
+    if config.cgroup.driver == DriverKind::Cgroupfs {
+        return Ok(Box::new(hierarchies));
+    }
+    let systemd = Systemd::new(hierarchies).context("cgroup.driver = \"systemd\"")?;
+    match systemd.version().await {
+        Ok(version) => tracing::info!(version, "cgroups of pods are scopes of systemd's"),
+        Err(error) => tracing::error!(
+            error = with_causes(&error),
+            "the node is not ready before systemd answers"
+        ),
+    }
+    Ok(Box::new(systemd))
 }
 
 /// Whether an engine last worked on this root in another boot than this one; notes
@@ -266,6 +285,12 @@ async fn chores_of(engine: Arc<Engine>) {
         engine.monitors.refill();
         engine.namespaces.refill();
         engine.network.refresh().await;
+        if let Some(systemd) = engine.cgroups.systemd()
+            && systemd.trouble().is_some()
+            && systemd.version().await.is_ok()
+        {
+            tracing::info!("systemd answers again");
+        }
         let now = engine.index.transitions();
         let trim = now == seen && now != trimmed;
         seen = now;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use runtime::cgroup::DriverKind;
+
 use super::raw::{self, Raw};
 use super::{
     Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
@@ -176,16 +178,16 @@ fn check_metrics(metrics: raw::Metrics) -> Result<Option<MetricsAddress>, Config
 
 fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
     let raw::Cgroup { driver, hierarchy } = cgroup;
-    match driver.as_deref() {
-        None | Some("cgroupfs") => {}
-        Some("systemd") => return Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
+    let driver = match driver.as_deref() {
+        None | Some("cgroupfs") => DriverKind::Cgroupfs,
+        Some("systemd") => DriverKind::Systemd,
         Some(other) => {
             return Err(wrong(
                 "cgroup.driver",
                 format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
             ));
         }
-    }
+    };
     let hierarchy = match hierarchy.as_deref() {
         None | Some("all") => Hierarchy::All,
         Some("unified") => Hierarchy::Unified,
@@ -196,7 +198,7 @@ fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
             ));
         }
     };
-    Ok(Cgroup { hierarchy })
+    Ok(Cgroup { driver, hierarchy })
 }
 
 /// Where exec, attach and port-forward are served: bytes go in the clear, so nowhere but
@@ -517,7 +519,6 @@ mod tests {
     #[test]
     fn a_key_whose_feature_is_not_there_is_refused_by_name() {
         for (text, key) in [
-            ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
             ("[streaming]\naddress = \"0.0.0.0\"\n", "streaming.address"),
             (
                 "[runtime.handlers.x]\nlauncher = \"shim\"\n",
@@ -543,6 +544,16 @@ mod tests {
         let path = format!("{native}path = \"/x\"\n");
         let error = with(&[("x.toml", path.as_str())]).expect_err("wrong");
         assert!(error.to_string().contains("fast.path"), "{error}");
+    }
+
+    #[test]
+    fn the_driver_is_cgroupfs_unless_systemd_is_asked_for() {
+        let driver = |files: &[(&str, &str)]| with(files).expect("valid").cgroup.driver;
+        assert_eq!(driver(&[]), DriverKind::Cgroupfs);
+        for kind in [DriverKind::Cgroupfs, DriverKind::Systemd] {
+            let text = format!("[cgroup]\ndriver = {:?}\n", kind.as_str());
+            assert_eq!(driver(&[("x.toml", &text)]), kind);
+        }
     }
 
     #[test]

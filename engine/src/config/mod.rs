@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::cgroup::Selection;
+use runtime::cgroup::{DriverKind, Selection};
 use serde::Serialize;
 
 pub(crate) use check::ConfigError;
@@ -97,8 +97,19 @@ impl Hierarchy {
 /// Cgroup settings.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cgroup {
+    /// Who makes them.
+    #[serde(serialize_with = "driver_name")]
+    pub(crate) driver: DriverKind,
     /// Where pods are put.
     pub(crate) hierarchy: Hierarchy,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn driver_name<S: serde::Serializer>(driver: &DriverKind, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(driver.as_str())
 }
 
 /// Network settings.

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use runtime::cgroup::Systemd;
 use runtime::client::steps::mark;
 use runtime::client::{Event, Monitor, PodSetup};
 use tokio::sync::mpsc;
@@ -103,9 +104,9 @@ async fn network(engine: &Engine, record: &PodRecord) -> Result<Vec<String>, Pod
 type Process = (Monitor, mpsc::UnboundedReceiver<Event>, Option<i32>);
 
 async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, PodError> {
-    let prepared = {
+    let prepared = async {
         let record = record.clone();
-        blocking_with(engine, move |engine| prepare(engine, &record))
+        blocking_with(engine, move |engine| prepare(engine, &record)).await
     };
     let taken = async {
         let _step = mark("take a monitor");
@@ -115,7 +116,16 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
             .await
             .map_err(|error| PodError::runtime("start a monitor", error))
     };
-    let (setup, monitor) = tokio::join!(prepared, taken);
+    let (setup, monitor) = match engine.cgroups.systemd() {
+        None => tokio::join!(prepared, taken),
+        Some(systemd) => {
+            // A scope begins with a process of its own.
+            let monitor = taken.await?;
+            begin_scope(systemd, record, &monitor).await?;
+            failpoint::hit("run-scope");
+            (prepared.await, Ok(monitor))
+        }
+    };
     let (setup, monitor) = (setup?, monitor?);
     failpoint::hit("run-monitor");
     match monitor.setup(setup).await {
@@ -133,6 +143,19 @@ async fn process(engine: &Arc<Engine>, record: &PodRecord) -> Result<Process, Po
             Err(PodError::runtime("set up the sandbox", error))
         }
     }
+}
+
+async fn begin_scope(
+    systemd: &Systemd,
+    record: &PodRecord,
+    monitor: &Monitor,
+) -> Result<(), PodError> {
+    let _step = mark("scope");
+    let begun = systemd.begin(&record.cgroup, monitor.pid(), monitor.clone());
+    let step = || format!("make the scope around cgroup {}", record.cgroup);
+    begun
+        .await
+        .map_err(|error| PodError::runtime(step(), error))
 }
 
 /// The files that its containers share.
@@ -164,7 +187,7 @@ fn prepare(engine: &Engine, record: &PodRecord) -> Result<PodSetup, PodError> {
         pod_id: record.id.to_string(),
         state_dir: state,
         exit_dir: dir.exits(),
-        cgroup_files: cgroup.files_to_join(),
+        cgroup_files: engine.cgroups.files_of_pod(&cgroup),
         hostname: own_names.then(|| config.hostname.clone()),
         new_ipc: config.ipc == IpcMode::Pod,
         netns: record.netns.clone(),
