@@ -17,7 +17,7 @@ export LIBSECCOMP_LINK_TYPE := static
 export LIBSECCOMP_LIB_PATH := $(LIBDIR)
 export SLIPWAY_MONITOR_DIR := $(CURDIR)/$(RELEASE)
 
-.PHONY: build demo test check bench bench-peers bench-short guard tools test-tools plugins fmt clippy doc arrows licences unit suite critest clean
+.PHONY: build demo test check bench bench-peers bench-short guard tools test-tools plugins fmt clippy doc arrows licences unit suite guest guest-short critest clean
 
 build: tools
 	$(CARGO) build --locked --release -p engine -p conformance
@@ -46,7 +46,7 @@ demo: build
 
 # Unit, property and launcher tests; then the own CRI suite; then the field's;
 # then a glance at the times and a look at the counts.
-test: build test-tools unit suite critest bench-short guard
+test: build test-tools unit suite guest-short critest bench-short guard
 
 unit: plugins
 	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p streaming -p engine --features engine/otel
@@ -55,6 +55,15 @@ suite:
 	$(CARGO) build --locked -p engine --features failpoints
 	cp $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer target/debug/
 	$(CARGO) test --locked -p conformance
+
+# The own CRI suite with both cgroup drivers in a guest with systemd and cgroup v2 alone;
+# guest-short is the part of it that is about cgroups, with the systemd driver. Where
+# SLIPWAY_GUEST_KERNEL names no kernel for the guest, the reason is printed and nothing run.
+guest: suite
+	conformance/guest/run || [ $$? = 77 ]
+
+guest-short: suite
+	conformance/guest/run env FILTER='cgroups:: pods::' conformance/guest/suites systemd || [ $$? = 77 ]
 
 critest:
 	conformance/scripts/crictl-walk

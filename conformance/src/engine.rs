@@ -65,7 +65,11 @@ impl Engine {
         let engine = Self {
             slipway: slipway.to_owned(),
             child: None,
-            cgroup: format!("/{unique}"),
+            cgroup: match Driver::of_environment() {
+                Driver::Cgroupfs => format!("/{unique}"),
+                // A dash would stand for a slice above it.
+                Driver::Systemd => format!("/{}.slice", unique.replace('-', "_")),
+            },
             environment: Vec::new(),
             listen: None,
             state: None,
@@ -80,6 +84,10 @@ impl Engine {
             engine.path("netns"),
         );
         std::fs::write(engine.path("config/10-scratch.toml"), config)?;
+        if Driver::of_environment() == Driver::Systemd {
+            let config = "[cgroup]\ndriver = \"systemd\"\n";
+            std::fs::write(engine.path("config/15-driver.toml"), config)?;
+        }
         // Lets the whole suite run with another launcher than the default.
         if let Some(launcher) = std::env::var_os("SLIPWAY_TEST_HANDLER") {
             let name = launcher.to_string_lossy();
@@ -112,6 +120,25 @@ impl Engine {
     pub fn configure_with(&self, settings: &str) -> anyhow::Result<()> {
         let path = self.path("config/40-more.toml");
         std::fs::write(&path, settings).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The parent of this engine's pods as a request names it: with the systemd driver the
+    /// name of a slice.
+    #[must_use]
+    pub fn cgroup_parent(&self) -> &str {
+        match Driver::of_environment() {
+            Driver::Cgroupfs => &self.cgroup,
+            Driver::Systemd => self.cgroup.trim_start_matches('/'),
+        }
+    }
+
+    /// The cgroup of a pod's own processes, or of a container in that pod.
+    #[must_use]
+    pub fn cgroup_of(&self, pod: &str, id: &str) -> String {
+        match Driver::of_environment() {
+            Driver::Cgroupfs => format!("{}/{id}", self.cgroup),
+            Driver::Systemd => format!("{}/slipway-{pod}.scope/{id}", self.cgroup),
+        }
     }
 
     /// A path in the scratch folder.
@@ -391,8 +418,37 @@ impl Drop for Engine {
     }
 }
 
-/// Removes a cgroup and what is empty below it, in every hierarchy.
+/// Which cgroup driver the engines of tests have: `SLIPWAY_TEST_CGROUP_DRIVER`, or cgroupfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// The engine makes cgroups.
+    Cgroupfs,
+    /// systemd makes scopes.
+    Systemd,
+}
+
+impl Driver {
+    /// The one that the environment asks for.
+    ///
+    /// # Panics
+    /// It asks for another one, so that no suite runs with a driver that was not meant.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        match std::env::var("SLIPWAY_TEST_CGROUP_DRIVER").as_deref() {
+            Err(_) | Ok("" | "cgroupfs") => Self::Cgroupfs,
+            Ok("systemd") => Self::Systemd,
+            Ok(other) => panic!("SLIPWAY_TEST_CGROUP_DRIVER={other:?} is no cgroup driver"),
+        }
+    }
+}
+
+/// Removes a cgroup and what is empty below it, in every hierarchy; a slice with its unit.
 pub fn remove_cgroups(cgroup: &str) {
+    if cgroup.ends_with(".slice") {
+        // One that is not there is gone; one that stays is found as a leak.
+        let mut stop = Command::new("systemctl");
+        drop(stop.args(["stop", cgroup.trim_start_matches('/')]).output());
+    }
     let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else {
         return;
     };

@@ -19,7 +19,9 @@ impl Engine {
         parent: &CgroupParent,
         id: &PodId,
     ) -> Result<CgroupPath, PodError> {
-        let path = self.cgroups.pod_path(&parent.path(), id.as_str());
+        let path = self
+            .cgroups
+            .pod_path(&parent.path(&*self.cgroups), id.as_str());
         path.map_err(|error| PodError::runtime(format!("name the cgroup of pod {id}"), error))
     }
 
@@ -48,8 +50,8 @@ pub(crate) struct LeftParents(Mutex<HashSet<CgroupPath>>);
 
 impl LeftParents {
     /// Notes that of a pod that was stopped.
-    pub(crate) fn note(&self, parent: &CgroupParent) {
-        self.noted().insert(parent.path());
+    pub(crate) fn note(&self, parent: CgroupPath) {
+        self.noted().insert(parent);
     }
 
     fn noted(&self) -> MutexGuard<'_, HashSet<CgroupPath>> {
@@ -78,10 +80,10 @@ mod tests {
     fn the_parent_of_many_pods_that_come_and_go_is_noted_once() {
         let parents = LeftParents::default();
         for _ in 0..1500 {
-            parents.note(&CgroupParent::Shared);
+            parents.note(CgroupPath::slipway());
         }
         let pod = "/kubepods/besteffort/pod1".parse().expect("path");
-        parents.note(&CgroupParent::OfPod(pod));
+        parents.note(pod);
         let noted = parents.noted();
         assert_eq!(noted.len(), 2, "{noted:?}");
     }

@@ -259,7 +259,7 @@ async fn measure(
             socket: engine.socket(),
             handler: String::new(),
             image: image::NAME.to_owned(),
-            cgroup: engine.cgroup().to_owned(),
+            cgroup: engine.cgroup_parent().to_owned(),
             logs: logs.clone(),
         },
         (None, Some(socket)) => entry(args, socket, others, &logs),

@@ -96,7 +96,7 @@ async fn demo(args: &Args) -> anyhow::Result<()> {
         steps.note("PullImage", began, id);
     }
     let name = args.image.as_deref().unwrap_or(image::NAME);
-    let cgroup = engine.cgroup().to_owned();
+    let cgroup = engine.cgroup_parent().to_owned();
     let logs = engine.path("logs");
     let life = pod_life(&mut client, name, &cgroup, &logs, &mut steps).await;
     drop(client);

@@ -107,7 +107,7 @@ impl Subject {
         self.lives += 1;
         let name = format!("guard-{}", self.lives);
         let logs = self.engine.path("logs").join(&name);
-        let sandbox = pod_config(&name, self.engine.cgroup(), &logs);
+        let sandbox = pod_config(&name, self.engine.cgroup_parent(), &logs);
         let config = container_config("main", image::NAME, &["/bin/sleep", "1000"]);
         let client = &mut self.client;
         let began = Instant::now();

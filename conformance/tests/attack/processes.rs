@@ -388,7 +388,14 @@ fn cgroups(rig: &Rig, id: &str) -> Vec<std::path::PathBuf> {
         .map(|entry| entry.path())
         .chain(["/sys/fs/cgroup".into()]);
     let own = rig.cgroup.trim_start_matches('/').to_owned();
-    let dirs = roots.map(|root| root.join(&own).join(id));
+    // With the systemd driver it is in its pod's scope.
+    let below = |dir: std::path::PathBuf| {
+        let scopes = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        let mut all: Vec<_> = scopes.map(|entry| entry.path().join(id)).collect();
+        all.push(dir.join(id));
+        all
+    };
+    let dirs = roots.flat_map(|root| below(root.join(&own)));
     dirs.filter(|dir| dir.is_dir()).collect()
 }
 

@@ -42,7 +42,7 @@ fn a_pod_in_the_v2_tree_alone_lives_and_leaves_nothing_anywhere() {
         });
         let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
         let id = rig.started(&pod, &config, &sandbox).await;
-        for cgroup in [&pod, &id].map(|id| format!("{}/{id}", rig.cgroup)) {
+        for cgroup in [&pod, &id].map(|id| rig.engine.cgroup_of(&pod, id)) {
             let found = dirs(&cgroup);
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].join("cgroup.controllers").exists(), "{found:?}");
@@ -52,14 +52,14 @@ fn a_pod_in_the_v2_tree_alone_lives_and_leaves_nothing_anywhere() {
         rig.client.stop(&id, 0).await.expect("StopContainer");
         assert_eq!(rig.exited(&id).await.exit_code, 137);
         // It goes behind the answer, as the exit is told.
-        let cgroup = format!("{}/{id}", rig.cgroup);
+        let cgroup = rig.engine.cgroup_of(&pod, &id);
         let gone = async || dirs(&cgroup).is_empty().then_some(());
         let gone = conformance::eventually(DEADLINE, gone).await;
         gone.expect("the container's cgroup goes");
         rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
         rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
         assert_eq!(
-            dirs(&format!("{}/{pod}", rig.cgroup)),
+            dirs(&rig.engine.cgroup_of(&pod, &pod)),
             <[PathBuf; 0]>::default()
         );
     });

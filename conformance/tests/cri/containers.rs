@@ -196,10 +196,11 @@ fn limits_that_cannot_be_written_down_are_not_set() {
         one.expect_err("it cannot be written down");
         other.expect_err("nor can this one");
         umount(&records).expect("unmount");
+        let own = rig.engine.cgroup_of(&pod, &id);
         let limits = [
-            format!("memory{}/{id}/memory.limit_in_bytes", rig.cgroup),
-            format!("{}/{id}/memory.max", rig.cgroup.trim_start_matches('/')),
-            format!("unified{}/{id}/memory.max", rig.cgroup),
+            format!("memory{own}/memory.limit_in_bytes"),
+            format!("{}/memory.max", own.trim_start_matches('/')),
+            format!("unified{own}/memory.max"),
         ];
         let limit = || {
             let mut files = limits.iter().map(|file| format!("/sys/fs/cgroup/{file}"));

@@ -230,7 +230,7 @@ impl Rig {
     /// A sandbox's configuration.
     pub(crate) fn sandbox(&self, name: &str) -> v1::PodSandboxConfig {
         let logs = self.engine.path("logs");
-        let mut config = pod_config(name, &self.cgroup, &logs.join(name));
+        let mut config = pod_config(name, self.engine.cgroup_parent(), &logs.join(name));
         config
             .annotations
             .insert(MARK.to_owned(), logs.to_string_lossy().into_owned());

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use runtime::cgroup::{Hierarchies, Version};
+use runtime::cgroup::{DriverKind, Hierarchies, Systemd, Version};
 use runtime::client::MonitorBinaries;
 use serde::Serialize;
 
@@ -87,6 +87,7 @@ fn all(config: &Config) -> Vec<Finding> {
         kernel(),
         root_user(),
         cgroups(config),
+        cgroup_driver(config),
         limits(config),
         monitor(),
         overlay(),
@@ -151,6 +152,29 @@ fn cgroups(config: &Config) -> Finding {
             }
         }
         Err(error) => finding("cgroups", Verdict::Missing, with_causes(&error)),
+    }
+}
+
+/// Whether the configured driver can work here.
+fn cgroup_driver(config: &Config) -> Finding {
+    let name = "cgroup driver";
+    if config.cgroup.driver == DriverKind::Cgroupfs {
+        return finding(name, Verdict::Ok, "cgroupfs");
+    }
+    let found = Hierarchies::detect(config.cgroup.hierarchy.selection());
+    let found = found.map_err(|error| with_causes(&error));
+    let systemd = found.and_then(|found| Systemd::new(found).map_err(|error| with_causes(&error)));
+    let version = systemd.and_then(|systemd| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let runtime = runtime.map_err(|error| error.to_string())?;
+        let version = runtime.block_on(systemd.version());
+        version.map_err(|error| with_causes(&error))
+    });
+    match version {
+        Ok(version) => finding(name, Verdict::Ok, format!("systemd {version}")),
+        Err(why) => finding(name, Verdict::Missing, format!("systemd: {why}")),
     }
 }
 

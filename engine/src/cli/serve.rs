@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use image_store::{ImageStore, StoreOptions};
 use nix::fcntl::{Flock, FlockArg};
-use runtime::cgroup::Hierarchies;
+use runtime::cgroup::{Driver, DriverKind, Hierarchies, Systemd};
 use runtime::client::{MonitorBinaries, MonitorPool};
 use runtime::netns::NetNsPool;
 use runtime::sys::heap;
@@ -210,8 +210,7 @@ fn lock(mut file: File) -> Result<Option<Flock<File>>, nix::errno::Errno> {
 async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
     let dir = executable_dir()?;
     let binaries = MonitorBinaries::load(&dir).context("load the monitor")?;
-    let cgroups =
-        Hierarchies::detect(config.cgroup.hierarchy.selection()).context("find the cgroups")?;
+    let cgroups = driver(&config).await?;
     let options = StoreOptions {
         root: config.root.clone(),
         hosts_dir: config.registry_config_path.clone(),
@@ -233,7 +232,7 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         monitors: MonitorPool::new(Arc::new(binaries), IDLE),
         namespaces: NetNsPool::new(IDLE),
         images,
-        cgroups: Box::new(cgroups),
+        cgroups,
         index: Index::default(),
         seccomp: runtime::seccomp::Cache::new(),
         host_paths: HostPaths::default(),
@@ -271,6 +270,25 @@ fn load_profile(engine: &Engine) {
     }
 }
 
+/// The configured cgroup driver. A machine that it does not fit is refused; a systemd that
+/// cannot be reached now may be later, and the node is not ready until then.
+async fn driver(config: &Config) -> anyhow::Result<Box<dyn Driver>> {
+    let selection = config.cgroup.hierarchy.selection();
+    let hierarchies = Hierarchies::detect(selection).context("find the cgroups")?;
+    if config.cgroup.driver == DriverKind::Cgroupfs {
+        return Ok(Box::new(hierarchies));
+    }
+    let systemd = Systemd::new(hierarchies).context("cgroup.driver = \"systemd\"")?;
+    match systemd.version().await {
+        Ok(version) => tracing::info!(version, "cgroups of pods are scopes of systemd's"),
+        Err(error) => tracing::error!(
+            error = with_causes(&error),
+            "the node is not ready before systemd answers"
+        ),
+    }
+    Ok(Box::new(systemd))
+}
+
 /// Whether an engine last worked on this root in another boot than this one; notes
 /// this one. A root without the note, or with a damaged one, may be of this boot.
 fn first_of_boot(root: &Path, boot_id: &str) -> std::io::Result<bool> {
@@ -302,6 +320,12 @@ async fn chores_of(engine: Arc<Engine>) {
         engine.monitors.refill();
         engine.namespaces.refill();
         engine.network.refresh().await;
+        if let Some(systemd) = engine.cgroups.systemd()
+            && systemd.trouble().is_some()
+            && systemd.version().await.is_ok()
+        {
+            tracing::info!("systemd answers again");
+        }
         let now = engine.index.transitions();
         let trim = now == seen && now != trimmed;
         seen = now;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use runtime::cgroup::DriverKind;
+
 use super::raw::{self, Raw};
 use super::{
     Cdi, Cgroup, Cni, Config, Handler, HandlerOptions, Hierarchy, Launcher, MetricsAddress, Places,
@@ -188,16 +190,16 @@ fn check_cdi(cdi: raw::Cdi) -> Result<Cdi, ConfigError> {
 
 fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
     let raw::Cgroup { driver, hierarchy } = cgroup;
-    match driver.as_deref() {
-        None | Some("cgroupfs") => {}
-        Some("systemd") => return Err(not_yet("cgroup.driver", "the systemd cgroup driver")),
+    let driver = match driver.as_deref() {
+        None | Some("cgroupfs") => DriverKind::Cgroupfs,
+        Some("systemd") => DriverKind::Systemd,
         Some(other) => {
             return Err(wrong(
                 "cgroup.driver",
                 format!("{other:?} is neither \"cgroupfs\" nor \"systemd\""),
             ));
         }
-    }
+    };
     let hierarchy = match hierarchy.as_deref() {
         None | Some("all") => Hierarchy::All,
         Some("unified") => Hierarchy::Unified,
@@ -208,7 +210,7 @@ fn check_cgroup(cgroup: raw::Cgroup) -> Result<Cgroup, ConfigError> {
             ));
         }
     };
-    Ok(Cgroup { hierarchy })
+    Ok(Cgroup { driver, hierarchy })
 }
 
 /// In the clear, bytes go nowhere but to the node itself.
@@ -552,13 +554,10 @@ mod tests {
 
     #[test]
     fn a_key_whose_feature_is_not_there_is_refused_by_name() {
-        for (text, key) in [
-            ("[cgroup]\ndriver = \"systemd\"\n", "cgroup.driver"),
-            (
-                "[runtime.handlers.x]\nlauncher = \"shim\"\n",
-                "runtime.handlers.x.launcher",
-            ),
-        ] {
+        for (text, key) in [(
+            "[runtime.handlers.x]\nlauncher = \"shim\"\n",
+            "runtime.handlers.x.launcher",
+        )] {
             let error = with(&[("x.toml", text)]).expect_err("not yet");
             assert!(matches!(error, ConfigError::NotYet { .. }), "{error}");
             assert!(error.to_string().contains(key), "{error}");
@@ -578,6 +577,16 @@ mod tests {
         let path = format!("{native}path = \"/x\"\n");
         let error = with(&[("x.toml", path.as_str())]).expect_err("wrong");
         assert!(error.to_string().contains("fast.path"), "{error}");
+    }
+
+    #[test]
+    fn the_driver_is_cgroupfs_unless_systemd_is_asked_for() {
+        let driver = |files: &[(&str, &str)]| with(files).expect("valid").cgroup.driver;
+        assert_eq!(driver(&[]), DriverKind::Cgroupfs);
+        for kind in [DriverKind::Cgroupfs, DriverKind::Systemd] {
+            let text = format!("[cgroup]\ndriver = {:?}\n", kind.as_str());
+            assert_eq!(driver(&[("x.toml", &text)]), kind);
+        }
     }
 
     #[test]

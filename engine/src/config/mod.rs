@@ -12,7 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use runtime::cgroup::Selection;
+use runtime::cgroup::{DriverKind, Selection};
 use serde::Serialize;
 
 pub(crate) use check::ConfigError;
@@ -97,6 +97,9 @@ impl Hierarchy {
 /// Cgroup settings.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Cgroup {
+    /// Who makes them.
+    #[serde(serialize_with = "driver_name")]
+    pub(crate) driver: DriverKind,
     /// Where pods are put.
     pub(crate) hierarchy: Hierarchy,
 }
@@ -106,6 +109,14 @@ pub(crate) struct Cgroup {
 pub(crate) struct Cdi {
     /// Folders of CDI specifications; what a later one has counts.
     pub(crate) spec_dirs: Vec<PathBuf>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn driver_name<S: serde::Serializer>(driver: &DriverKind, out: S) -> Result<S::Ok, S::Error> {
+    out.serialize_str(driver.as_str())
 }
 
 /// Network settings.

@@ -156,7 +156,10 @@ mod tests {
             transition: 1,
             ready: true,
             reason: String::new(),
-            config: Arc::new(sandbox::from_proto(config).expect("a sandbox")),
+            config: Arc::new(
+                sandbox::from_proto(config, runtime::cgroup::DriverKind::Cgroupfs)
+                    .expect("a sandbox"),
+            ),
             handler: String::new(),
             created_at: 1,
             cgroup: None,

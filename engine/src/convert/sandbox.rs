@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use proto::v1;
+use runtime::cgroup::DriverKind;
 
 use super::{
     BadRequest, absolute, bandwidth, cgroup, missing, no_nul, required, unsupported, user_ids,
@@ -14,8 +15,11 @@ use crate::model::{
     SandboxKey, Transport,
 };
 
-/// Checks all of a sandbox's configuration.
-pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, BadRequest> {
+/// Checks all of a sandbox's configuration. What names its cgroup depends on the driver.
+pub(crate) fn from_proto(
+    config: v1::PodSandboxConfig,
+    driver: DriverKind,
+) -> Result<SandboxConfig, BadRequest> {
     let v1::PodSandboxConfig {
         metadata,
         hostname,
@@ -35,7 +39,7 @@ pub(crate) fn from_proto(config: v1::PodSandboxConfig) -> Result<SandboxConfig, 
         ));
     }
     no_nul("config.hostname", &hostname)?;
-    let linux = linux_from_proto(linux.unwrap_or_default())?;
+    let linux = linux_from_proto(linux.unwrap_or_default(), driver)?;
     let annotations = annotations.into_iter().collect();
     if linux.network == NetworkMode::Pod {
         for direction in bandwidth::DIRECTIONS {
@@ -216,7 +220,10 @@ struct Linux {
     user_ids: Option<IdRange>,
 }
 
-fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadRequest> {
+fn linux_from_proto(
+    linux: v1::LinuxPodSandboxConfig,
+    driver: DriverKind,
+) -> Result<Linux, BadRequest> {
     let v1::LinuxPodSandboxConfig {
         cgroup_parent,
         security_context,
@@ -226,7 +233,7 @@ fn linux_from_proto(linux: v1::LinuxPodSandboxConfig) -> Result<Linux, BadReques
         resources: _,
     } = linux;
     let field = "config.linux.cgroup_parent";
-    let cgroup_parent = cgroup::parent_from_proto(field, &cgroup_parent)?;
+    let cgroup_parent = cgroup::parent_from_proto(field, &cgroup_parent, driver)?;
     let context = security_context.unwrap_or_default();
     #[expect(deprecated, reason = "every field is named, the old ones too")]
     let v1::LinuxSandboxSecurityContext {
@@ -450,7 +457,9 @@ mod tests {
     }
 
     fn field_of(config: v1::PodSandboxConfig) -> String {
-        from_proto(config).expect_err("refused").to_string()
+        from_proto(config, DriverKind::Cgroupfs)
+            .expect_err("refused")
+            .to_string()
     }
 
     #[test]
@@ -504,6 +513,7 @@ mod tests {
             container_port: 80,
             ..Default::default()
         }];
-        assert!(from_proto(config).expect("valid").port_mappings.is_empty());
+        let sandbox = from_proto(config, DriverKind::Cgroupfs).expect("valid");
+        assert!(sandbox.port_mappings.is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! Below which cgroup those of a pod and its containers are made.
 
-use runtime::cgroup::{CgroupError, CgroupPath};
+use runtime::cgroup::{CgroupError, CgroupPath, Driver};
 use serde::{Deserialize, Serialize};
 
 /// The parent of the cgroups of a pod. In a record the path, or an empty text where the
@@ -8,17 +8,17 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub(crate) enum CgroupParent {
-    /// The request names none: the cgroup of Slipway's own, which all such pods share.
+    /// The request names none: a cgroup that all such pods share, which the driver names.
     Shared,
     /// The cgroup that the kubelet made for this pod alone, with the pod's limits.
     OfPod(CgroupPath),
 }
 
 impl CgroupParent {
-    /// Where it is.
-    pub(crate) fn path(&self) -> CgroupPath {
+    /// Where it is, with the parent that pods share.
+    pub(crate) fn path(&self, driver: &dyn Driver) -> CgroupPath {
         match self {
-            Self::Shared => CgroupPath::slipway(),
+            Self::Shared => driver.shared_parent(),
             Self::OfPod(path) => path.clone(),
         }
     }
@@ -50,12 +50,14 @@ mod tests {
 
     #[test]
     fn records_of_former_engines_say_the_same() {
-        for (text, path) in [
-            ("\"\"", "/slipway"),
-            ("\"/kubepods/besteffort/pod1\"", "/kubepods/besteffort/pod1"),
+        let pod = "/kubepods/besteffort/pod1";
+        let of_pod = CgroupParent::OfPod(pod.parse().expect("path"));
+        for (text, wanted) in [
+            ("\"\"", CgroupParent::Shared),
+            ("\"/kubepods/besteffort/pod1\"", of_pod),
         ] {
             let parent: CgroupParent = serde_json::from_str(text).expect("read");
-            assert_eq!(parent.path().as_str(), path);
+            assert_eq!(parent, wanted);
             assert_eq!(serde_json::to_string(&parent).expect("written"), text);
         }
         // Slipway's own by name is somebody's choice.

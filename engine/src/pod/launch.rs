@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use runtime::cgroup::Systemd;
 use runtime::client::steps::mark;
 use runtime::client::{Event, Monitor, PodSetup, PodUser};
 use runtime::mount::IdMapping;
@@ -137,9 +138,9 @@ async fn process(
     record: &PodRecord,
     user: Option<PodUser>,
 ) -> Result<Process, PodError> {
-    let prepared = {
+    let prepared = async {
         let record = record.clone();
-        blocking_with(engine, move |engine| prepare(engine, &record, user))
+        blocking_with(engine, move |engine| prepare(engine, &record, user)).await
     };
     let taken = async {
         let _step = mark("take a monitor");
@@ -149,7 +150,16 @@ async fn process(
             .await
             .map_err(|error| PodError::runtime("start a monitor", error))
     };
-    let (setup, monitor) = tokio::join!(prepared, taken);
+    let (setup, monitor) = match engine.cgroups.systemd() {
+        None => tokio::join!(prepared, taken),
+        Some(systemd) => {
+            // A scope begins with a process of its own.
+            let monitor = taken.await?;
+            begin_scope(systemd, record, &monitor).await?;
+            failpoint::hit("run-scope");
+            (prepared.await, Ok(monitor))
+        }
+    };
     let (setup, monitor) = (setup?, monitor?);
     failpoint::hit("run-monitor");
     match monitor.setup(setup).await {
@@ -167,6 +177,19 @@ async fn process(
             Err(PodError::runtime("set up the sandbox", error))
         }
     }
+}
+
+async fn begin_scope(
+    systemd: &Systemd,
+    record: &PodRecord,
+    monitor: &Monitor,
+) -> Result<(), PodError> {
+    let _step = mark("scope");
+    let begun = systemd.begin(&record.cgroup, monitor.pid(), monitor.clone());
+    let step = || format!("make the scope around cgroup {}", record.cgroup);
+    begun
+        .await
+        .map_err(|error| PodError::runtime(step(), error))
 }
 
 /// The files that its containers share.
@@ -202,7 +225,7 @@ fn prepare(
         pod_id: record.id.to_string(),
         state_dir: state,
         exit_dir: dir.exits(),
-        cgroup_files: cgroup.files_to_join(),
+        cgroup_files: engine.cgroups.files_of_pod(&cgroup),
         hostname: own_names.then(|| config.hostname.clone()),
         new_ipc: config.ipc == IpcMode::Pod,
         netns: record.netns.clone(),

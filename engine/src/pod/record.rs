@@ -462,6 +462,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, RecordError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::CgroupParent;
 
     fn states(path: &Path) -> Result<serde_json::Value, RecordError> {
         read(path)
@@ -525,10 +526,11 @@ mod tests {
             write(&dir.0.join(POD_FILE), &former).expect("written");
             let record = dir.read_pod().expect("read").expect("there");
             assert_eq!(record.cgroup.name(), id.as_str());
-            assert_eq!(
-                record.cgroup.parent(),
-                Some(record.config.cgroup_parent.path())
-            );
+            let recorded = match &record.config.cgroup_parent {
+                CgroupParent::Shared => CgroupPath::slipway(),
+                CgroupParent::OfPod(path) => path.clone(),
+            };
+            assert_eq!(record.cgroup.parent(), Some(recorded));
             assert_eq!(serde_json::to_value(&record).expect("json"), former);
         }
     }

@@ -42,6 +42,11 @@ pub(crate) async fn pod(
     let processes = async {
         let own = record.clone();
         blocking_with(engine, move |engine| processes(engine, &own)).await?;
+        if let Some(systemd) = engine.cgroups.systemd() {
+            let _step = mark("scope");
+            let ended = systemd.end(&record.cgroup).await;
+            ended.map_err(|error| PodError::runtime("end the pod's scope", error))?;
+        }
         failpoint::hit("stop-processes");
         Ok::<_, PodError>(())
     };
@@ -119,7 +124,8 @@ pub(crate) async fn undo(
 /// Whatever is in the pod's own cgroup, a monitor that cannot be reached included.
 fn processes(engine: &Engine, record: &PodRecord) -> Result<(), PodError> {
     let _step = mark("pod's processes and cgroup");
-    engine.left_parents.note(&record.config.cgroup_parent);
+    let parent = record.config.cgroup_parent.path(&*engine.cgroups);
+    engine.left_parents.note(parent);
     // Those that wait for a disk cannot be killed, and end with what they have once the
     // disk goes on.
     let cgroup = engine.cgroups.open(&record.cgroup);

@@ -23,7 +23,8 @@ pub(crate) async fn handle(
         runtime_handler,
     } = request;
     let config = config.ok_or_else(|| status::bad_request(&missing("config")))?;
-    let config = sandbox::from_proto(config).map_err(|error| status::bad_request(&error))?;
+    let config = sandbox::from_proto(config, engine.cgroups.kind())
+        .map_err(|error| status::bad_request(&error))?;
     if engine.config.handler(&runtime_handler).is_none() {
         return Err(status::pod(&PodError::NoHandler(runtime_handler)));
     }

@@ -42,9 +42,12 @@ pub(crate) async fn handle(
 }
 
 fn runtime_ready(engine: &Engine) -> v1::RuntimeCondition {
-    let (status, reason, message) = match engine.monitors.last_failure() {
-        None => (true, String::new(), String::new()),
-        Some(message) => (false, "MonitorsFail".to_owned(), message),
+    let systemd = engine.cgroups.systemd();
+    let unreachable = systemd.and_then(runtime::cgroup::Systemd::trouble);
+    let (status, reason, message) = match (engine.monitors.last_failure(), unreachable) {
+        (None, None) => (true, String::new(), String::new()),
+        (Some(message), _) => (false, "MonitorsFail".to_owned(), message),
+        (None, Some(message)) => (false, "SystemdUnreachable".to_owned(), message),
     };
     v1::RuntimeCondition {
         r#type: "RuntimeReady".to_owned(),
@@ -122,7 +125,7 @@ fn info(engine: &Engine) -> HashMap<String, String> {
         "rootDir": config.root,
         "stateDir": config.state,
         "listen": config.listen,
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": engine.cgroups.kind().as_str(),
         "cni": config.cni,
         "registryConfigPath": config.registry_config_path,
         "defaultHandler": config.default_handler,

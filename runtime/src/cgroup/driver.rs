@@ -8,6 +8,9 @@
 //! the kernel, whoever made the directory. So all that is a matter of one cgroup alone stays
 //! with [`Cgroup`], which every driver hands out, and is no part of the trait.
 //!
+//! What that driver asks of systemd takes time, and is asked by [`Driver::systemd`]: see
+//! [`Systemd`].
+//!
 //! The engine holds a `Box<dyn Driver>`. An enum of both drivers would forward each method
 //! by hand and save an indirect call where at least one system call follows, a few times in
 //! a pod's life; what is asked often, the figures of each container, is asked of `Cgroup`.
@@ -16,11 +19,43 @@
 
 use std::fmt::Debug;
 
-use super::{Cgroup, CgroupError, CgroupPath, Counted, Hierarchies, Version};
+use std::path::PathBuf;
+
+use super::{Cgroup, CgroupError, CgroupPath, Counted, Hierarchies, Systemd, Version};
+
+/// Which driver it is, which the kubelet's must be the same as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverKind {
+    /// The engine makes all cgroups. A pod's parent is a path.
+    Cgroupfs,
+    /// systemd makes a scope for each pod. A pod's parent is the name of a slice.
+    Systemd,
+}
+
+impl DriverKind {
+    /// Its name in configurations.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cgroupfs => "cgroupfs",
+            Self::Systemd => "systemd",
+        }
+    }
+}
 
 /// What the engine needs of the cgroups of pods and containers. All but the names may wait
 /// for the kernel.
 pub trait Driver: Debug + Send + Sync {
+    /// Which one it is.
+    fn kind(&self) -> DriverKind;
+
+    /// What makes and ends the scopes that the cgroups of pods are in; `None` where there are
+    /// none. With it a pod's scope is begun before [`Driver::make_pod`].
+    fn systemd(&self) -> Option<&Systemd>;
+
+    /// The parent of pods whose request names none.
+    fn shared_parent(&self) -> CgroupPath;
+
     /// The layout of the hierarchies that are used.
     fn version(&self) -> Version;
 
@@ -54,6 +89,10 @@ pub trait Driver: Debug + Send + Sync {
     /// As those of [`Driver::make_pod`].
     fn make_container(&self, path: &CgroupPath) -> Result<Cgroup, CgroupError>;
 
+    /// The files by which a pod's monitor joins its cgroup, see [`Cgroup::files_to_join`]:
+    /// without those of hierarchies in which it is there already.
+    fn files_of_pod(&self, cgroup: &Cgroup) -> Vec<PathBuf>;
+
     /// A handle of the cgroup at `path`, existing or not; does no I/O.
     fn open(&self, path: &CgroupPath) -> Cgroup;
 
@@ -81,6 +120,22 @@ pub trait Driver: Debug + Send + Sync {
 
 /// The cgroupfs driver: pods and containers side by side, as directories named by their ids.
 impl Driver for Hierarchies {
+    fn kind(&self) -> DriverKind {
+        DriverKind::Cgroupfs
+    }
+
+    fn systemd(&self) -> Option<&Systemd> {
+        None
+    }
+
+    fn shared_parent(&self) -> CgroupPath {
+        CgroupPath::slipway()
+    }
+
+    fn files_of_pod(&self, cgroup: &Cgroup) -> Vec<PathBuf> {
+        cgroup.files_to_join()
+    }
+
     fn version(&self) -> Version {
         Self::version(self)
     }

@@ -30,6 +30,7 @@ mod path;
 mod plan;
 mod processes;
 mod stats;
+mod systemd;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -38,12 +39,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-pub use driver::Driver;
+pub use driver::{Driver, DriverKind};
 pub use error::CgroupError;
 pub use figures::{Counted, DeviceUse, Figures, HugePages, Memory, Throttling};
 pub use path::CgroupPath;
 pub use processes::{Descriptors, Processes};
 pub use stats::{Psi, PsiData, Stats};
+pub use systemd::{Systemd, SystemdError, slice_path};
 
 use crate::ways;
 use detect::{Layout, Tree};

@@ -12,6 +12,9 @@ mod features;
 mod messages;
 mod socket;
 
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime};
+
 pub use features::Features;
 pub use messages::*;
 pub(crate) use socket::read_memfd;
@@ -35,15 +38,21 @@ pub fn understands(version: u32) -> bool {
 /// process of a machine.
 #[must_use]
 pub fn monotonic_now() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+    u64::try_from(read(ClockId::CLOCK_MONOTONIC)).unwrap_or(0)
 }
 
 /// Wall clock nanoseconds since 1970: the clock of everything that CRI shows.
 #[must_use]
 pub fn wall_now() -> i64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-    now.tv_sec * 1_000_000_000 + now.tv_nsec
+    read(ClockId::CLOCK_REALTIME)
+}
+
+/// Nanoseconds of a clock, by the C library: without a system call where the kernel offers
+/// that, and with one where it does not, as User-mode Linux, of which rustix would not have it.
+fn read(clock: ClockId) -> i64 {
+    // Every kernel has these clocks.
+    let now = clock_gettime(clock).unwrap_or_else(|_| TimeSpec::new(0, 0));
+    now.tv_sec() * 1_000_000_000 + now.tv_nsec()
 }
 
 #[cfg(test)]
