@@ -96,6 +96,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         certificates.is_some(),
     );
     let engine = Arc::new(open(config, streams).await?);
+    protect(&engine).await;
     let pods = restore(&engine).await.context("restore pods")?;
     tracing::info!(pods, listen = %listen.display(), version = env!("CARGO_PKG_VERSION"), "ready");
     let (stop, stopped) = watch::channel(false);
@@ -107,10 +108,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     });
     // For whoever asks for the status before a container asks for a device.
     let looking = Arc::clone(&engine);
-    drop(tokio::task::spawn_blocking(move || {
-        looking.cdi.look();
-        load_profile(&looking);
-    }));
+    drop(tokio::task::spawn_blocking(move || looking.cdi.look()));
     let chores = tokio::spawn(chores_of(Arc::clone(&engine)));
     let scraped =
         scraped.map(|listener| tokio::spawn(metrics::serve(listener, Arc::clone(&engine))));
@@ -253,6 +251,20 @@ async fn open(config: Config, streams: Streams) -> anyhow::Result<Engine> {
         first_of_boot,
         config,
     })
+}
+
+/// How long the AppArmor profile may take before the engine serves without it.
+const LOADING: Duration = Duration::from_secs(10);
+
+/// Has the default AppArmor profile loaded before the first container can be asked for:
+/// one without a profile of its own would run without any.
+async fn protect(engine: &Arc<Engine>) {
+    let loading = Arc::clone(engine);
+    let loading = tokio::task::spawn_blocking(move || load_profile(&loading));
+    if tokio::time::timeout(LOADING, loading).await.is_err() {
+        let warning = "apparmor_parser takes long: containers are made without its profile until it is loaded";
+        engine.warnings.once(warning);
+    }
 }
 
 /// Loads the default AppArmor profile where the kernel has AppArmor.
