@@ -15,7 +15,7 @@ use runtime::client::{LauncherKind, Monitor, MonitorError};
 use tokio::sync::oneshot;
 
 use super::error::PodError;
-use super::prepare::{Parts, prepare};
+use super::prepare::{Parts, Prepared, prepare};
 use super::record::{ContainerRecord, PodRecord, User};
 use super::volumes;
 use super::{image_mounts, image_names};
@@ -136,7 +136,7 @@ pub(crate) async fn create(
 async fn make(
     engine: &Arc<Engine>,
     host: &Host,
-    mut record: ContainerRecord,
+    record: ContainerRecord,
     mut stop: oneshot::Receiver<()>,
 ) -> Result<Made, PodError> {
     let image = engine
@@ -204,6 +204,16 @@ async fn make(
         }),
     };
     failpoint::hit("create-cgroup");
+    launch(engine, host, record, prepared).await
+}
+
+/// Has the monitor make the container.
+async fn launch(
+    engine: &Engine,
+    host: &Host,
+    mut record: ContainerRecord,
+    prepared: Prepared,
+) -> Result<Made, PodError> {
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
     record.raw_environment = prepared.raw_environment.map(Arc::new);
