@@ -37,6 +37,12 @@ pub enum SystemdError {
     /// This systemd takes processes by their numbers only.
     #[error("systemd knows no property PIDFDs")]
     NoDescriptors,
+    /// And those mean others to it: it is not in the engine's PID namespace.
+    #[error(
+        "this systemd takes processes by their numbers only, and the engine, in a PID namespace of \
+         its own, has others: it would move a stranger"
+    )]
+    OtherNumbers,
     /// A unit of this name is there already, and is not the one that was asked for.
     #[error("unit {0} exists already")]
     Exists(String),

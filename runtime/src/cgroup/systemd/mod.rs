@@ -60,6 +60,15 @@ pub struct Systemd {
     manager: Arc<Manager>,
     shared: CgroupPath,
     patience: Duration,
+    /// Whether systemd counts processes as this process does.
+    same_numbers: bool,
+}
+
+/// Whether systemd is the first process of this PID namespace: only then a number means
+/// the same process to both.
+fn systemd_is_first() -> bool {
+    let name = std::fs::read_to_string("/proc/1/comm");
+    name.is_ok_and(|name| name.trim_end() == "systemd")
 }
 
 impl Systemd {
@@ -83,7 +92,11 @@ impl Systemd {
         let dial = || -> futures::future::BoxFuture<'static, _> {
             Box::pin(async { zbus::connection::Builder::system().build().await })
         };
-        Self::with(hierarchies, Manager::new(Box::new(dial)), PATIENCE)
+        let systemd = Self::with(hierarchies, Manager::new(Box::new(dial)), PATIENCE)?;
+        Ok(Self {
+            same_numbers: systemd_is_first(),
+            ..systemd
+        })
     }
 
     fn with(
@@ -96,6 +109,7 @@ impl Systemd {
             manager: Arc::new(manager),
             shared: names::shared()?,
             patience,
+            same_numbers: true,
         })
     }
 
@@ -161,6 +175,9 @@ impl Systemd {
         let mut first = First::Descriptor(pidfd.as_fd());
         let mut started = start(first).await;
         if let Err(SystemdError::NoDescriptors) = started {
+            if !self.same_numbers {
+                return Err(SystemdError::OtherNumbers);
+            }
             first = First::Number(pid.unsigned_abs());
             started = start(first).await;
         }

@@ -9,6 +9,8 @@ use std::time::Duration;
 use zbus::connection::Builder;
 use zbus::{Connection, Guid, OwnedObjectPath, OwnedVariant, interface};
 
+use super::super::{CgroupPath, Hierarchies, Selection};
+use super::Systemd;
 use super::error::SystemdError;
 use super::manager::{First, INTERFACE, Manager, OBJECT, Scope};
 
@@ -299,4 +301,22 @@ async fn a_unit_is_stopped_and_one_that_is_not_there_is_none() {
     assert_eq!(*state.stopped.lock().unwrap(), [UNIT]);
     assert!(!manager.stop("slipway-3.scope", LONG).await.unwrap());
     assert_eq!(manager.version(LONG).await.unwrap(), "257-of-the-tests");
+}
+
+#[tokio::test]
+async fn no_stranger_is_named_to_a_systemd_that_counts_otherwise() {
+    let (manager, state) = manager(&[Act::Old, Act::EndAmongOthers]);
+    let hierarchies = Hierarchies::detect(Selection::All).unwrap();
+    let systemd = Systemd {
+        same_numbers: false,
+        ..Systemd::with(hierarchies, manager, LONG).unwrap()
+    };
+    let scope = "/a.slice/slipway-1.scope".parse::<CgroupPath>().unwrap();
+    let own = std::process::id().cast_signed();
+    let error = systemd.make_scope(&scope, own).await.unwrap_err();
+    assert!(matches!(error, SystemdError::OtherNumbers), "{error}");
+    assert!(
+        state.asked.lock().unwrap().is_empty(),
+        "nothing is asked for"
+    );
 }
