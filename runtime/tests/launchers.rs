@@ -191,30 +191,26 @@ macro_rules! oci_launcher {
     };
 }
 
-own_launcher! { libcontainer, crate::support::Kind::Libcontainer;
-    nodes_isolation {
-        devices_follow_the_rules,
-        devices_follow_the_rules_on_v2,
-    }
-    nodes_pods {
-        host_pid_processes_end_with_their_container,
-    }
-    nodes_mounts {
-        each_mount_has_its_own_propagation,
-    }
+/// With what is the node's besides, which pods with user namespaces have not.
+macro_rules! nodes_launcher {
+    ($launcher:ident, $kind:expr) => {
+        own_launcher! { $launcher, $kind;
+            nodes_isolation {
+                devices_follow_the_rules,
+                devices_follow_the_rules_on_v2,
+            }
+            nodes_pods {
+                host_pid_processes_end_with_their_container,
+            }
+            nodes_mounts {
+                each_mount_has_its_own_propagation,
+            }
+        }
+    };
 }
-own_launcher! { native, crate::support::Kind::Native;
-    nodes_isolation {
-        devices_follow_the_rules,
-        devices_follow_the_rules_on_v2,
-    }
-    nodes_pods {
-        host_pid_processes_end_with_their_container,
-    }
-    nodes_mounts {
-        each_mount_has_its_own_propagation,
-    }
-}
+
+nodes_launcher!(libcontainer, crate::support::Kind::Libcontainer);
+nodes_launcher!(native, crate::support::Kind::Native);
 // Containers of pods with user namespaces make no device nodes, see no process of the node
 // and send it no mounts.
 own_launcher! { inside, crate::support::Kind::Inside;

@@ -212,6 +212,29 @@ fn containers_share_processes_and_are_looked_into() {
     });
 }
 
+/// Whole or a part of it, and with the mappings that a kubelet sends with every mount.
+#[test]
+fn an_image_as_a_volume_has_the_pods_ids() {
+    with_own_engine(async |rig| {
+        let (sandbox, mut config) = asked(rig, "image");
+        let image = |place: &str, part: &str| v1::Mount {
+            container_path: place.to_owned(),
+            readonly: true,
+            image: Some(conformance::client::image(&rig.image)),
+            image_sub_path: part.to_owned(),
+            uid_mappings: mapping(FIRST),
+            gid_mappings: mapping(FIRST),
+            ..Default::default()
+        };
+        config.mounts = vec![image("/whole", ""), image("/part", "bin")];
+        let pod = rig.client.run_pod(&sandbox).await.expect("run");
+        let id = rig.started(&pod, &config, &sandbox).await;
+        let script = "stat -c %u:%g /whole /whole/bin/busybox /part /part/busybox; \
+                      touch /whole/x /part/x 2>/dev/null && echo written; true";
+        assert_eq!(says(rig, &id, script).await, "0:0\n".repeat(4));
+    });
+}
+
 /// Every right that a privileged container has is one over its pod.
 #[test]
 fn a_privileged_container_does_not_reach_the_node() {
