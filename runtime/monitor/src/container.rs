@@ -31,13 +31,12 @@ use crate::connection::ReplyTo;
 use crate::log::Log;
 use crate::output::Output;
 use crate::pids::Wanted;
+use crate::process::{KILL, raw, send_signal};
 use crate::reactor::{Key, Reactor, Source, Token};
 use crate::start::Start;
 
 /// How long a launcher may take: far beyond what any takes on a busy machine.
 const LAUNCH_TIME: u64 = 120_000_000_000;
-/// SIGKILL.
-pub(crate) const KILL: i32 = 9;
 /// The first pause before an exit record is written again, and the longest: nanoseconds.
 const REWRITE_PAUSE: u64 = 1_000_000_000;
 const LONGEST_REWRITE_PAUSE: u64 = 60_000_000_000;
@@ -479,14 +478,6 @@ fn freezer(files: &[Vec<u8>]) -> Option<PathBuf> {
     Some(dir.to_owned())
 }
 
-/// Signals a child that is not reaped; one that ended is fine.
-pub(crate) fn send_signal(pid: Pid, signal: i32) -> Result<(), Errno> {
-    match runtime::sys::signals::send(pid, signal) {
-        Err(Errno::SRCH) => Ok(()),
-        other => other,
-    }
-}
-
 /// The counter of OOM kills in a v1 or v2 file.
 fn oom_kills(text: &str) -> u64 {
     text.lines()
@@ -503,11 +494,6 @@ fn write(path: &Path, text: &[u8]) -> Result<(), Errno> {
 
 fn path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
-}
-
-/// A process id as a number.
-pub(crate) fn raw(pid: Pid) -> i32 {
-    pid.as_raw_nonzero().get()
 }
 
 #[cfg(test)]

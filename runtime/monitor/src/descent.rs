@@ -18,7 +18,7 @@ use runtime::procfs::{Stat, is_in_cgroup};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 
-use crate::container::{raw, send_signal};
+use crate::process::{raw, send_signal};
 
 /// SIGSTOP.
 const STOP: i32 = 19;

@@ -24,11 +24,11 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitStatus};
 
 use crate::connection::ReplyTo;
-use crate::container::{Container, KILL, raw, send_signal};
+use crate::container::Container;
 use crate::descent;
 use crate::monitor::Monitor;
+use crate::process::{KILL, exit_code, raw, send_signal};
 use crate::reactor::Key;
-use crate::reap::exit_code;
 use crate::requests::again;
 use crate::tap::{self, Tap};
 

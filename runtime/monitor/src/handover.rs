@@ -28,8 +28,8 @@ use rustix::process::{WaitId, WaitIdOptions};
 use rustix::time::Timespec;
 
 use crate::connection::ReplyTo;
-use crate::container::{KILL, send_signal};
 use crate::monitor::Monitor;
+use crate::process::{KILL, send_signal};
 use crate::startup;
 
 /// Argument of a program that goes on for real; the descriptor of the state follows.

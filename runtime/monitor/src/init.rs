@@ -29,6 +29,8 @@ use rustix::process::{DumpableBehavior, Gid, Pid, Uid, WaitId, WaitIdOptions, Wa
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use rustix::time::Timespec;
 
+use crate::process::{KILL, send_signal};
+
 /// Name of the process, and of its life as an argument.
 pub(crate) const NAME: &str = "slipway-init";
 /// The user and group that it runs as: nobody's.
@@ -83,7 +85,7 @@ pub(crate) fn start(user_space: Option<&UserSpace>) -> Result<Pid, Errno> {
     if wait_ready(&ready) {
         return Ok(pid);
     }
-    let _gone = crate::container::send_signal(pid, crate::container::KILL);
+    let _gone = send_signal(pid, KILL);
     Err(Errno::CHILD)
 }
 

@@ -10,10 +10,11 @@ use runtime::protocol::{Body, Created, Failure, FailureKind, monotonic_now, wall
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions};
 
-use crate::container::{Container, Init, KILL, Lingering, State, raw, send_signal};
+use crate::container::{Container, Init, Lingering, State};
 use crate::log_writer;
 use crate::monitor::Monitor;
 use crate::pids::{Place, Wanted};
+use crate::process::{KILL, raw, send_signal};
 use crate::reactor::Key;
 
 /// When what outlives a first process is looked for again, and at the latest: nanoseconds.

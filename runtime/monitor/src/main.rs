@@ -19,6 +19,7 @@ mod logs;
 mod monitor;
 mod output;
 mod pids;
+mod process;
 mod reactor;
 mod reap;
 mod requests;

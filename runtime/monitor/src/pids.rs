@@ -13,8 +13,9 @@ use runtime::protocol::{Create, Failure, FailureKind, PidMode};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use crate::container::{Container, raw};
+use crate::container::Container;
 use crate::monitor::Monitor;
+use crate::process::raw;
 
 /// A namespace: its device and number.
 type Identity = (u64, u64);

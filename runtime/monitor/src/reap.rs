@@ -10,6 +10,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 use crate::container::Container;
 use crate::monitor::Monitor;
+use crate::process::{exit_code, raw};
 use crate::start::Start;
 
 /// How long somebody who has made a process may take to end, nanoseconds.
@@ -30,7 +31,7 @@ impl Monitor {
 
     fn ended(&mut self, pid: Pid, status: WaitStatus) {
         let (code, signal) = (exit_code(status), status.terminating_signal());
-        if self.execs.contains_key(&crate::container::raw(pid)) {
+        if self.execs.contains_key(&raw(pid)) {
             return self.exec_ended(pid, status);
         }
         let found = self
@@ -123,10 +124,4 @@ impl Monitor {
             self.launch_failed(key, failure);
         }
     }
-}
-
-/// The exit code that a shell would tell.
-pub(crate) fn exit_code(status: WaitStatus) -> i32 {
-    let signal = status.terminating_signal();
-    signal.map_or_else(|| status.exit_status().unwrap_or(255), |n| 128 + n)
 }

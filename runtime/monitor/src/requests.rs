@@ -19,6 +19,7 @@ use crate::connection::ReplyTo;
 use crate::container::{Container, State};
 use crate::monitor::Monitor;
 use crate::output::{self, ClientStreams};
+use crate::process::{KILL, send_signal};
 use crate::setup;
 
 const DONE: Body = Body::Done(Empty {});
@@ -185,7 +186,7 @@ impl Monitor {
         if let Some(init) = pod.init {
             self.native.share_pids(init).map_err(|errno| {
                 // It would outlive the monitor.
-                let _gone = crate::container::send_signal(init, crate::container::KILL);
+                let _gone = send_signal(init, KILL);
                 setup::failed("share the pod's pid namespace", errno)
             })?;
         }

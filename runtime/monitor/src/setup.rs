@@ -24,6 +24,7 @@ use rustix::thread::LinkNameSpaceType;
 
 use crate::connection::ReplyTo;
 use crate::monitor::{Pod, SocketFile};
+use crate::process::{KILL, send_signal};
 use crate::reactor::{Reactor, Source};
 use crate::{init, sysctl, user_space};
 
@@ -70,7 +71,7 @@ pub(crate) fn set_up(
     let socket = listening.inspect_err(|_| {
         // It would outlive the monitor.
         if let Some(init) = init {
-            let _gone = crate::container::send_signal(init, crate::container::KILL);
+            let _gone = send_signal(init, KILL);
         }
     })?;
     clock.step("listen");

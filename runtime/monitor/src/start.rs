@@ -22,8 +22,9 @@ use runtime::protocol::{
 use rustix::process::Pid;
 
 use crate::connection::ReplyTo;
-use crate::container::{Container, Init, State, raw};
+use crate::container::{Container, Init, State};
 use crate::monitor::Monitor;
+use crate::process::raw;
 use crate::reactor::{Key, Reactor, Source, Token};
 
 /// How long a program may take to begin, nanoseconds: less than the two minutes for

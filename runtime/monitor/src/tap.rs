@@ -35,7 +35,7 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
 
-use crate::container::{KILL, send_signal};
+use crate::process::{KILL, send_signal};
 use crate::reactor::{Key, Reactor, Source, Token};
 
 /// How long a relay waits for more.

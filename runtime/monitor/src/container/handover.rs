@@ -11,11 +11,12 @@ use runtime::sys::fds::Inherited;
 use rustix::io::Errno;
 use rustix::process::Pid;
 
-use super::{Cgroups, Container, Init, Lingering, State, Unwritten, raw};
+use super::{Cgroups, Container, Init, Lingering, State, Unwritten};
 use crate::connection::ReplyTo;
 use crate::handover::Kept;
 use crate::output::Output;
 use crate::pids::Wanted;
+use crate::process::raw;
 use crate::reactor::{Key, Reactor};
 
 fn bytes(path: &std::path::Path) -> Vec<u8> {

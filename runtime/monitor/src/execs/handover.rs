@@ -8,8 +8,8 @@ use rustix::process::Pid;
 
 use super::Exec;
 use crate::connection::ReplyTo;
-use crate::container::raw;
 use crate::handover::Kept;
+use crate::process::raw;
 use crate::reactor::Reactor;
 use crate::start;
 use crate::tap::Tap;

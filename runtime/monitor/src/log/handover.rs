@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::{LOOK, Log, Writer};
-use crate::container::raw;
 use crate::handover::Kept;
+use crate::process::raw;
 use crate::reactor::{Reactor, Source};
 
 impl Log {

@@ -14,11 +14,12 @@ use rustix::process::Pid;
 
 use super::{Monitor, Pod, SocketFile};
 use crate::connection::{Connection, ReplyTo};
-use crate::container::{Container, State, raw};
+use crate::container::{Container, State};
 use crate::execs::Exec;
 use crate::handover::Kept;
 use crate::log::Log;
 use crate::output::{Output, Scratch};
+use crate::process::raw;
 use crate::reactor::{Reactor, Source};
 use crate::startup::Descriptors;
 

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::{Direction, Relay, Stream, Tap};
-use crate::container::raw;
 use crate::handover::Kept;
+use crate::process::raw;
 use crate::reactor::Reactor;
 
 impl Tap {
