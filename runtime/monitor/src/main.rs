@@ -6,6 +6,7 @@
 //! always; it looks up no users and no hosts, so that a static C library is
 //! enough.
 
+mod birth;
 mod connection;
 mod container;
 mod descent;

@@ -7,20 +7,16 @@ use std::os::fd::AsFd;
 use runtime::launcher::Launcher;
 use runtime::protocol::{
     Attach, Body, Containers, Create, Empty, Failure, FailureKind, Fds, Features, LauncherKind,
-    ProtocolError, ReopenLog, Setup, Signal, Welcome, monotonic_now,
+    ProtocolError, ReopenLog, Signal, Welcome, monotonic_now,
 };
-use runtime::sys::fork::{self, NewNamespaces};
 use runtime::terminal;
 use runtime::user_space::UserSpace;
-use runtime::ways::Ways;
 use rustix::io::Errno;
 
 use crate::connection::ReplyTo;
 use crate::container::{Container, State};
 use crate::monitor::Monitor;
 use crate::output::{self, ClientStreams};
-use crate::process::{KILL, send_signal};
-use crate::setup;
 
 const DONE: Body = Body::Done(Empty {});
 /// How long after a creation what it needed of memory is given back, in nanoseconds:
@@ -90,50 +86,6 @@ impl Monitor {
         }
     }
 
-    /// Joining the pod's cgroup in the v2 tree waits for a grace period of the kernel.
-    /// Where there is no other to join, a copy of this process is born in it, and goes
-    /// on in its place; beside hierarchies of version 1 that tree holds no limits and
-    /// is left out: the engine finds the monitor by the others.
-    fn begin_setup(&mut self, mut setup: Setup, fds: Fds, reply: ReplyTo) {
-        let Ways { born_in, joined } = match Ways::new(&setup.cgroup_files) {
-            Ok(ways) => ways,
-            Err((dir, errno)) => {
-                let failure = setup::failed("join cgroup", format!("{dir}: {errno}"));
-                return self.reply(reply, Err(failure));
-            }
-        };
-        let place = born_in.filter(|_| joined.is_empty() && !self.setup_tried);
-        if place.is_none() {
-            setup.cgroup_files = joined;
-        }
-        let mut order = Some((setup, fds, reply));
-        if let Some(place) = place {
-            let life = || {
-                let Some((setup, fds, reply)) = order.take() else {
-                    return 1;
-                };
-                let born = Setup {
-                    cgroup_files: Vec::new(),
-                    ..setup
-                };
-                let lived = self.go_on().and_then(|()| {
-                    self.set_up(&born, fds, reply);
-                    self.live()
-                });
-                u8::from(lived.is_err())
-            };
-            let new = NewNamespaces::default();
-            if fork::spawn_sibling_into(new, Some(place.as_fd()), life).is_ok() {
-                // Nothing is given back: all that was here is the copy's.
-                std::process::exit(0);
-            }
-        }
-        // It joins like any other.
-        if let Some((setup, fds, reply)) = order {
-            self.set_up(&setup, fds, reply);
-        }
-    }
-
     /// Connects a client to a container's streams.
     fn attach(&mut self, order: &Attach, mut fds: Fds) -> Result<(), Failure> {
         let key = self.find(&order.id)?;
@@ -166,32 +118,6 @@ impl Monitor {
         let reactor = &mut self.reactor;
         let attached = output.attach((key, client), streams, input, reactor);
         attached.map_err(launch)
-    }
-
-    fn set_up(&mut self, setup: &Setup, fds: Fds, mut reply: ReplyTo) {
-        let result = self.setup(setup, fds, &mut reply);
-        self.reply(reply, result);
-    }
-
-    fn setup(&mut self, setup: &Setup, fds: Fds, reply: &mut ReplyTo) -> Result<Body, Failure> {
-        if self.setup_tried {
-            return Err(Failure::new(
-                FailureKind::Exists,
-                "pod",
-                "this monitor has had a setup",
-            ));
-        }
-        self.setup_tried = true;
-        let (pod, ready) = setup::set_up(setup, fds, &mut self.reactor, reply)?;
-        if let Some(init) = pod.init {
-            self.native.share_pids(init).map_err(|errno| {
-                // It would outlive the monitor.
-                let _gone = send_signal(init, KILL);
-                setup::failed("share the pod's pid namespace", errno)
-            })?;
-        }
-        self.pod = Some(pod);
-        Ok(Body::PodReady(ready))
     }
 
     fn signal(&mut self, signal: &Signal) -> Result<(), Failure> {

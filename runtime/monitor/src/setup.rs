@@ -19,12 +19,11 @@ use runtime::user_space::UserSpace;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::Pid;
 use rustix::thread::LinkNameSpaceType;
 
 use crate::connection::ReplyTo;
 use crate::monitor::{Pod, SocketFile};
-use crate::process::{KILL, send_signal};
+use crate::process::{KILL, raw, send_signal};
 use crate::reactor::{Reactor, Source};
 use crate::{init, sysctl, user_space};
 
@@ -271,10 +270,6 @@ fn write(path: &Path, text: &[u8]) -> Result<(), Errno> {
 
 fn path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
-}
-
-fn raw(pid: Pid) -> i32 {
-    pid.as_raw_nonzero().get()
 }
 
 pub(crate) fn failed(step: &str, error: impl std::fmt::Display) -> Failure {
