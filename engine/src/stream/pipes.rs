@@ -4,15 +4,20 @@
 //! read waits in the pipe, and beyond that with whoever writes; what a container does not
 //! read waits with the client.
 
+use std::future::poll_fn;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::ready;
 
+use bytes::Bytes;
 use streaming::{Input, Output};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::pipe::{Receiver, Sender};
 
-/// What is passed on at once.
-const PIECE: usize = 32 * 1024;
+/// What is passed on at once: what a pipe holds.
+const PIECE: usize = 64 * 1024;
 /// What a pipe to a client of a container holds: a burst of output that finds no room
 /// is lost to it.
 const ROOM: usize = 256 * 1024;
@@ -44,14 +49,8 @@ pub(super) async fn pass_out(mut pipe: Receiver, output: Option<Output>) {
     let Some(mut output) = output else {
         return throw_away(pipe).await;
     };
-    let mut piece = vec![0; PIECE];
-    loop {
-        let read = match pipe.read(&mut piece).await {
-            Ok(0) | Err(_) => break,
-            Ok(read) => read,
-        };
-        let bytes = piece.get(..read).unwrap_or_default();
-        if output.write_all(bytes).await.is_err() || output.flush().await.is_err() {
+    while let Some(bytes) = piece(&mut pipe).await {
+        if output.give(bytes).await.is_err() {
             break;
         }
     }
@@ -59,22 +58,27 @@ pub(super) async fn pass_out(mut pipe: Receiver, output: Option<Output>) {
     let _ended = output.shutdown().await;
 }
 
+/// The next bytes of a stream; `None` at its end. Nothing is allocated while waiting: most
+/// sessions are silent most of the time.
+pub(super) async fn piece<R: AsyncRead + Unpin>(from: &mut R) -> Option<Bytes> {
+    let piece = poll_fn(|context| {
+        let mut space = [MaybeUninit::<u8>::uninit(); PIECE];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        ready!(Pin::new(&mut *from).poll_read(context, &mut buffer))?;
+        io::Result::Ok(Bytes::copy_from_slice(buffer.filled())).into()
+    });
+    piece.await.ok().filter(|bytes| !bytes.is_empty())
+}
+
 /// Reads what nobody wants: a command whose output is closed would end by it.
 async fn throw_away(mut pipe: Receiver) {
-    let mut piece = vec![0; PIECE];
-    while matches!(pipe.read(&mut piece).await, Ok(read) if read > 0) {}
+    while piece(&mut pipe).await.is_some() {}
 }
 
 /// Passes on what the client writes until he ends it, or nobody reads any more.
 pub(super) async fn pass_in(mut input: Input, mut pipe: Sender) {
-    let mut piece = vec![0; PIECE];
-    loop {
-        let read = match input.read(&mut piece).await {
-            Ok(0) | Err(_) => return,
-            Ok(read) => read,
-        };
-        let bytes = piece.get(..read).unwrap_or_default();
-        if pipe.write_all(bytes).await.is_err() {
+    while let Some(bytes) = input.next().await {
+        if pipe.write_all(&bytes).await.is_err() {
             return;
         }
     }

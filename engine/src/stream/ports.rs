@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use runtime::netns;
-use streaming::{PortRequest, PortRequests};
+use streaming::{Input, Output, PortRequest, PortRequests};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
+use super::pipes::piece;
 use crate::causes::with_causes;
 use crate::context::Engine;
 use crate::ids::PodId;
@@ -69,8 +71,10 @@ async fn connection(
 ) {
     let PortRequest {
         port,
-        mut data,
+        input,
+        output,
         error,
+        place: _place,
     } = request;
     let connected = match netns {
         Err(reason) => Err(reason.clone()),
@@ -78,15 +82,32 @@ async fn connection(
         Ok(netns) => connect(netns.as_deref(), port).await,
     };
     match connected {
-        Ok(mut stream) => {
-            // Whoever ends it first ends it; the other side sees that by its own end.
-            let _ended = tokio::io::copy_bidirectional(&mut data, &mut stream).await;
-        }
+        Ok(stream) => pass_both_ways(stream, input, output).await,
         Err(reason) => {
             let message = format!("forward port {port}: {reason}");
             error.report(&message).await;
         }
     }
+}
+
+/// Passes bytes on until both sides have ended or one of them breaks. A side that has
+/// said all may still be answered.
+async fn pass_both_ways(mut stream: TcpStream, mut input: Input, mut output: Output) {
+    let (mut from_pod, mut to_pod) = stream.split();
+    let answers = async {
+        while let Some(bytes) = piece(&mut from_pod).await {
+            output.give(bytes).await?;
+        }
+        output.shutdown().await
+    };
+    let asks = async {
+        while let Some(bytes) = input.next().await {
+            to_pod.write_all(&bytes).await?;
+        }
+        to_pod.shutdown().await
+    };
+    // Both see the end by their own streams.
+    let _ended = tokio::try_join!(answers, asks);
 }
 
 /// Connects to the port at the loopback of a network: what a pod listens at.

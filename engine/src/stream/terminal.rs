@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use runtime::sys::async_fd::watch;
 use runtime::terminal;
+use rustix::buffer::spare_capacity;
 use streaming::{Input, Output, Size};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 /// What is passed on at once: what a terminal gives at once is less.
@@ -65,7 +66,6 @@ impl Terminal {
         output: &mut Option<Output>,
         mut command: impl Future<Output = T> + Unpin,
     ) -> T {
-        let mut piece = vec![0; PIECE];
         loop {
             let ready = tokio::select! {
                 ready = self.0.readable() => ready,
@@ -77,10 +77,10 @@ impl Terminal {
             let Ok(mut ready) = ready else {
                 return command.await;
             };
-            match ready.try_io(|master| Ok(rustix::io::read(master, &mut piece)?)) {
+            match ready.try_io(|master| read(master.get_ref())) {
+                Ok(Ok(bytes)) if !bytes.is_empty() => give(output, bytes).await,
                 // EIO: the last who had it is gone.
-                Ok(Ok(0) | Err(_)) => return command.await,
-                Ok(Ok(read)) => give(output, piece.get(..read).unwrap_or_default()).await,
+                Ok(Ok(_) | Err(_)) => return command.await,
                 Err(_nothing_yet) => {}
             }
         }
@@ -88,26 +88,20 @@ impl Terminal {
 
     /// Passes on what is there now.
     async fn pass_rest(&self, output: &mut Option<Output>) {
-        let mut piece = vec![0; PIECE];
         let mut rest = REST;
         while rest > 0
-            && let Ok(read @ 1..) = rustix::io::read(&*self.0, &mut piece)
+            && let Ok(bytes) = read(self.0.get_ref())
+            && !bytes.is_empty()
         {
-            rest = rest.saturating_sub(read);
-            give(output, piece.get(..read).unwrap_or_default()).await;
+            rest = rest.saturating_sub(bytes.len());
+            give(output, bytes).await;
         }
     }
 
     /// Passes on what the client writes, until he ends it.
     pub(super) async fn pass_in(&self, mut input: Input) {
-        let mut piece = vec![0; PIECE];
-        loop {
-            let read = match input.read(&mut piece).await {
-                Ok(0) | Err(_) => return,
-                Ok(read) => read,
-            };
-            let bytes = piece.get(..read).unwrap_or_default();
-            if self.write_all(bytes).await.is_err() {
+        while let Some(bytes) = input.next().await {
+            if self.write_all(&bytes).await.is_err() {
                 return;
             }
         }
@@ -134,10 +128,17 @@ impl Terminal {
     }
 }
 
+/// What one read of a terminal's master side gives.
+fn read(master: &OwnedFd) -> io::Result<Bytes> {
+    let mut piece = Vec::with_capacity(PIECE);
+    rustix::io::read(master, spare_capacity(&mut piece))?;
+    Ok(Bytes::copy_from_slice(&piece))
+}
+
 /// Gives the client a piece; one that is gone is given no more.
-async fn give(output: &mut Option<Output>, bytes: &[u8]) {
+async fn give(output: &mut Option<Output>, bytes: Bytes) {
     if let Some(client) = output
-        && (client.write_all(bytes).await.is_err() || client.flush().await.is_err())
+        && client.give(bytes).await.is_err()
     {
         *output = None;
     }

@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 pub use channels::{Channels, Gone, Input, Outcome, Output, Size};
-pub use ports::{Duplex, PortError, PortRequest, PortRequests};
+pub use ports::{Place, PortError, PortRequest, PortRequests};
 pub use server::serve;
 
 /// The streams that a command is to have.

@@ -1,16 +1,11 @@
 //! What a handler holds of a port-forward connection.
 //!
-//! Owns the queue of requests and the ends of their streams. Buffers and ends
-//! are those of `channels`: 64 KiB each way, EOF and `BrokenPipe` after a
-//! reset. One broken request leaves the others alone.
+//! Owns the queue of requests. Their streams are those of `channels`: EOF and
+//! `BrokenPipe` after a reset. One broken request leaves the others alone.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll};
-
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::channels::{Input, Output};
 use crate::wire;
 
 /// The requests of a client, in the order in which they were complete.
@@ -29,27 +24,21 @@ impl PortRequests {
 pub struct PortRequest {
     /// The port, never 0.
     pub port: u16,
-    /// The connection's bytes.
-    pub data: Duplex,
+    /// What the client sends.
+    pub input: Input,
+    /// What it receives.
+    pub output: Output,
     /// Where to tell that it cannot be made.
     pub error: PortError,
+    /// The request's place among those of its client, until this is dropped.
+    pub place: Place,
 }
 
-/// Both directions of one connection; shutdown half-closes.
+/// A place among a client's requests.
 #[derive(Debug)]
-pub struct Duplex {
-    stream: DuplexStream,
+pub struct Place {
     /// Tells the session when this is dropped.
-    _hold: oneshot::Sender<()>,
-}
-
-impl Duplex {
-    pub(crate) fn new(stream: DuplexStream, hold: oneshot::Sender<()>) -> Self {
-        Self {
-            stream,
-            _hold: hold,
-        }
-    }
+    pub(crate) _hold: oneshot::Sender<()>,
 }
 
 /// Tells the client why a connection could not be made or broke.
@@ -64,33 +53,5 @@ impl PortError {
     pub async fn report(self, message: &str) {
         // Nobody to hear it is no error of the caller's.
         self.0.send(wire::message(message)).ok();
-    }
-}
-
-impl AsyncRead for Duplex {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Duplex {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(context, bytes)
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
     }
 }

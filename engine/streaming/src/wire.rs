@@ -14,9 +14,9 @@ use tokio::sync::mpsc;
 use crate::spdy::Headers;
 
 /// What one message of output carries at most.
-pub(crate) const PIECE: usize = 16 * 1024;
+pub(crate) const PIECE: usize = 64 * 1024;
 /// How many messages wait to be written.
-pub(crate) const QUEUE: usize = 4;
+pub(crate) const QUEUE: usize = 2;
 
 /// How much of a handler's message is told: a page is enough, and JSON may
 /// make it six times as long.

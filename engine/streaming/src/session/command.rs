@@ -1,22 +1,21 @@
 //! A command's session: Exec and Attach.
 //!
-//! Owns the streams of one command. Bounds them to one of each kind, with
-//! `channels::BUFFER` bytes each way. A stream that the client resets leaves
-//! the handler EOF or `BrokenPipe` and the others as they are; a lost
-//! connection leaves that on all of them.
+//! Owns the streams of one command, one of each kind at most. A stream that the
+//! client resets leaves the handler EOF or `BrokenPipe` and the others as they
+//! are; a lost connection leaves that on all of them.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::debug;
 
 use super::sizes::{self, Sizes};
 use super::{Connection, Writer, converse};
 use crate::Wants;
-use crate::channels::{BUFFER, Channels, Gone, Input, Outcome, Output, Size, Verdict};
+use crate::channels::{Channels, Flow, Gone, Input, Outcome, Output, Size, Verdict};
 use crate::pipes::{self, Delivered};
 use crate::status::Spelling;
 use crate::wire::{Event, Lost, Out, Reason, Sink, Source};
@@ -68,15 +67,24 @@ pub(crate) struct Command {
     pub(crate) fixed: Option<Ids>,
 }
 
-/// The wire's ends of the streams that a client sends on, and what ends the
-/// pumps of the others.
+/// What the client may send before all its streams are there.
+const EARLY: usize = 64 * 1024;
+
+/// What is known of a stream of output besides its bytes.
+#[derive(Debug, Clone)]
+struct Outgoing {
+    id: u32,
+    flow: Arc<Flow>,
+}
+
+/// The wire's ends of the streams that a client sends on, and of those that it may
+/// reset.
 struct Ears {
     ids: Ids,
     /// What the client said before all streams were there.
     early: Vec<Event>,
-    stdin: Option<DuplexStream>,
-    cut_stdout: Option<oneshot::Sender<()>>,
-    cut_stderr: Option<oneshot::Sender<()>>,
+    stdin: Option<mpsc::Sender<Bytes>>,
+    outgoing: Vec<Outgoing>,
     sizes: Sizes,
     newest: watch::Sender<Option<Size>>,
     finishing: watch::Receiver<bool>,
@@ -103,18 +111,22 @@ impl Command {
         let (finish, finishing) = watch::channel(false);
         let (gone, lost) = watch::channel(false);
         let (outcome, verdict) = oneshot::channel();
-        let (stdin, input) = tokio::io::duplex(BUFFER);
-        let (stdout, output) = tokio::io::duplex(BUFFER);
-        let (stderr, errors) = tokio::io::duplex(BUFFER);
-        let (cut_stdout, stdout_cut) = oneshot::channel();
-        let (cut_stderr, stderr_cut) = oneshot::channel();
         let (newest, newer) = watch::channel(None);
         let (to_sizes, sizes) = mpsc::channel(1);
+        let mut outgoing = Vec::new();
+        let mut output = |id: Option<u32>| {
+            let (output, flow) = Output::new(id?, out.clone());
+            outgoing.push(Outgoing { id: id?, flow });
+            Some(output)
+        };
         let wants = self.wants;
+        let stdout = output(ids.stdout.filter(|_| wants.stdout));
+        let stderr = output(ids.stderr.filter(|_| wants.stderr && !wants.tty));
+        let (stdin, input) = wants.stdin.then(Input::new).unzip();
         let channels = Channels {
-            stdin: wants.stdin.then_some(Input(input)),
-            stdout: wants.stdout.then_some(Output(output)),
-            stderr: (wants.stderr && !wants.tty).then_some(Output(errors)),
+            stdin: input,
+            stdout,
+            stderr,
             sizes,
             outcome: Outcome(outcome),
             gone: Gone(lost),
@@ -122,28 +134,18 @@ impl Command {
         let ears = Ears {
             ids,
             early,
-            stdin: Some(stdin),
-            cut_stdout: Some(cut_stdout),
-            cut_stderr: Some(cut_stderr),
+            stdin,
+            outgoing: outgoing.clone(),
             sizes: Sizes::default(),
             newest,
-            finishing: finishing.clone(),
+            finishing,
         };
 
         let wire = async move {
             let talk = async {
-                let pumps = async {
-                    let stdout = pumping(stdout, ids.stdout, &out, &finishing, stdout_cut);
-                    let stderr = pumping(stderr, ids.stderr, &out, &finishing, stderr_cut);
-                    tokio::join!(stdout, stderr);
-                };
-                let verdict = async {
-                    let told = verdict_of(verdict.await);
-                    finish.send_replace(true);
-                    told
-                };
-                let ((), (verdict, waiting)) = tokio::join!(pumps, verdict);
-                self.end(ids, &verdict, &out).await;
+                let (verdict, waiting) = verdict_of(verdict.await);
+                finish.send_replace(true);
+                self.end(ids, &outgoing, &verdict, &out).await;
                 writer.close(&out).await.then_some(waiting)
             };
             let listen = ears.listen(&mut source, &out, &connection);
@@ -204,8 +206,19 @@ impl Command {
             && (ids.resize.is_some() || !wants.tty || !self.resizes)
     }
 
-    /// Says how the command ended, then that all streams did.
-    async fn end(&self, ids: Ids, verdict: &Verdict, out: &mpsc::Sender<Out>) {
+    /// Says that output has ended, how the command did, and that all streams have.
+    async fn end(
+        &self,
+        ids: Ids,
+        outgoing: &[Outgoing],
+        verdict: &Verdict,
+        out: &mpsc::Sender<Out>,
+    ) {
+        for stream in outgoing {
+            if stream.flow.finish() {
+                out.send(Out::End(stream.id)).await.ok();
+            }
+        }
         if let (Some(id), Some(text)) = (ids.error, self.spelling.spell(verdict)) {
             out.send(Out::Data(id, text)).await.ok();
         }
@@ -228,21 +241,8 @@ fn verdict_of(
     }
 }
 
-/// Pumps a stream that the client has; holds the end of one that it has not.
-async fn pumping(
-    from: DuplexStream,
-    id: Option<u32>,
-    out: &mpsc::Sender<Out>,
-    finishing: &watch::Receiver<bool>,
-    cut: oneshot::Receiver<()>,
-) {
-    if let Some(id) = id {
-        pipes::pump(from, id, out.clone(), finishing.clone(), cut).await;
-    }
-}
-
 /// What comes before all streams are there: nothing from the Go client, and
-/// one buffer's worth at most from others.
+/// [`EARLY`] bytes at most from others.
 #[derive(Debug, Default)]
 struct Early {
     events: Vec<Event>,
@@ -256,7 +256,7 @@ impl Early {
         if let Event::Data { bytes, .. } = &event {
             self.bytes += bytes.len();
         }
-        if self.bytes > BUFFER {
+        if self.bytes > EARLY {
             return Err(Lost::Protocol("too much data before all streams".into()));
         }
         self.events.push(event);
@@ -329,7 +329,7 @@ impl Ears {
     ) -> bool {
         let answer = match event {
             Event::Data { id, bytes } if Some(id) == self.ids.stdin => {
-                return self.stdin(&bytes, out, connection).await;
+                return self.stdin(bytes, out, connection).await;
             }
             Event::Data { id, bytes } if Some(id) == self.ids.resize => {
                 if let Some(size) = self.sizes.hear(&bytes) {
@@ -342,11 +342,8 @@ impl Ears {
                 return true;
             }
             Event::Reset(id) => {
-                if Some(id) == self.ids.stdout {
-                    self.cut_stdout = None;
-                }
-                if Some(id) == self.ids.stderr {
-                    self.cut_stderr = None;
+                for stream in self.outgoing.iter().filter(|stream| stream.id == id) {
+                    stream.flow.cut();
                 }
                 return true;
             }
@@ -363,11 +360,11 @@ impl Ears {
 
     async fn stdin(
         &mut self,
-        bytes: &[u8],
+        bytes: Bytes,
         out: &mpsc::Sender<Out>,
         connection: &Connection,
     ) -> bool {
-        let Some(stdin) = &mut self.stdin else {
+        let Some(stdin) = &self.stdin else {
             return true;
         };
         match pipes::deliver(bytes, stdin, out, connection, &mut self.finishing).await {

@@ -8,19 +8,19 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::{DuplexStream, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Connection, Writer, converse};
-use crate::channels::BUFFER;
+use crate::channels::{Flow, Input, Output};
 use crate::pipes::{self, Delivered};
-use crate::ports::{Duplex, PortError, PortRequest, PortRequests};
+use crate::ports::{Place, PortError, PortRequest, PortRequests};
 use crate::spdy::Headers;
 use crate::wire::{Event, Lost, Out, Reason, Sink, Source};
 
@@ -45,9 +45,9 @@ enum Stream {
     /// A request's bytes.
     Data {
         /// `None` when the client sends or the handler reads no more.
-        inbound: Option<WriteHalf<DuplexStream>>,
-        /// Dropped, it ends the outbound half.
-        cut: Option<oneshot::Sender<()>>,
+        inbound: Option<mpsc::Sender<Bytes>>,
+        /// Its outbound half.
+        flow: Arc<Flow>,
     },
     /// A request's error stream.
     Error,
@@ -80,8 +80,8 @@ struct Ears {
     requests: Option<mpsc::Sender<PortRequest>>,
     streams: HashMap<u32, Stream>,
     waiting: HashMap<String, First>,
-    /// One for each request, until the handler let go of it.
-    pumps: JoinSet<[u32; 2]>,
+    /// What is told of each request, until the handler let go of it.
+    answers: JoinSet<[u32; 2]>,
     last: u32,
     finishing: watch::Receiver<bool>,
 }
@@ -108,7 +108,7 @@ impl Ports {
             requests: Some(requests),
             streams: HashMap::new(),
             waiting: HashMap::new(),
-            pumps: JoinSet::new(),
+            answers: JoinSet::new(),
             last: 0,
             finishing,
         };
@@ -120,7 +120,7 @@ impl Ports {
         };
         let wire = async move {
             let talk = async {
-                // The listener says so when all pumps are done after the
+                // The listener says so when all requests are done after the
                 // handler; it cannot be gone before.
                 (silence.await.is_ok() && writer.close(&out).await).then_some(None)
             };
@@ -147,7 +147,7 @@ impl Ears {
         loop {
             let finished = *finishing.borrow();
             if finished
-                && self.pumps.is_empty()
+                && self.answers.is_empty()
                 && let Some(quiet) = quiet.take()
             {
                 // Who would hear it ends with this future.
@@ -165,7 +165,7 @@ impl Ears {
                 }
             };
             let event = tokio::select! {
-                Some(over) = self.pumps.join_next() => {
+                Some(over) = self.answers.join_next() => {
                     self.over(over);
                     continue;
                 }
@@ -195,11 +195,10 @@ impl Ears {
     async fn hear(&mut self, event: Event, connection: &Connection) -> bool {
         match event {
             Event::Open { id, headers } => self.open(id, &headers).await,
-            Event::Data { id, bytes } => self.data(id, &bytes, connection).await,
+            Event::Data { id, bytes } => self.data(id, bytes, connection).await,
             Event::End(id) => {
                 if let Some(Stream::Data { inbound, .. }) = self.streams.get_mut(&id) {
-                    // Dropped alone, a half would not end the stream.
-                    end(inbound).await;
+                    *inbound = None;
                 }
                 true
             }
@@ -244,7 +243,7 @@ impl Ears {
         let told = told(id, headers).ok_or(Reason::Protocol)?;
         if self.requests.is_none()
             || *self.finishing.borrow()
-            || 2 * self.pumps.len() + self.waiting.len() >= STREAMS
+            || 2 * self.answers.len() + self.waiting.len() >= STREAMS
         {
             return Err(Reason::Refused);
         }
@@ -283,15 +282,16 @@ impl Ears {
 
     /// Hands a request to the handler, with a pump for what it answers.
     async fn request(&mut self, data: u32, error: u32, port: u16) {
-        let (wire, engine) = tokio::io::duplex(BUFFER);
-        let (read, inbound) = tokio::io::split(wire);
-        let (cut, being_cut) = oneshot::channel();
+        let (inbound, input) = Input::new();
+        let (output, flow) = Output::new(data, self.out.clone());
         let (report, reported) = oneshot::channel();
         let (hold, held) = oneshot::channel();
         let request = PortRequest {
             port,
-            data: Duplex::new(engine, hold),
+            input,
+            output,
             error: PortError(report),
+            place: Place { _hold: hold },
         };
         let taken = self
             .requests
@@ -309,16 +309,20 @@ impl Ears {
             data,
             Stream::Data {
                 inbound: Some(inbound),
-                cut: Some(cut),
+                flow: Arc::clone(&flow),
             },
         );
         self.streams.insert(error, Stream::Error);
         let (out, finishing) = (self.out.clone(), self.finishing.clone());
-        self.pumps.spawn(async move {
-            let answer = pipes::pump(read, data, out.clone(), finishing.clone(), being_cut);
-            let report = tell(reported, error, out, finishing.clone());
-            let letting_go = letting_go(held, finishing);
-            tokio::join!(answer, report, letting_go);
+        self.answers.spawn(async move {
+            let report = tell(reported, error, out.clone(), finishing.clone());
+            let letting_go = async {
+                letting_go(held, finishing).await;
+                if flow.finish() {
+                    out.send(Out::End(data)).await.ok();
+                }
+            };
+            tokio::join!(report, letting_go);
             [data, error]
         });
     }
@@ -337,7 +341,7 @@ impl Ears {
         }
     }
 
-    async fn data(&mut self, id: u32, bytes: &[u8], connection: &Connection) -> bool {
+    async fn data(&mut self, id: u32, bytes: Bytes, connection: &Connection) -> bool {
         let Some(Stream::Data { inbound, .. }) = self.streams.get_mut(&id) else {
             return true;
         };
@@ -358,9 +362,9 @@ impl Ears {
                 self.waiting.remove(key);
                 self.streams.remove(&id);
             }
-            Some(Stream::Data { inbound, cut }) => {
-                *cut = None;
-                end(inbound).await;
+            Some(Stream::Data { inbound, flow }) => {
+                flow.cut();
+                *inbound = None;
             }
             Some(Stream::Error) | None => {}
         }
@@ -409,14 +413,6 @@ fn told(id: u32, headers: &Headers) -> Option<Told> {
     (key.len() <= KEY).then_some(Told { key, kind, port })
 }
 
-/// Ends what the handler reads, behind what is there already.
-async fn end(inbound: &mut Option<WriteHalf<DuplexStream>>) {
-    if let Some(mut inbound) = inbound.take() {
-        // Only fails where nobody reads.
-        tokio::io::AsyncWriteExt::shutdown(&mut inbound).await.ok();
-    }
-}
-
 /// Sends what the handler reports, then that there is no more.
 async fn tell(
     reported: oneshot::Receiver<String>,
@@ -435,7 +431,7 @@ async fn tell(
     out.send(Out::End(id)).await.ok();
 }
 
-/// Waits until the handler dropped the request's bytes.
+/// Waits until the handler dropped the request's place.
 async fn letting_go(held: oneshot::Receiver<()>, mut finishing: watch::Receiver<bool>) {
     tokio::select! {
         _ = held => {}

@@ -235,11 +235,11 @@ async fn connect(mut request: PortRequest, mut go: watch::Receiver<bool>) {
         }
         3 => {
             let mut bytes = [0; 4];
-            request.data.read_exact(&mut bytes).await.ok();
+            request.input.read_exact(&mut bytes).await.ok();
             request.error.report("connection reset by peer").await;
         }
         _ => {
-            let (mut read, mut write) = tokio::io::split(request.data);
+            let (mut read, mut write) = (request.input, request.output);
             tokio::io::copy(&mut read, &mut write).await.ok();
             write.shutdown().await.ok();
         }
