@@ -3,7 +3,8 @@
 //! Owns one connection, made when it is needed, shared by all calls and made again after it
 //! broke: when the message bus or systemd starts anew. Jobs are waited for by the signal
 //! `JobRemoved`, which one task for each connection hands to whoever waits for the unit;
-//! nothing is queued for those who do not, so that no burst of jobs stops the connection. No
+//! nothing is queued for those who do not, so that no burst of jobs stops the connection. A
+//! system bus lets everybody send signals, so that only those of the name's owner count. No
 //! lock is held while systemd is waited for. A crash loses the connection and nothing else.
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use futures::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use zbus::message::Type;
+use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::{Connection, DBusError, Fd, MatchRule, MessageStream, OwnedObjectPath, Variant};
 
 use super::error::{SystemdError, causes};
@@ -25,6 +27,9 @@ const SERVICE: &str = "org.freedesktop.systemd1";
 pub(super) const OBJECT: &str = "/org/freedesktop/systemd1";
 pub(super) const INTERFACE: &str = "org.freedesktop.systemd1.Manager";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+/// The bus itself, as an interface and as a sender.
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_OBJECT: &str = "/org/freedesktop/DBus";
 
 /// The first pause before a broken connection is made again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -459,33 +464,84 @@ async fn finish(
 }
 
 impl Link {
-    /// Listens for ends of jobs, and has systemd tell them.
+    /// Has systemd tell ends of jobs, and listens for them.
     async fn new(connection: Connection) -> zbus::Result<Self> {
-        let rule = MatchRule::builder()
-            .msg_type(Type::Signal)
-            .path(OBJECT)
-            .interface(INTERFACE)
-            .member("JobRemoved")
-            .build()?;
-        let signals = MessageStream::for_match_rule(rule, &connection, None).await?;
+        let rule = |path, interface, member| {
+            let rule = MatchRule::builder().msg_type(Type::Signal);
+            rule.path(path).interface(interface).member(member)
+        };
+        let changes = rule(BUS_OBJECT, BUS, "NameOwnerChanged");
+        let changes = changes.sender(BUS).arg(0, SERVICE).build()?;
+        let changes = MessageStream::for_match_rule(changes, &connection, None).await?;
+        let subscribed =
+            connection.call_method(Some(SERVICE), OBJECT, Some(INTERFACE), "Subscribe", &());
+        // The bus lets nobody answer but who was asked.
+        let owner = Owner {
+            name: sender(&subscribed.await?),
+            changes,
+        };
+        let signals = rule(OBJECT, INTERFACE, "JobRemoved").build()?;
+        let signals = MessageStream::for_match_rule(signals, &connection, None).await?;
         let jobs = Arc::new(Jobs(Mutex::new(Some(HashMap::new()))));
-        let listening = tokio::spawn(listen(signals, Arc::clone(&jobs)));
-        let link = Self {
+        let listening = tokio::spawn(listen(signals, owner, Arc::clone(&jobs)));
+        Ok(Self {
             connection,
             jobs,
             listening,
-        };
-        let asked =
-            link.connection
-                .call_method(Some(SERVICE), OBJECT, Some(INTERFACE), "Subscribe", &());
-        asked.await?;
-        Ok(link)
+        })
     }
 }
 
+/// Who systemd is on the bus: it gets another name there when it begins anew.
+struct Owner {
+    /// `None`: nobody, or there is no bus between.
+    name: Option<OwnedUniqueName>,
+    changes: MessageStream,
+}
+
+impl Owner {
+    /// Whether a signal comes from it. What the bus has told before the signal is known.
+    fn has_sent(&mut self, signal: &zbus::Message) -> bool {
+        let sender = sender(signal);
+        while sender != self.name
+            && let Some(Some(Ok(change))) = self.changes.next().now_or_never()
+        {
+            self.note(&change);
+        }
+        sender == self.name
+    }
+
+    fn note(&mut self, change: &zbus::Message) {
+        let is_bus = sender(change).is_some_and(|sender| sender.as_str() == BUS);
+        type Change = (String, String, String);
+        if is_bus && let Ok((name, _, owner)) = change.body().deserialize::<Change>() {
+            if name == SERVICE {
+                self.name = UniqueName::try_from(owner).ok().map(Into::into);
+            }
+        }
+    }
+}
+
+fn sender(message: &zbus::Message) -> Option<OwnedUniqueName> {
+    let header = message.header();
+    header.sender().map(|sender| sender.to_owned().into())
+}
+
 /// Hands ends of jobs on until the connection ends.
-async fn listen(mut signals: MessageStream, jobs: Arc<Jobs>) {
-    while let Some(Ok(signal)) = signals.next().await {
+async fn listen(mut signals: MessageStream, mut owner: Owner, jobs: Arc<Jobs>) {
+    loop {
+        let signal = tokio::select! {
+            biased;
+            Some(Ok(change)) = owner.changes.next() => {
+                owner.note(&change);
+                continue;
+            }
+            signal = signals.next() => signal,
+        };
+        let Some(Ok(signal)) = signal else { break };
+        if !owner.has_sent(&signal) {
+            continue;
+        }
         type Removed = (u32, OwnedObjectPath, String, String);
         match signal.body().deserialize::<Removed>() {
             Ok((_, job, unit, result)) => jobs.ended(&unit, (job, result)),

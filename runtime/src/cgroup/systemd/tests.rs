@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use zbus::connection::Builder;
-use zbus::{Connection, Guid, OwnedObjectPath, OwnedVariant, interface};
+use zbus::{Connection, Guid, Message, OwnedObjectPath, OwnedVariant, interface};
 
 use super::super::{CgroupPath, Hierarchies, Selection};
 use super::Systemd;
@@ -27,6 +27,10 @@ enum Act {
     End(&'static str),
     /// The job of another unit ends first, and another job of this one.
     EndAmongOthers,
+    /// Somebody else on the bus says that the job failed, and that he is systemd now.
+    Forged,
+    /// systemd begins anew and has another name on the bus when the job ends.
+    Anew,
     /// The job never ends.
     Hang,
     /// Another unit has the name.
@@ -72,6 +76,24 @@ async fn removed(connection: &Connection, number: u32, unit: &str, result: &str)
     told.await.unwrap();
 }
 
+/// Tells as whoever has this name on the bus: nobody is kept from sending signals there.
+async fn tell<B>(connection: &Connection, from: &str, signal: (&str, &str, &str), body: &B)
+where
+    B: serde::ser::Serialize + zbus::Type,
+{
+    let (path, interface, member) = signal;
+    let message = Message::signal(path, interface, member).sender(from);
+    let message = message.build(body).unwrap();
+    connection.send(&message).await.unwrap();
+}
+
+const BUS: (&str, &str, &str) = (
+    "/org/freedesktop/DBus",
+    "org.freedesktop.DBus",
+    "NameOwnerChanged",
+);
+const REMOVED: (&str, &str, &str) = (OBJECT, INTERFACE, "JobRemoved");
+
 fn job(number: u32) -> OwnedObjectPath {
     let path = format!("/org/freedesktop/systemd1/job/{number}");
     path.try_into().unwrap()
@@ -102,6 +124,19 @@ impl Fake {
                 removed(connection, 5, "other.service", "failed").await;
                 removed(connection, 6, &name, "canceled").await;
                 removed(connection, 7, &name, "done").await;
+            }
+            Act::Forged => {
+                let body = ("org.freedesktop.systemd1", "", ":1.666");
+                tell(connection, ":1.666", BUS, &body).await;
+                let body = (7_u32, job(7), &name, "failed");
+                tell(connection, ":1.666", REMOVED, &body).await;
+                removed(connection, 7, &name, "done").await;
+            }
+            Act::Anew => {
+                let body = ("org.freedesktop.systemd1", "", ":1.7");
+                tell(connection, "org.freedesktop.DBus", BUS, &body).await;
+                let body = (7_u32, job(7), &name, "done");
+                tell(connection, ":1.7", REMOVED, &body).await;
             }
             Act::Hang | Act::Old => {}
             Act::Exists => return Err(Refusal::UnitExists(name)),
@@ -200,6 +235,18 @@ async fn a_job_that_fails_is_told_with_its_result() {
         // systemd answers.
         assert_eq!(manager.trouble(), None);
     }
+}
+
+#[tokio::test]
+async fn only_systemd_itself_is_believed_how_a_job_ended() {
+    let (manager, _state) = manager(&[Act::Forged]);
+    start(&manager, LONG, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_systemd_that_has_begun_anew_is_believed() {
+    let (manager, _state) = manager(&[Act::Anew]);
+    start(&manager, LONG, false).await.unwrap();
 }
 
 #[tokio::test]
