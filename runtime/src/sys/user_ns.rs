@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 /// `NS_GET_USERNS` of ioctl_nsfs(2).
 const GET_USER_NS: libc::c_ulong = 0xb701;
@@ -41,6 +41,7 @@ impl Holder {
             .cast_unsigned()
             .into();
         args.pidfd = (&raw mut raw_pidfd).expose_provenance() as u64;
+        let maker = rustix::process::getpid();
         // SAFETY: without CLONE_VM the child gets its own copy of this memory
         // and stack. It may hold copies of locks that other threads had taken,
         // so it only makes the direct system calls below.
@@ -52,7 +53,7 @@ impl Holder {
             )
         };
         match i32::try_from(pid) {
-            Ok(0) => hold(orders),
+            Ok(0) => hold(maker, orders),
             Ok(pid) if pid > 0 => {
                 // SAFETY: with CLONE_PIDFD a successful clone3 stores a new
                 // descriptor there, which nobody else knows.
@@ -138,11 +139,16 @@ pub(crate) fn owner_of(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// The helper's whole life.
-fn hold(orders: Option<&Orders>) -> ! {
-    // SAFETY: prctl with these arguments only changes this process, and pause
-    // takes none; both are bare system calls that touch no shared state.
+fn hold(maker: Pid, orders: Option<&Orders>) -> ! {
+    // SAFETY: prctl with these arguments only changes this process, getppid, exit_group and
+    // pause take no memory; all are bare system calls that touch no shared state.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        // Who died before sends no signal any more. The helper has copies of all of its
+        // descriptors, its locks among them, which no other engine would ever get.
+        if libc::syscall(libc::SYS_getppid) != c_long::from(maker.as_raw_nonzero().get()) {
+            libc::syscall(libc::SYS_exit_group, 1);
+        }
     }
     if let Some(orders) = orders {
         obey(orders);
@@ -170,5 +176,67 @@ fn obey(orders: &Orders) {
         };
         let answer = answer.to_ne_bytes();
         libc::syscall(libc::SYS_write, made, answer.as_ptr(), answer.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use nix::sched::{CpuSet, sched_setaffinity};
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::{Holder, io};
+
+    /// Not a test: what the one below runs. It has one processor together with the helper
+    /// that it makes, and does not give it away, so that it ends before the helper runs.
+    #[test]
+    #[ignore = "run by another test, in a process of its own"]
+    fn dies_as_soon_as_it_has_made_a_helper() {
+        let mut one = CpuSet::new();
+        one.set(0).expect("a processor");
+        sched_setaffinity(Pid::from_raw(0), &one).expect("bound to it");
+        let first = libc::sched_param { sched_priority: 1 };
+        // SAFETY: the call reads the struct, which lives.
+        let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const first) };
+        assert_eq!(set, 0, "{}", io::Error::last_os_error());
+        let holder = Holder::spawn().expect("a helper");
+        println!("helper {}", holder.pid());
+        kill(Pid::this(), Signal::SIGKILL).expect("killed");
+    }
+
+    #[test]
+    fn a_helper_ends_whose_maker_died_before_it_ran() {
+        for _ in 0..20 {
+            let test = "sys::user_ns::tests::dies_as_soon_as_it_has_made_a_helper";
+            let mut maker = Command::new("/proc/self/exe")
+                .args(["--exact", test, "--ignored", "--nocapture"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("this test's executable");
+            let mut said = BufReader::new(maker.stdout.take().expect("piped"));
+            let helper = said.by_ref().lines().find_map(|line| {
+                let line = line.expect("text");
+                let (_, pid) = line.rsplit_once("helper ")?;
+                pid.parse::<i32>().ok()
+            });
+            let helper = Pid::from_raw(helper.expect("a helper"));
+            maker.wait().expect("ended");
+            // The helper has the pipe's other end as long as it lives.
+            let (ended, end) = std::sync::mpsc::channel();
+            let reading = std::thread::spawn(move || {
+                said.read_to_end(&mut Vec::new()).expect("its end");
+                ended.send(()).expect("heard");
+            });
+            let lives = end.recv_timeout(Duration::from_secs(5)).is_err();
+            if lives {
+                kill(helper, Signal::SIGKILL).expect("killed");
+            }
+            reading.join().expect("read");
+            assert!(!lives, "the helper {helper} outlives its maker");
+        }
     }
 }
