@@ -70,6 +70,8 @@ impl<R: AsyncRead + Unpin + Send> Source for SpdySource<R> {
             if let Some(event) = self.said.pop_front() {
                 return Ok(event);
             }
+            // A frame of few bytes may be much work, and hundreds come with one read.
+            tokio::task::coop::consume_budget().await;
             match self.decoder.next() {
                 Ok(Some(frame)) => self.hear(frame),
                 Ok(None) => {
@@ -143,5 +145,40 @@ impl<W: AsyncWrite + Unpin + Send + 'static> Sink for SpdySink<W> {
         self.put(Out::Close).await?;
         self.write().await?;
         self.writer.shutdown().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut as _;
+
+    use super::super::testing::Deflater;
+    use super::*;
+
+    /// Each of these few bytes inflates to 64 KiB, and says nothing: a client that sends them
+    /// as fast as it can has one thread busy for as long as it is not made to wait.
+    #[tokio::test]
+    async fn a_flood_of_headers_lets_others_have_their_turn() {
+        let mut deflater = Deflater::new();
+        let long = "x".repeat(60_000);
+        let mut block = || deflater.block(&[("name", &long)]);
+        // Nothing in the second one hangs on how often it came before.
+        let (first, again) = (block(), block());
+        let mut flood = Vec::new();
+        for block in std::iter::once(first).chain(std::iter::repeat_n(again, 500)) {
+            flood.put_slice(&[0x80, 3, 0, 8, 0, 0]);
+            flood.put_u16(4 + block.len() as u16);
+            flood.put_u32(1);
+            flood.put_slice(&block);
+        }
+        let mut source = SpdySource::new(&flood[..], BytesMut::new());
+        let next = source.next();
+        tokio::pin!(next);
+        let mut turns = 0;
+        while futures::poll!(&mut next).is_pending() {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(turns >= 3, "{turns} turns for 30 MB");
     }
 }

@@ -54,6 +54,8 @@ impl WebSource {
 impl Source for WebSource {
     async fn next(&mut self) -> Result<Event, Lost> {
         loop {
+            // Thousands of messages come with one read.
+            tokio::task::coop::consume_budget().await;
             let message = match self.reader.next().await {
                 None => return Err(Lost::Closed),
                 Some(message) => message.map_err(lost)?,
