@@ -253,9 +253,14 @@ impl Early {
     fn keep(&mut self, event: Event) -> Result<(), Lost> {
         // An event takes room, too, however few bytes it carries.
         self.bytes += 64;
-        if let Event::Data { bytes, .. } = &event {
-            self.bytes += bytes.len();
-        }
+        let event = match event {
+            Event::Data { id, bytes } => {
+                self.bytes += bytes.len();
+                let bytes = Bytes::copy_from_slice(&bytes);
+                Event::Data { id, bytes }
+            }
+            other => other,
+        };
         if self.bytes > EARLY {
             return Err(Lost::Protocol("too much data before all streams".into()));
         }
@@ -375,5 +380,21 @@ impl Ears {
             }
             Delivered::HungUp => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A piece is a part of what was read at once, 16 KiB and more, and would keep all of it.
+    #[test]
+    fn what_comes_early_keeps_no_more_than_what_it_counts() {
+        let read = Bytes::from(vec![1; 16 * 1024]);
+        let mut early = Early::default();
+        let bytes = read.slice(8..9);
+        early.keep(Event::Data { id: 3, bytes }).unwrap();
+        assert!(read.is_unique());
+        assert!(matches!(&early.events[..], [Event::Data { id: 3, bytes }] if bytes[..] == [1]));
     }
 }
