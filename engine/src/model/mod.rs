@@ -159,7 +159,8 @@ impl Mount {
     }
 }
 
-/// What a volume forbids beside writes, in all of its tree.
+/// What a volume forbids beside writes, in all of its tree as it is when the container is
+/// made: what is mounted there later on the node arrives as it is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Forbidden {
     /// To execute files (`noexec`).

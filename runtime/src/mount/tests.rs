@@ -101,6 +101,28 @@ fn what_a_clone_forbids_holds_below_it_too() {
     });
 }
 
+/// No kernel gives what arrives from the source other attributes than it has there.
+#[test]
+fn what_a_clone_forbids_does_not_hold_for_mounts_that_come_later() {
+    in_mount_ns(|dir| {
+        let src = source(dir);
+        share(&src);
+        let dst = dir.join("dst");
+        let options = BindOptions {
+            forbidden: MountAttrFlags::MOUNT_ATTR_NOEXEC,
+            ..options(Propagation::Slave)
+        };
+        attach(&clone_tree(&src, &options).unwrap(), &dst);
+        mount_tmpfs(&src.join("late"));
+        let noexec = |place: &Path| {
+            let said = statvfs(place).unwrap().f_flag;
+            said.contains(rustix::fs::StatVfsMountFlags::NOEXEC)
+        };
+        assert!(noexec(&dst) && is_mount_point(&dst.join("late")));
+        assert!(!noexec(&dst.join("late")));
+    });
+}
+
 #[test]
 fn private_clones_take_part_in_nothing() {
     in_mount_ns(|dir| {
