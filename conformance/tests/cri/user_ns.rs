@@ -7,7 +7,7 @@ use proto::v1;
 use tonic::Code;
 
 use crate::crash::crash_at;
-use crate::rig::{Rig, with_own_engine};
+use crate::rig::{DEADLINE, Rig, with_own_engine};
 
 /// The ids of the pods of these tests.
 const FIRST: u32 = 1_000_000;
@@ -376,5 +376,25 @@ fn handlers_say_whether_they_make_user_namespaces() {
         let error = error.expect_err("refused");
         assert!(error.message().contains("libcontainer"), "{error}");
         assert!(error.message().contains("userns_options"), "{error}");
+    });
+}
+
+/// The words for it take longer than a pipe.
+#[test]
+fn a_kernel_parameter_with_a_name_without_end_is_refused_like_any_other() {
+    with_own_engine(async |rig| {
+        for is_inside in [false, true] {
+            let (mut sandbox, _) = asked(rig, "long");
+            if !is_inside {
+                pods(&mut sandbox).userns_options = None;
+            }
+            let linux = sandbox.linux.as_mut().expect("linux");
+            let name = format!("net.{}", "x".repeat(100_000));
+            linux.sysctls.insert(name, "1".to_owned());
+            let ran = tokio::time::timeout(DEADLINE, rig.client.run_pod(&sandbox)).await;
+            let error = ran.expect("an answer").expect_err("no such parameter");
+            assert!(error.message().contains("net.xxx"), "{error}");
+            assert!(rig.client.pods().await.expect("list").is_empty());
+        }
     });
 }

@@ -11,8 +11,11 @@ use rustix::process::{WaitId, WaitIdOptions};
 
 use crate::setup::{failed, set_sysctl};
 
-/// Bytes of a child's words about what went wrong: as many as a pipe takes at once.
+/// Bytes of a child's words about what went wrong: as many as a pipe takes at once, since
+/// nobody reads before the child has ended.
 const WORDS: usize = 4096;
+/// Bytes of them for what it is about: the name of a parameter may be of any length.
+const SUBJECT: usize = 1024;
 
 /// Sets kernel parameters as root of the pod's user namespace, in the namespaces of
 /// this process.
@@ -40,8 +43,12 @@ fn run(
             Err(Failure {
                 subject, message, ..
             }) => {
-                let words = rustix::io::write(&says, format!("{subject}\0{message}").as_bytes());
-                u8::from(words.is_err()) + 1
+                let subject = subject.get(..subject.floor_char_boundary(SUBJECT));
+                let subject = subject.unwrap_or_default();
+                let mut words = format!("{subject}\0{message}").into_bytes();
+                words.truncate(WORDS);
+                let said = rustix::io::write(&says, &words);
+                u8::from(said.is_err()) + 1
             }
         }
     });
