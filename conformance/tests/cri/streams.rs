@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use conformance::eventually;
 use conformance::session::{self, OUTCOME, SIZE, STDERR, STDIN, STDOUT};
 use proto::v1;
 use tokio_tungstenite::tungstenite::Error;
@@ -294,5 +295,49 @@ fn an_engine_that_ends_ends_its_sessions_and_their_commands() {
         }
         let status = rig.client.container(&id).await.expect("status");
         assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+    });
+}
+
+/// Sockets that the engine has.
+fn sockets(rig: &Rig) -> usize {
+    let pid = rig.engine.pid().expect("it runs");
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
+    let leads = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    leads
+        .filter(|leads| leads.to_string_lossy().starts_with("socket:"))
+        .count()
+}
+
+/// A container may take connections and neither answer nor end them, whatever their other
+/// end does.
+#[test]
+fn connections_to_a_port_that_never_ends_them_are_gone_soon_after_their_client() {
+    with_own_engine(async |rig| {
+        let server = "nc -ll -p 8080 -e /bin/sleep 1000 & exec sleep 1000";
+        let (pod, id) = rig.running("silent", &["/bin/sh", "-c", server]).await;
+        let listens = "until grep -q :1F90 /proc/net/tcp /proc/net/tcp6; do :; done";
+        let output = rig.client.exec(&id, &["/bin/sh", "-c", listens], 10).await;
+        output.expect("a server");
+        let before = sockets(rig);
+        let mut sessions = Vec::new();
+        for _ in 0..8 {
+            let request = v1::PortForwardRequest {
+                pod_sandbox_id: pod.clone(),
+                port: vec![8080],
+            };
+            let url = rig.client.runtime.port_forward(request).await;
+            let url = url.expect("a URL").into_inner().url + "?port=8080";
+            let session = session::Session::begin(&url, "v4.channel.k8s.io").await;
+            let mut session = Session(session.expect("a session"));
+            session.send(0, b"hello").await;
+            sessions.push(session);
+        }
+        let connected = eventually(DEADLINE, async || {
+            (sockets(rig) >= before + 16).then_some(())
+        });
+        connected.await.expect("each session has two sockets");
+        drop(sessions);
+        let gone = eventually(DEADLINE, async || (sockets(rig) <= before).then_some(()));
+        assert!(gone.await.is_some(), "{} are left", sockets(rig) - before);
     });
 }

@@ -25,6 +25,9 @@ use crate::threads::blocking;
 
 /// How long a connection may take to be made: it goes to the pod's own loopback.
 const CONNECT: Duration = Duration::from_secs(10);
+/// How long what a client sent last may take to its port once the client is gone: whoever
+/// listens there may neither read nor end a connection, as long as the pod lives.
+const LAST: Duration = Duration::from_secs(5);
 
 /// Connects until the client opens no more and all its connections have ended.
 pub(super) async fn forward(
@@ -74,6 +77,7 @@ async fn connection(
         input,
         output,
         error,
+        gone,
         place: _place,
     } = request;
     let connected = match netns {
@@ -82,7 +86,16 @@ async fn connection(
         Ok(netns) => connect(netns.as_deref(), port).await,
     };
     match connected {
-        Ok(stream) => pass_both_ways(stream, input, output).await,
+        Ok(stream) => {
+            let passing = pass_both_ways(stream, input, output);
+            tokio::pin!(passing);
+            tokio::select! {
+                () = &mut passing => {}
+                () = gone.wait() => {
+                    let _ended = tokio::time::timeout(LAST, passing).await;
+                }
+            }
+        }
         Err(reason) => {
             let message = format!("forward port {port}: {reason}");
             error.report(&message).await;

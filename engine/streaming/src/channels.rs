@@ -203,12 +203,12 @@ impl Outcome {
     }
 }
 
-/// Whether the connection is lost.
+/// Whether the connection is lost, or of a port's, reset.
 #[derive(Debug, Clone)]
 pub struct Gone(pub(crate) watch::Receiver<bool>);
 
 impl Gone {
-    /// Returns when the connection is lost; at once if it was before.
+    /// Returns when it is; at once if it was before.
     pub async fn wait(&self) {
         // An error says that the connection's task is gone, and it with it.
         self.0.clone().wait_for(|gone| *gone).await.ok();

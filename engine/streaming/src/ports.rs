@@ -5,7 +5,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::channels::{Input, Output};
+use crate::channels::{Gone, Input, Output};
 use crate::wire;
 
 /// The requests of a client, in the order in which they were complete.
@@ -30,6 +30,9 @@ pub struct PortRequest {
     pub output: Output,
     /// Where to tell that it cannot be made.
     pub error: PortError,
+    /// Whether the client has reset the connection, or is lost: nobody hears any more what
+    /// comes of it. What the client sent before may still be read from `input`.
+    pub gone: Gone,
     /// The request's place among those of its client, until this is dropped.
     pub place: Place,
 }

@@ -3,8 +3,8 @@
 //! Owns the pairs of streams of one client: at most [`STREAMS`] at a time,
 //! counted until the handler let go of a request, so that a client that opens
 //! and resets gains nothing. An incomplete pair is reset after
-//! `Options::creation`. A reset leaves its request EOF and `BrokenPipe`, and
-//! the others as they are.
+//! `Options::creation`. A reset leaves its request EOF and `BrokenPipe`, which
+//! it is told at once, and the others as they are.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{Connection, Writer, converse};
-use crate::channels::{Flow, Input, Output};
+use crate::channels::{Flow, Gone, Input, Output};
 use crate::pipes::{self, Delivered};
 use crate::ports::{Place, PortError, PortRequest, PortRequests};
 use crate::spdy::Headers;
@@ -48,6 +48,8 @@ enum Stream {
         inbound: Option<mpsc::Sender<Bytes>>,
         /// Its outbound half.
         flow: Arc<Flow>,
+        /// Dropped, it tells the handler that the client wants no more of it.
+        here: Option<watch::Sender<bool>>,
     },
     /// A request's error stream.
     Error,
@@ -286,11 +288,13 @@ impl Ears {
         let (output, flow) = Output::new(data, self.out.clone());
         let (report, reported) = oneshot::channel();
         let (hold, held) = oneshot::channel();
+        let (here, gone) = watch::channel(false);
         let request = PortRequest {
             port,
             input,
             output,
             error: PortError(report),
+            gone: Gone(gone),
             place: Place { _hold: hold },
         };
         let taken = self
@@ -310,6 +314,7 @@ impl Ears {
             Stream::Data {
                 inbound: Some(inbound),
                 flow: Arc::clone(&flow),
+                here: Some(here),
             },
         );
         self.streams.insert(error, Stream::Error);
@@ -362,9 +367,14 @@ impl Ears {
                 self.waiting.remove(key);
                 self.streams.remove(&id);
             }
-            Some(Stream::Data { inbound, flow }) => {
+            Some(Stream::Data {
+                inbound,
+                flow,
+                here,
+            }) => {
                 flow.cut();
                 *inbound = None;
+                *here = None;
             }
             Some(Stream::Error) | None => {}
         }

@@ -202,3 +202,22 @@ async fn a_client_that_leaves_behind_an_unread_port_is_noticed() {
     site.go();
     site.live(0).await;
 }
+
+#[tokio::test]
+async fn a_request_hears_that_its_client_has_reset_it_or_is_gone() {
+    let site = Site::new().await;
+    let mut client = connect(&site).await;
+    let (reset, _) = request(&mut client, 4, 0).await;
+    let (ended, _) = request(&mut client, 4, 1).await;
+    site.live(3).await;
+    // Who sends no more may still read.
+    client.send(ended, b"abc", true).await;
+    client.reset(reset).await;
+    site.live(2).await;
+    let (data, error) = request(&mut client, 80, 2).await;
+    client.send(data, b"alive", true).await;
+    ends(&mut client, &[data, error]).await;
+    site.live(2).await;
+    drop(client);
+    site.live(0).await;
+}

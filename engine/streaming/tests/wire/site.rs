@@ -42,7 +42,7 @@ pub(crate) enum Job {
     /// Stays until told to go.
     Hold,
     /// Ports: 1 cannot be reached, 2 is never read, 3 breaks after the first
-    /// bytes, others echo.
+    /// bytes, 4 lasts until the client is gone, others echo.
     Forward,
 }
 
@@ -238,6 +238,7 @@ async fn connect(mut request: PortRequest, mut go: watch::Receiver<bool>) {
             request.input.read_exact(&mut bytes).await.ok();
             request.error.report("connection reset by peer").await;
         }
+        4 => request.gone.wait().await,
         _ => {
             let (mut read, mut write) = (request.input, request.output);
             tokio::io::copy(&mut read, &mut write).await.ok();

@@ -514,10 +514,11 @@ impl Owner {
     fn note(&mut self, change: &zbus::Message) {
         let is_bus = sender(change).is_some_and(|sender| sender.as_str() == BUS);
         type Change = (String, String, String);
-        if is_bus && let Ok((name, _, owner)) = change.body().deserialize::<Change>() {
-            if name == SERVICE {
-                self.name = UniqueName::try_from(owner).ok().map(Into::into);
-            }
+        if is_bus
+            && let Ok((name, _, owner)) = change.body().deserialize::<Change>()
+            && name == SERVICE
+        {
+            self.name = UniqueName::try_from(owner).ok().map(Into::into);
         }
     }
 }
