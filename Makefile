@@ -68,7 +68,6 @@ guest-short: suite
 critest:
 	conformance/scripts/crictl-walk
 	conformance/scripts/critest
-	conformance/scripts/critest --ginkgo.focus='[Ss]treaming|exec|attach|portforward' -websocket-exec -websocket-attach -websocket-portforward
 
 check: fmt clippy doc arrows licences
 	$(MAKE) test
