@@ -278,6 +278,40 @@ fn who_attaches_reads_along_and_writes_and_the_log_has_it_all() {
     });
 }
 
+/// As with containerd and CRI-O: whoever wants to leave a container without ending it
+/// closes what he types, which is what crictl does at its detach keys.
+#[test]
+fn who_ends_what_he_types_is_detached_and_the_container_goes_on() {
+    with_own_engine(async |rig| {
+        for (name, tty, once) in [("plain", false, false), ("terminal", true, true)] {
+            let sandbox = rig.sandbox(name);
+            let pod = rig.client.run_pod(&sandbox).await.expect("run");
+            let words = ["/bin/sh", "-c", "while read line; do echo got $line; done"];
+            let mut config = rig.container("main", &words);
+            (config.stdin, config.stdin_once, config.tty) = (true, once, tty);
+            let id = rig.started(&pod, &config, &sandbox).await;
+            for word in ["one", "two"] {
+                let request = v1::AttachRequest {
+                    container_id: id.clone(),
+                    stdin: true,
+                    tty,
+                    stdout: true,
+                    stderr: !tty,
+                };
+                let url = rig.client.runtime.attach(request).await.expect("a URL");
+                let mut session = connect(&url.into_inner().url).await.expect("a session");
+                session.send(STDIN, format!("{word}\n").as_bytes()).await;
+                session.until(&format!("got {word}")).await;
+                session.end(STDIN).await;
+                let ended = session.ended().await;
+                assert!(ended.outcome.contains("Success"), "{}", ended.outcome);
+            }
+            let status = rig.client.container(&id).await.expect("status");
+            assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
+        }
+    });
+}
+
 #[test]
 fn an_engine_that_ends_ends_its_sessions_and_their_commands() {
     with_own_engine(async |rig| {

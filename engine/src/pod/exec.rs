@@ -112,6 +112,11 @@ impl Ready {
         self.container.config.stdin
     }
 
+    /// Whether its input ends with what the first client writes: a terminal's does not.
+    pub(crate) fn input_ends_with_client(&self) -> bool {
+        self.container.config.stdin_once && !self.container.config.tty
+    }
+
     /// Runs a command. Dropped, it ends the command.
     pub(crate) async fn run(
         self,

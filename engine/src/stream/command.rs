@@ -1,7 +1,10 @@
 //! Sessions with a command, or with a container's own streams.
 //!
 //! A command ends with its client; a container goes on. A client learns of the end when
-//! it has got all that was written before.
+//! it has got all that was written before. Who ends what he types into a container is
+//! detached, as with containerd and CRI-O: so crictl's keys for that let go of it. Only of
+//! a container whose input ends with its first client (`stdin_once`, without a terminal) he
+//! goes on to read, to its end.
 
 use std::future::pending;
 use std::io;
@@ -10,7 +13,7 @@ use runtime::client::{Attachment, ExecExit, ExecStreams};
 use streaming::{Channels, Gone, Input, Outcome, Output, Size};
 use tokio::sync::mpsc;
 
-use super::pipes::{self, pass_in, pass_out};
+use super::pipes::{self, EndedBy, pass_in, pass_out};
 use super::terminal::{self, Terminal};
 use crate::causes::with_causes;
 use crate::context::Engine;
@@ -82,9 +85,11 @@ pub(super) async fn attach(
             attachment.terminal = Some(socket);
             ready.attach(attachment).await?;
             let terminal = expected.arrives().await.map_err(no_terminal)?;
+            let typing = stdin.map(|input| terminal.pass_in(input));
             tokio::select! {
                 () = pass_out(from_stdout, stdout) => {}
-                () = control(&terminal, stdin, sizes) => {}
+                () = detached(typing) => {}
+                () = and_then_nothing(Some(terminal.follow(sizes))) => {}
             }
         } else {
             let (from_stderr, stderr_end) = pipes::roomy_to_read().map_err(no_pipe)?;
@@ -98,13 +103,21 @@ pub(super) async fn attach(
                 // It reads nothing, whatever is written.
                 _ => None,
             };
+            let stays = ready.input_ends_with_client();
             ready.attach(attachment).await?;
             let reading = async {
                 tokio::join!(pass_out(from_stdout, stdout), pass_out(from_stderr, stderr))
             };
+            let writing = async {
+                if stays {
+                    and_then_nothing(writing).await;
+                } else {
+                    detached(writing).await;
+                }
+            };
             tokio::select! {
                 ((), ()) = reading => {}
-                () = and_then_nothing(writing) => {}
+                () = writing => {}
             }
         }
         // How a container has ended is in its status.
@@ -211,9 +224,19 @@ async fn control(terminal: &Terminal, stdin: Option<Input>, sizes: mpsc::Receive
 }
 
 /// Does the work, if there is any; never ends.
-async fn and_then_nothing(work: Option<impl Future<Output = ()>>) {
+async fn and_then_nothing<T>(work: Option<impl Future<Output = T>>) {
     if let Some(work) = work {
         work.await;
+    }
+    pending().await
+}
+
+/// Passes on what the client writes, if he does, and ends when he ends that.
+async fn detached(writing: Option<impl Future<Output = EndedBy>>) {
+    if let Some(writing) = writing
+        && writing.await == EndedBy::Client
+    {
+        return;
     }
     pending().await
 }

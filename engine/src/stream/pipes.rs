@@ -75,11 +75,21 @@ async fn throw_away(mut pipe: Receiver) {
     while piece(&mut pipe).await.is_some() {}
 }
 
+/// Who ended what a client writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EndedBy {
+    /// The client, by closing it or by going away.
+    Client,
+    /// Whoever read it.
+    Reader,
+}
+
 /// Passes on what the client writes until he ends it, or nobody reads any more.
-pub(super) async fn pass_in(mut input: Input, mut pipe: Sender) {
+pub(super) async fn pass_in(mut input: Input, mut pipe: Sender) -> EndedBy {
     while let Some(bytes) = input.next().await {
         if pipe.write_all(&bytes).await.is_err() {
-            return;
+            return EndedBy::Reader;
         }
     }
+    EndedBy::Client
 }

@@ -15,6 +15,8 @@ use streaming::{Input, Output, Size};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
+use super::pipes::EndedBy;
+
 /// What is passed on at once: what a terminal gives at once is less.
 const PIECE: usize = 8 * 1024;
 /// The most that is read once nobody has the terminal that is waited for: it holds less,
@@ -98,13 +100,14 @@ impl Terminal {
         }
     }
 
-    /// Passes on what the client writes, until he ends it.
-    pub(super) async fn pass_in(&self, mut input: Input) {
+    /// Passes on what the client writes, until he ends it or the terminal is gone.
+    pub(super) async fn pass_in(&self, mut input: Input) -> EndedBy {
         while let Some(bytes) = input.next().await {
             if self.write_all(&bytes).await.is_err() {
-                return;
+                return EndedBy::Reader;
             }
         }
+        EndedBy::Client
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
