@@ -33,6 +33,12 @@ struct Condition {
     message: String,
 }
 
+/// How the engine answers it.
+#[derive(Debug, Deserialize)]
+struct Troubles {
+    pods: Vec<Trouble>,
+}
+
 /// A pod that is not as it should be.
 #[derive(Debug, Serialize, Deserialize)]
 struct Trouble {
@@ -101,9 +107,10 @@ async fn ask(socket: &Path) -> anyhow::Result<Report> {
     let Some(troubles) = answer.info.get("troubles") else {
         bail!("the engine at {} tells no troubles", socket.display());
     };
+    let Troubles { pods } = serde_json::from_str(troubles).context("the engine's troubles")?;
     let conditions = answer.status.unwrap_or_default().conditions.into_iter();
     Ok(Report {
-        troubles: serde_json::from_str(troubles).context("the engine's troubles")?,
+        troubles: pods,
         conditions: conditions
             .map(|condition| Condition {
                 name: condition.r#type,

@@ -40,20 +40,35 @@ pub(crate) async fn handle(
 }
 
 fn info(engine: &Engine, view: &PodView) -> HashMap<String, String> {
+    let monitor = view.monitor.as_ref().map(runtime::client::Monitor::pid);
     let text = json!({
+        // Where others have their pause container's: the monitor is in the pod's network, IPC
+        // and UTS namespaces, so that what enters those of this process enters the pod's.
+        "pid": monitor.unwrap_or_default(),
         "cgroup": view.cgroup.as_ref().map_or("", CgroupPath::as_str),
         "netns": view.netns,
-        "monitorPid": view.monitor.as_ref().map(runtime::client::Monitor::pid),
+        "runtimeSpec": shown_spec(view),
+        "monitorPid": monitor,
         "transition": view.transition,
         "reason": view.reason,
         "config": *view.config,
         "resources": engine.index.told_resources(&view.id).as_deref(),
     });
+    // Objects, both: of a list crictl shows the text that it is on the wire.
+    let steps = json!({ "calls": engine.traces.json(view.id.as_str()) });
     HashMap::from([
         ("info".to_owned(), text.to_string()),
-        (
-            "steps".to_owned(),
-            engine.traces.json(view.id.as_str()).to_string(),
-        ),
+        ("steps".to_owned(), steps.to_string()),
     ])
+}
+
+/// The namespaces of the pod, where containerd and CRI-O show their pause container's: what
+/// looks for a pod's network finds its path there. A pod of the node's network has none.
+fn shown_spec(view: &PodView) -> serde_json::Value {
+    let network = view
+        .netns
+        .iter()
+        .map(|path| json!({ "type": "network", "path": path }));
+    let namespaces: Vec<_> = network.collect();
+    json!({ "linux": { "namespaces": namespaces } })
 }

@@ -119,6 +119,7 @@ fn handlers(engine: &Engine) -> Vec<v1::RuntimeHandler> {
         .collect()
 }
 
+/// Each value is an object: of others crictl shows the text that they are on the wire.
 fn info(engine: &Engine) -> HashMap<String, String> {
     let config = &engine.config;
     let text = json!({
@@ -135,7 +136,10 @@ fn info(engine: &Engine) -> HashMap<String, String> {
         ("config".to_owned(), text.to_string()),
         ("appArmor".to_owned(), apparmor().to_string()),
         ("cdi".to_owned(), cdi(engine).to_string()),
-        ("troubles".to_owned(), troubles(engine).to_string()),
+        (
+            "troubles".to_owned(),
+            json!({ "pods": troubles(engine) }).to_string(),
+        ),
     ])
 }
 

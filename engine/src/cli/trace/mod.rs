@@ -118,10 +118,11 @@ async fn ask(socket: &Path, pod: String) -> anyhow::Result<String> {
     };
     let answer = client.pod_sandbox_status(request).await;
     let mut info = answer.context("PodSandboxStatus")?.into_inner().info;
-    match info.remove("steps") {
-        Some(steps) => Ok(steps),
-        None => bail!("the engine at {} tells no steps", socket.display()),
-    }
+    let Some(steps) = info.remove("steps") else {
+        bail!("the engine at {} tells no steps", socket.display());
+    };
+    let steps: serde_json::Value = serde_json::from_str(&steps).context("the engine's steps")?;
+    Ok(steps["calls"].to_string())
 }
 
 #[cfg(test)]
