@@ -62,7 +62,8 @@ async fn descriptors(rig: &mut Rig) -> HashMap<String, Vec<String>> {
     let request = v1::ListMetricDescriptorsRequest {};
     let list = rig.client.runtime.list_metric_descriptors(request).await;
     let list = list.expect("descriptors").into_inner().descriptors;
-    assert!(list.iter().all(|one| !one.help.is_empty()));
+    let told = |one: &v1::MetricDescriptor| !one.help.is_empty() && !one.label_keys.is_empty();
+    assert!(list.iter().all(told));
     let count = list.len();
     let found: HashMap<_, _> = list
         .into_iter()
