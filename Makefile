@@ -52,6 +52,7 @@ unit: plugins
 	SLIPWAY_TEST_H2_PULLS=100 $(CARGO) test --locked -p proto -p image-store -p runtime -p monitor -p libcontainer-launcher -p cni -p streaming -p engine --features engine/otel
 
 suite:
+	conformance/critest/prepare crictl
 	$(CARGO) build --locked -p engine --features failpoints
 	cp $(RELEASE)/slipway-monitor $(RELEASE)/slipway-libcontainer target/debug/
 	$(CARGO) test --locked -p conformance
