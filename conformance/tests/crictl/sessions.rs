@@ -1,7 +1,7 @@
 //! Commands in containers, containers that somebody is attached to, and forwarded ports.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
 use proto::v1;
 
@@ -244,6 +244,68 @@ fn ports_of_a_pod_are_reached_on_both_families_and_a_closed_one_is_told() {
         });
         let refused = crictl.fails(&words);
         assert!(refused.contains("not ready"), "{refused}");
+    });
+}
+
+#[test]
+fn a_forwarded_connection_is_whole_and_ends_in_each_direction_by_itself() {
+    with_own_engine(async |rig| {
+        let crictl = Crictl::of(rig);
+        // What comes is counted when it has ended, and much goes back then.
+        let script =
+            "nc -ll -p 8080 -e sh -c 'wc -c; dd if=/dev/zero bs=1024 count=4096 2>/dev/null'";
+        let (pod, id) = rig.running("whole", &["sh", "-c", script]).await;
+        let mut client = rig.client.clone();
+        conformance::eventually(DEADLINE, async || {
+            let script = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1F90 .* 0A '";
+            let listening = client.exec(&id, &["sh", "-c", script], 5).await;
+            (listening.expect("exec").stdout == "1\n").then_some(())
+        })
+        .await
+        .expect("it listens");
+        for transport in TRANSPORTS {
+            let forwarder = crictl.begin(&["port-forward", "-r", transport, &pod, ":8080"]);
+            let address = chosen(&forwarder, 8080);
+            let connections: Vec<_> = (1..=4_usize)
+                .map(|number| {
+                    let mut stream = TcpStream::connect(address).expect("crictl listens");
+                    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+                    std::thread::spawn(move || {
+                        let sent = vec![b'x'; number << 20];
+                        stream.write_all(&sent).expect("written");
+                        stream.shutdown(Shutdown::Write).expect("an end");
+                        let mut back = Vec::new();
+                        stream.read_to_end(&mut back).expect("read");
+                        let zeros = back.iter().position(|byte| *byte == 0).expect("zeros");
+                        let (count, zeros) = back.split_at(zeros);
+                        assert_eq!(count, format!("{}\n", sent.len()).as_bytes());
+                        assert_eq!(zeros, vec![0; 4 << 20]);
+                    })
+                })
+                .collect();
+            for connection in connections {
+                connection.join().expect("as it should be");
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_piped_through_a_command_arrives_whole() {
+    with_own_engine(async |rig| {
+        let crictl = Crictl::of(rig);
+        let (_, id) = rig.running("piped", &["sleep", "1000"]).await;
+        let sent: String = (0..1_000_000).map(|number| format!("{number}\n")).collect();
+        for transport in TRANSPORTS {
+            let words = ["exec", "-i", "-r", transport, &id, "cat"];
+            let mut piped = crictl.begin(&words);
+            piped.types(&sent);
+            piped.ends_input();
+            let said = piped.ended();
+            assert_eq!(said.code, Some(0), "{}", said.stderr);
+            assert_eq!(said.stdout.len(), sent.len());
+            assert!(said.stdout == sent, "another text of the same length");
+        }
     });
 }
 
