@@ -128,6 +128,12 @@ fn limits_code(error: &CgroupError) -> Code {
         CgroupError::NoController { .. } => Code::FailedPrecondition,
         CgroupError::Write { source, .. } => match source.kind() {
             std::io::ErrorKind::InvalidInput => Code::InvalidArgument,
+            // A v1 hierarchy whose processes need more memory than that.
+            std::io::ErrorKind::ResourceBusy => Code::FailedPrecondition,
+            // A processor, or a node of memory, with a number beyond the kernel's.
+            _ if source.raw_os_error() == Some(rustix::io::Errno::RANGE.raw_os_error()) => {
+                Code::InvalidArgument
+            }
             _ => disk_code(error),
         },
         CgroupError::NotRestored { source, .. } => limits_code(source),

@@ -306,6 +306,9 @@ fn limits_are_changed_one_by_one_and_a_checkpoint_is_refused_by_name() {
             (&now["cpuPeriod"], &now["cpuQuota"]),
             (&json!("50000"), &json!("20000"))
         );
+        let unknown = crictl.fails(&["update", "--cpuset-cpus", "100000", &container]);
+        assert!(unknown.contains("InvalidArgument"), "{unknown}");
+        assert_eq!(resources(), now, "nothing of it is set");
         let export = rig.engine.path("checkpoint.tar");
         let export = format!("--export={}", export.display());
         let refused = crictl.fails(&["checkpoint", &export, &container]);
