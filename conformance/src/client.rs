@@ -12,6 +12,8 @@ use tokio::net::UnixStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use crate::patience;
+
 /// A client of one engine.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -140,7 +142,7 @@ impl Client {
         self.runtime.start_container(request).await.map(|_| ())
     }
 
-    /// ExecSync with a timeout in seconds, 0 = none.
+    /// ExecSync with a timeout in seconds, times [`patience`]; 0 = none.
     ///
     /// # Errors
     /// The engine's.
@@ -148,7 +150,7 @@ impl Client {
         let request = v1::ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: words.iter().map(|word| (*word).to_owned()).collect(),
-            timeout,
+            timeout: timeout * i64::from(patience()),
         };
         let answer = self.runtime.exec_sync(request).await?.into_inner();
         Ok(Output {

@@ -10,10 +10,12 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::{eventually, isolation};
+use crate::{eventually, isolation, patient};
 
 /// How long an engine may take to listen or to end.
-const DEADLINE: Duration = Duration::from_secs(20);
+fn deadline() -> Duration {
+    patient(20)
+}
 
 /// A scratch folder and, most of the time, an engine that works in it.
 #[derive(Debug)]
@@ -289,7 +291,7 @@ impl Engine {
     pub async fn start(&mut self) -> anyhow::Result<Client> {
         self.spawn()?;
         let socket = self.socket();
-        let client = eventually(DEADLINE, async || {
+        let client = eventually(deadline(), async || {
             if self.has_ended() {
                 return Some(Err(anyhow::anyhow!("the engine ended: {}", self.log_end())));
             }
@@ -343,7 +345,7 @@ impl Engine {
     /// # Errors
     /// It does not, within the deadline.
     pub async fn ended(&mut self) -> anyhow::Result<()> {
-        let ended = eventually(DEADLINE, async || self.has_ended().then_some(())).await;
+        let ended = eventually(deadline(), async || self.has_ended().then_some(())).await;
         ended.with_context(|| format!("the engine still runs: {}", self.log_end()))
     }
 
@@ -445,9 +447,7 @@ impl Driver {
 /// Removes a cgroup and what is empty below it, in every hierarchy; a slice with its unit.
 pub fn remove_cgroups(cgroup: &str) {
     if cgroup.ends_with(".slice") {
-        // One that is not there is gone; one that stays is found as a leak.
-        let mut stop = Command::new("systemctl");
-        drop(stop.args(["stop", cgroup.trim_start_matches('/')]).output());
+        stop_slice(cgroup.trim_start_matches('/'));
     }
     let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else {
         return;
@@ -457,6 +457,21 @@ pub fn remove_cgroups(cgroup: &str) {
         let dir = root.join(cgroup.trim_start_matches('/'));
         if dir.is_dir() {
             remove_empty(&dir);
+        }
+    }
+}
+
+/// Stops a slice; again where systemd did not listen, since a test has it begin anew. One
+/// that stays is found as a leak.
+fn stop_slice(name: &str) {
+    /// systemctl's status for a unit that is not there.
+    const UNKNOWN: i32 = 5;
+    let end = Instant::now() + deadline();
+    while Instant::now() < end {
+        let stopped = Command::new("systemctl").args(["stop", name]).output();
+        match stopped.map(|output| output.status.code()) {
+            Ok(Some(0 | UNKNOWN)) | Err(_) => return,
+            Ok(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
 }

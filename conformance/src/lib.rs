@@ -20,7 +20,31 @@ pub mod isolation;
 pub mod session;
 pub mod walk;
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// How many times as long as on an ordinary machine things may take here: 1, or what
+/// `SLIPWAY_TEST_PATIENCE` says. A guest whose machine is emulated needs it.
+///
+/// # Panics
+/// The variable is no number above 0, so that no suite runs with other deadlines than were meant.
+#[must_use]
+pub fn patience() -> u32 {
+    static FACTOR: OnceLock<u32> = OnceLock::new();
+    *FACTOR.get_or_init(|| match std::env::var("SLIPWAY_TEST_PATIENCE") {
+        Err(_) => 1,
+        Ok(text) => match text.parse() {
+            Ok(factor @ 1..) => factor,
+            _ => panic!("SLIPWAY_TEST_PATIENCE={text:?} is no number above 0"),
+        },
+    })
+}
+
+/// So many seconds, times [`patience`]: the deadline of what an ordinary machine does in that time.
+#[must_use]
+pub fn patient(seconds: u64) -> Duration {
+    Duration::from_secs(seconds) * patience()
+}
 
 /// Waits until `met` answers something; `None` past the deadline.
 pub async fn eventually<T>(

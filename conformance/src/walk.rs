@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use crate::client::{Client, container_config, pod_config};
-use crate::eventually;
+use crate::{eventually, patient};
 
 /// What a container of the walk says first.
 const GREETING: &str = "hello from a container";
@@ -117,7 +117,7 @@ async fn look(
 ) -> anyhow::Result<()> {
     let began = Instant::now();
     let log = logs.join("main/0.log");
-    let line = eventually(Duration::from_secs(5), async || {
+    let line = eventually(patient(5), async || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         text.lines()
             .find(|line| line.contains(GREETING))

@@ -1,11 +1,9 @@
 //! Processes that look at others, or outrun their end.
 
-use std::time::Duration;
-
 use conformance::eventually;
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig};
+use crate::rig::{Rig, deadline};
 use crate::stage::{ATTACKER, NATIVE, armed, security, strict, unconfined, with_every_launcher};
 
 /// All that an ordinary container may have, and tracing.
@@ -252,11 +250,15 @@ fn a_fork_bomb_ends_with_its_container() {
         let bomb = sharer(rig, "bomb", &["/bin/sh", "-c", script]);
         let bomb = rig.started(&pod, &bomb, &sandbox).await;
         limit(rig, &bomb);
-        let burning = eventually(DEADLINE, async || (members(rig, &bomb) > 20).then_some(()));
+        let burning = eventually(deadline(), async || {
+            (members(rig, &bomb) > 20).then_some(())
+        });
         burning.await.expect("a bomb");
-        let stopped = tokio::time::timeout(Duration::from_secs(20), rig.client.stop(&bomb, 0));
+        let stopped = tokio::time::timeout(deadline(), rig.client.stop(&bomb, 0));
         stopped.await.expect("in time").expect("StopContainer");
-        let gone = eventually(DEADLINE, async || (members(rig, &bomb) == 0).then_some(()));
+        let gone = eventually(deadline(), async || {
+            (members(rig, &bomb) == 0).then_some(())
+        });
         gone.await.expect("nothing is left of it");
         let status = rig.client.container(&quiet).await.expect("status");
         assert_eq!(status.state, v1::ContainerState::ContainerRunning as i32);
@@ -284,13 +286,13 @@ fn whoever_holds_the_lock_of_its_output_holds_up_nobody_else() {
         let commands: Vec<_> = commands.collect();
         // Who closes the pipe last waits for its lock as well.
         let behind = rig.client.exec(&target, &[ATTACKER, "hold", "behind"], 10);
-        let behind = tokio::time::timeout(DEADLINE, behind).await;
+        let behind = tokio::time::timeout(deadline(), behind).await;
         let behind = behind.expect("an answer").expect("ExecSync");
         assert_eq!(behind.code, 0, "{launcher}");
         while !commands.iter().all(tokio::task::JoinHandle::is_finished) {
             let said = rig.client.exec(&target, &["echo", "alive"], 3).await;
             assert_eq!(said.expect("ExecSync").stdout, "alive\n", "{launcher}");
-            let version = tokio::time::timeout(Duration::from_secs(3), rig.client.version());
+            let version = tokio::time::timeout(conformance::patient(3), rig.client.version());
             version.await.expect("an answer").expect("Version");
         }
         for command in commands {
@@ -461,7 +463,7 @@ fn a_command_out_of_time_is_answered_though_its_tracer_keeps_it() {
         rig.log_with(&name, "keeping").await;
         let mut client = rig.client.clone();
         let late = client.exec(&target, &["/bin/sleep", "1000"], 1);
-        let late = tokio::time::timeout(DEADLINE, late).await;
+        let late = tokio::time::timeout(deadline(), late).await;
         let late = late.expect("an answer").expect_err("no time");
         assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
         for id in [&target, &tracer] {
@@ -482,7 +484,7 @@ fn a_command_whose_client_is_gone_leaves_no_process() {
         let words = ["/bin/sh", "-c", script];
         let (call, began) = (client.exec(&id, &words, 0), async {
             let both = async || (members(rig, &id) >= 3).then_some(());
-            eventually(DEADLINE, both).await.expect("it runs");
+            eventually(deadline(), both).await.expect("it runs");
         });
         tokio::select! {
             ended = call => panic!("it ended: {ended:?}"),
@@ -494,7 +496,7 @@ fn a_command_whose_client_is_gone_leaves_no_process() {
 
 /// Waits until only the first process is left.
 async fn none_left(rig: &mut Rig, launcher: &str, id: &str) {
-    let alone = eventually(DEADLINE, async || (members(rig, id) == 1).then_some(()));
+    let alone = eventually(deadline(), async || (members(rig, id) == 1).then_some(()));
     let alone = alone.await;
     let left = rig.prints(id, "ps").await;
     assert!(alone.is_some(), "{launcher}: {left}");

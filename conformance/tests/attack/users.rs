@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use conformance::image::Extras;
 use proto::v1;
 
-use crate::rig::DEADLINE;
+use crate::rig::deadline;
 use crate::stage::{ATTACKER, armed, security, with_every_launcher};
 
 #[test]
@@ -58,7 +58,7 @@ fn a_lease_on_a_user_database_keeps_nobody_waiting() {
         let mut config = rig.container("other", &["/bin/sleep", "1000"]);
         config.mounts = vec![mount("/etc")];
         let made = rig.client.create(&pod, &config, &sandbox);
-        let made = tokio::time::timeout(DEADLINE, made).await;
+        let made = tokio::time::timeout(deadline(), made).await;
         let refused = made.expect("an answer").expect_err("it cannot be read");
         assert!(refused.message().contains("passwd"), "{refused}");
     });

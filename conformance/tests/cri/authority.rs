@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::rig::{DEADLINE, with_engine, with_own_engine};
+use crate::rig::{deadline, with_engine, with_own_engine};
 
 /// Types of frames.
 const DATA: u8 = 0;
@@ -126,7 +126,7 @@ async fn call(socket: &Path, authority: Option<&str>) -> std::io::Result<Outcome
 }
 
 async fn outcome(socket: &Path, authority: Option<&str>) -> Outcome {
-    tokio::time::timeout(DEADLINE, call(socket, authority))
+    tokio::time::timeout(deadline(), call(socket, authority))
         .await
         .unwrap_or_else(|_| panic!("no answer to {authority:?}"))
         .unwrap_or_else(|error| panic!("{authority:?}: {error}"))

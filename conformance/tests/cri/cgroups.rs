@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig, with_settings};
+use crate::rig::{Rig, deadline, with_settings};
 
 const UNIFIED: &str = "[cgroup]\nhierarchy = \"unified\"\n";
 
@@ -54,7 +54,7 @@ fn a_pod_in_the_v2_tree_alone_lives_and_leaves_nothing_anywhere() {
         // It goes behind the answer, as the exit is told.
         let cgroup = rig.engine.cgroup_of(&pod, &id);
         let gone = async || dirs(&cgroup).is_empty().then_some(());
-        let gone = conformance::eventually(DEADLINE, gone).await;
+        let gone = conformance::eventually(deadline(), gone).await;
         gone.expect("the container's cgroup goes");
         rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
         rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");

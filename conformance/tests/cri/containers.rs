@@ -80,7 +80,7 @@ fn the_log_has_both_streams_and_rotation_loses_nothing() {
             rotated.push(old);
         }
         rotated.push(dir.join("0.log"));
-        let all = conformance::eventually(crate::rig::DEADLINE, async || {
+        let all = conformance::eventually(crate::rig::deadline(), async || {
             let text: String = rotated
                 .iter()
                 .map(|path| std::fs::read_to_string(path).unwrap_or_default())

@@ -4,7 +4,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig, monitor_pid, runs, with_own_engine};
+use crate::rig::{Rig, deadline, monitor_pid, runs, with_own_engine};
 
 #[test]
 fn pods_containers_addresses_and_logs_survive_a_crash() {
@@ -61,7 +61,7 @@ fn an_exit_during_the_engines_absence_keeps_its_true_time() {
         rig.engine.kill().expect("kill");
         std::fs::write(flag.join("go"), "").expect("go");
         let exits = rig.engine.path("root/pods").join(&pod).join("exits");
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             // Room is made for it with the container.
             let found = std::fs::metadata(exits.join(&id)).ok()?;
             (found.len() > 0).then_some(())
@@ -111,7 +111,7 @@ fn a_monitor_that_dies_while_its_pod_is_stopped_holds_nobody_up() {
         let (mut client, other) = (rig.client.clone(), pod.clone());
         let stopping = tokio::spawn(async move { client.stop_pod(&other).await });
         let mut client = rig.client.clone();
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             let pods = client.pods().await.expect("list");
             let not_ready = v1::PodSandboxState::SandboxNotready as i32;
             pods.iter().any(|one| one.state == not_ready).then_some(())
@@ -142,7 +142,7 @@ fn after_another_boot_everything_has_ended_and_the_network_is_given_back() {
         assert_eq!(status.state, v1::ContainerState::ContainerExited as i32);
         let leases = rig.engine.path("ipam/host-local/scratch");
         // In the background, so that a slow plugin does not hold the engine up.
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             let mut names = std::fs::read_dir(&leases).ok()?.filter_map(Result::ok);
             let is_address = |name: std::ffi::OsString| {
                 name.to_string_lossy().parse::<std::net::IpAddr>().is_ok()
@@ -229,7 +229,7 @@ fn a_silent_monitor_is_not_a_dead_one() {
         assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
         kill(monitor, Signal::SIGCONT).expect("thaw the monitor");
         let mut client = rig.client.clone();
-        let again = conformance::eventually(DEADLINE, async || {
+        let again = conformance::eventually(deadline(), async || {
             client.exec(&id, &["echo", "back"], 5).await.ok()
         });
         assert_eq!(again.await.expect("reached again").stdout, "back\n");
@@ -297,7 +297,7 @@ fn containers_of_a_sandbox_without_a_readable_record_are_stopped_and_removed() {
             ids.push(rig.started(&pod, &config, &sandbox).await);
         }
         let log = rig.engine.path("logs/newer/polite/0.log");
-        let ready = conformance::eventually(DEADLINE, async || {
+        let ready = conformance::eventually(deadline(), async || {
             let text = std::fs::read_to_string(&log).ok()?;
             text.contains("ready").then_some(())
         });
@@ -386,7 +386,7 @@ fn a_sandbox_whose_record_was_taken_away_is_ended_with_all_it_has() {
                 std::fs::remove_file(&record).expect("remove");
                 rig.client.remove_pod(&pod).await.expect("remove the pod");
             }
-            let gone = conformance::eventually(DEADLINE, async || {
+            let gone = conformance::eventually(deadline(), async || {
                 let folder = record.parent().is_some_and(std::path::Path::exists);
                 (!runs("sleep\x004816") && !folder).then_some(())
             });
@@ -426,7 +426,7 @@ fn a_record_that_is_not_given_for_a_while_costs_its_container_nothing() {
             );
             std::fs::remove_file(&record).expect("the link");
             std::fs::rename(&aside, &record).expect("back");
-            let back = conformance::eventually(DEADLINE, async || {
+            let back = conformance::eventually(deadline(), async || {
                 let shown = rig.client.clone().container(&id).await.ok()?;
                 let pods = rig.client.clone().pods().await.ok()?;
                 let pod = pods.iter().find(|shown| shown.id == pod)?;
@@ -436,7 +436,7 @@ fn a_record_that_is_not_given_for_a_while_costs_its_container_nothing() {
             let running = v1::ContainerState::ContainerRunning as i32;
             assert_eq!(back.await.expect("it is read"), running, "{record:?}");
             // It is shown as soon as its record is read, and its monitor is reached after it.
-            let own = conformance::eventually(DEADLINE, async || {
+            let own = conformance::eventually(deadline(), async || {
                 rig.client
                     .clone()
                     .exec(&id, &["cat", "/own"], 10)
@@ -459,7 +459,7 @@ fn a_container_whose_record_is_damaged_is_ended_and_can_be_made_again() {
         std::fs::write(rig.engine.path(&file), "\0\0\0").expect("damage");
         rig.client = rig.engine.start().await.expect("an engine");
         let scope = format!("/{id}");
-        let gone = conformance::eventually(DEADLINE, async || {
+        let gone = conformance::eventually(deadline(), async || {
             let table = std::fs::read_dir("/proc").ok()?.flatten();
             let mut lists =
                 table.filter_map(|entry| std::fs::read_to_string(entry.path().join("cgroup")).ok());
@@ -499,7 +499,7 @@ fn containers_of_a_stopped_sandbox_have_ended_whatever_their_records_say() {
         }
         rig.client = rig.engine.start().await.expect("an engine");
         for id in [&ran, &waited] {
-            let ended = conformance::eventually(DEADLINE, async || {
+            let ended = conformance::eventually(deadline(), async || {
                 let status = rig.client.clone().container(id).await.ok()?;
                 let exited = v1::ContainerState::ContainerExited as i32;
                 (status.state == exited && status.exit_code == 255 && status.reason == "Unknown")
@@ -556,7 +556,7 @@ fn what_another_boot_left_damaged_is_given_back_unasked() {
         rig.client = rig.engine.start().await.expect("an engine");
         let leases = rig.engine.path("ipam/host-local/scratch");
         let netns = rig.engine.path("netns").join(format!("slipway-{pod}"));
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             let mut names = std::fs::read_dir(&leases).ok()?.filter_map(Result::ok);
             let is_address = |name: std::ffi::OsString| {
                 name.to_string_lossy().parse::<std::net::IpAddr>().is_ok()
@@ -582,7 +582,7 @@ fn a_stop_that_a_crash_cut_short_goes_on() {
         rig.client = rig.engine.start().await.expect("an engine");
         assert_eq!(rig.exited(&id).await.exit_code, 137);
         let netns = rig.engine.path("netns").join(format!("slipway-{pod}"));
-        conformance::eventually(DEADLINE, async || (!netns.exists()).then_some(()))
+        conformance::eventually(deadline(), async || (!netns.exists()).then_some(()))
             .await
             .expect("the network namespace is given back without being asked again");
     });
@@ -604,12 +604,13 @@ fn a_task_that_panics_starts_again_and_its_pod_is_not_taken_for_removed() {
         let listed = rig.client.pods().await.expect("list");
         assert!(listed.iter().any(|one| one.id == pod), "it is there");
         let mut client = rig.client.clone();
-        let again = conformance::eventually(DEADLINE, async || {
+        let again = conformance::eventually(deadline(), async || {
             client.exec(&id, &["echo", "back"], 5).await.ok()
         });
         assert_eq!(again.await.expect("it runs on").stdout, "back\n");
         // A command needs no task, a stop waits for the next one.
-        let stopped = conformance::eventually(DEADLINE, async || client.stop_pod(&pod).await.ok());
+        let stopped =
+            conformance::eventually(deadline(), async || client.stop_pod(&pod).await.ok());
         stopped.await.expect("started again");
         rig.client.remove_pod(&pod).await.expect("remove");
     });
@@ -675,7 +676,7 @@ pub(crate) async fn crash_at(rig: &mut Rig, point: &str, change: Change) {
         drop(rig.client.stop_pod(&pod).await);
         drop(rig.client.remove_pod(&pod).await);
     }
-    conformance::eventually(DEADLINE, async || rig.engine.has_ended().then_some(()))
+    conformance::eventually(deadline(), async || rig.engine.has_ended().then_some(()))
         .await
         .unwrap_or_else(|| panic!("{point} was never reached"));
     rig.engine.unset("SLIPWAY_FAILPOINT");
@@ -709,6 +710,6 @@ pub(crate) async fn crash_at(rig: &mut Rig, point: &str, change: Change) {
             .collect()
     };
     // A sandbox that was being started is undone in the background.
-    let clean = conformance::eventually(DEADLINE, async || left().is_empty().then_some(()));
+    let clean = conformance::eventually(deadline(), async || left().is_empty().then_some(()));
     assert!(clean.await.is_some(), "{point} left {:?}", left());
 }

@@ -9,7 +9,7 @@ use proto::v1;
 use proto::v1::ContainerEventType as Kind;
 use tonic::Code;
 
-use crate::rig::{DEADLINE, Rig, with_own_engine};
+use crate::rig::{Rig, deadline, with_own_engine};
 
 type Events = tonic::Streaming<v1::ContainerEventResponse>;
 
@@ -20,7 +20,7 @@ async fn listen(rig: &mut Rig) -> Events {
 }
 
 async fn next(events: &mut Events) -> v1::ContainerEventResponse {
-    let event = tokio::time::timeout(DEADLINE, events.message()).await;
+    let event = tokio::time::timeout(deadline(), events.message()).await;
     let event = event.expect("an event in time").expect("no error");
     event.expect("the stream goes on")
 }
@@ -102,7 +102,7 @@ fn who_does_not_read_events_is_told_that_some_are_missing() {
                 .expect("remove");
         }
         let missed = loop {
-            match tokio::time::timeout(DEADLINE, events.message())
+            match tokio::time::timeout(deadline(), events.message())
                 .await
                 .expect("in time")
             {

@@ -136,7 +136,7 @@ fn an_image_that_is_a_volume_outlives_its_removal_and_a_crash() {
         rig.client.stop_pod(&pod).await.expect("stop");
         rig.client.remove_pod(&pod).await.expect("remove");
         let mut counted = before;
-        conformance::eventually(crate::rig::DEADLINE, async || {
+        conformance::eventually(crate::rig::deadline(), async || {
             counted = layers(rig);
             (counted == before - 1).then_some(())
         })

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proto::v1;
 
-use crate::rig::{DEADLINE, with_own_engine};
+use crate::rig::{deadline, with_own_engine};
 
 #[test]
 fn a_client_that_goes_away_finds_its_one_sandbox_again() {
@@ -129,7 +129,7 @@ async fn insist(
     config: &v1::ContainerConfig,
     sandbox: &v1::PodSandboxConfig,
 ) -> String {
-    conformance::eventually(DEADLINE * 3, async || {
+    conformance::eventually(deadline() * 3, async || {
         let mut client = conformance::client::Client::connect(socket).await.ok()?;
         let pod = client.run_pod(sandbox).await.ok()?;
         let known = client.containers().await.ok()?;

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use conformance::eventually;
 use proto::v1;
 
-use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
+use crate::rig::{Rig, deadline, monitor_pid, with_own_engine};
 use crate::stall::Disk;
 
 /// What waits for no disk takes less.
-const PROMPT: Duration = Duration::from_secs(5);
+fn prompt() -> Duration {
+    conformance::patient(5)
+}
 
 /// The conditions of the engine, by their names.
 async fn condition(rig: &mut Rig, name: &str) -> v1::RuntimeCondition {
@@ -36,12 +38,12 @@ fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
         let noisy = rig.started(&pod, &noisy, &sandbox).await;
         let log = folder.join("noisy/0.log");
         let written = || std::fs::metadata(&log).is_ok_and(|file| file.len() > 0);
-        eventually(DEADLINE, async || written().then_some(()))
+        eventually(deadline(), async || written().then_some(()))
             .await
             .expect("a line");
         disk.freeze();
         let mut client = rig.client.clone();
-        let stalled = eventually(DEADLINE * 2, async || {
+        let stalled = eventually(deadline() * 2, async || {
             let request = v1::StatusRequest::default();
             let answer = client.runtime.status(request).await.ok()?;
             let conditions = answer.into_inner().status?.conditions;
@@ -61,15 +63,15 @@ fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
             rig.client.stop(id, 0).await.expect("stop");
             assert_eq!(rig.exited(id).await.exit_code, 137);
         }
-        assert!(begun.elapsed() < PROMPT, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < prompt(), "{:?}", begun.elapsed());
         // Not even the pod's end waits, and the writer that is stuck goes on behind it.
         let begun = Instant::now();
         rig.client.stop_pod(&pod).await.expect("stop");
         rig.client.remove_pod(&pod).await.expect("remove");
-        assert!(begun.elapsed() < 2 * PROMPT, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 2 * prompt(), "{:?}", begun.elapsed());
         disk.thaw();
         let mut client = rig.client.clone();
-        let flows = eventually(DEADLINE, async || {
+        let flows = eventually(deadline(), async || {
             let request = v1::StatusRequest::default();
             let answer = client.runtime.status(request).await.ok()?;
             let conditions = answer.into_inner().status?.conditions;
@@ -98,7 +100,7 @@ fn a_log_that_stalls_is_told_and_holds_up_nothing_else() {
 /// What a log holds once it has not grown for a moment.
 async fn written_to_its_end(log: &Path) -> String {
     let mut before = 0;
-    let text = eventually(DEADLINE, async || {
+    let text = eventually(deadline(), async || {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let text = std::fs::read_to_string(log).ok()?;
         (std::mem::replace(&mut before, text.len()) == text.len()).then_some(text)
@@ -117,7 +119,7 @@ fn a_living_pod_gets_the_monitor_of_a_newer_engine() {
         let before = program().expect("a monitor");
         rig.engine.become_another_build().expect("another build");
         rig.crash_and_restart().await;
-        let upgraded = eventually(DEADLINE, async || {
+        let upgraded = eventually(deadline(), async || {
             let now = program().ok()?;
             (now != before).then_some(())
         });

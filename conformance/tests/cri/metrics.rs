@@ -6,7 +6,7 @@ use conformance::eventually;
 use proto::v1;
 use tonic::Code;
 
-use crate::rig::{DEADLINE, Rig, with_engine, with_own_engine, with_settings};
+use crate::rig::{Rig, deadline, with_engine, with_own_engine, with_settings};
 
 /// The names that critest looks for (cri-tools, pkg/validate/pod.go) but for those that it
 /// lets engines leave out, and three of memory that not every kernel counts.
@@ -186,7 +186,7 @@ fn a_running_container_has_a_value_for_every_descriptor_and_counters_grow() {
             before = now;
             done.then_some(())
         };
-        eventually(DEADLINE, grown)
+        eventually(deadline(), grown)
             .await
             .expect("it uses CPU and memory");
     });

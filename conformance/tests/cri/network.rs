@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use proto::v1;
 use serde_json::{Value, json};
 
-use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
+use crate::rig::{Rig, deadline, monitor_pid, with_own_engine};
 
 /// Starts the engine again with plugins that are executed.
 async fn restart_with(rig: &mut Rig, external: &[&str]) {
@@ -58,7 +58,7 @@ async fn address(rig: &mut Rig, pod: &str, container: &str) -> String {
     );
     // Nobody listens: to be refused takes a way there and back.
     let there = SocketAddr::new(network.ip.parse().expect("an address"), 7);
-    let refused = TcpStream::connect_timeout(&there, DEADLINE).expect_err("nobody listens");
+    let refused = TcpStream::connect_timeout(&there, deadline()).expect_err("nobody listens");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{refused}");
     network.ip
 }
@@ -99,7 +99,7 @@ fn a_namespace_that_somebody_holds_keeps_neither_address_nor_interface() {
                 rig.crash_and_restart().await;
             }
             let are_gone = async || veths().is_disjoint(&own).then_some(());
-            let gone = eventually(DEADLINE, are_gone);
+            let gone = eventually(deadline(), are_gone);
             gone.await.expect("its interface is deleted");
             drop(held);
         }
@@ -183,7 +183,7 @@ fn only_what_this_root_attached_is_collected_at_start() {
         std::fs::write(leases(rig).join(neighbour), "somebody\r\neth0").expect("write");
         rig.client = rig.engine.start().await.expect("an engine");
         let netns = rig.engine.path("netns").join(format!("slipway-{lost}"));
-        let collected = eventually(DEADLINE, async || {
+        let collected = eventually(deadline(), async || {
             let left = given_out(rig);
             (left.len() == 2 && !netns.exists()).then_some(left)
         });
@@ -263,7 +263,7 @@ fn an_outage_of_the_network_is_seen_and_does_not_pile_up() {
         rig.assert_not_ready(&id).await;
         std::fs::write(&mended, "").expect("mended");
         // The first stop may join a try of the returning engine from before the mend.
-        let stopped = eventually(DEADLINE, async || rig.client.stop_pod(&id).await.ok());
+        let stopped = eventually(deadline(), async || rig.client.stop_pod(&id).await.ok());
         stopped.await.expect("stop");
         rig.client.remove_pod(&id).await.expect("remove");
         for dir in ["root/pods", "netns", "state/pods"] {
@@ -351,7 +351,7 @@ fn what_is_attaching_a_pod_when_the_engine_dies_ends_before_the_pod_is_detached(
         rig.client = rig.engine.start().await.expect("an engine");
         let (mut client, sandbox) = (rig.client.clone(), rig.sandbox("cut-off"));
         let call = tokio::task::spawn_local(async move { client.run_pod(&sandbox).await });
-        let processes = eventually(DEADLINE, async || {
+        let processes = eventually(deadline(), async || {
             let text = std::fs::read_to_string(&adding).ok()?;
             let pids: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
             (pids.len() == 2).then_some(pids)
@@ -359,7 +359,7 @@ fn what_is_attaching_a_pod_when_the_engine_dies_ends_before_the_pod_is_detached(
         let processes = processes.await.expect("ADD runs");
         rig.crash_and_restart().await;
         call.await.expect("a task").expect_err("cut off");
-        let undone = eventually(DEADLINE, async || {
+        let undone = eventually(deadline(), async || {
             let left = |dir| std::fs::read_dir(rig.engine.path(dir)).map_or(0, Iterator::count);
             let left = ["root/pods", "netns", "state/pods"].map(left);
             (left == [0; 3]).then_some(())
@@ -384,7 +384,7 @@ fn a_network_whose_plugin_is_missing_is_not_ready_and_names_it() {
             plugins.push(json!({"type": "nobody-has-this"}));
         });
         let mut client = rig.client.clone();
-        let unready = eventually(DEADLINE, async || {
+        let unready = eventually(deadline(), async || {
             let answer = client.runtime.status(v1::StatusRequest::default()).await;
             let conditions = answer.expect("status").into_inner().status?.conditions;
             let mut conditions = conditions.into_iter();

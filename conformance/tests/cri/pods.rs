@@ -181,7 +181,7 @@ fn without_a_network_configuration_a_pod_is_refused_and_status_says_so() {
         assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
         assert!(refused.message().contains("net.d"), "{refused}");
         let mut client = rig.client.clone();
-        let unready = conformance::eventually(crate::rig::DEADLINE, async || {
+        let unready = conformance::eventually(crate::rig::deadline(), async || {
             let answer = client
                 .runtime
                 .status(v1::StatusRequest::default())

@@ -10,12 +10,14 @@ use conformance::client::{Client, container_config, pod_config};
 use conformance::engine::{Engine, executable};
 use conformance::host::Picture;
 use conformance::image::{self, Extras};
-use conformance::{eventually, isolation};
+use conformance::{eventually, isolation, patient};
 use nix::unistd::Pid;
 use proto::v1;
 
 /// How long anything that is waited for may take.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) fn deadline() -> Duration {
+    patient(20)
+}
 
 /// The annotation by which a test finds its own pods on a foreign engine.
 const MARK: &str = "slipway.test/scratch";
@@ -173,7 +175,7 @@ async fn remove_marked(socket: &Path, mark: &str) {
 fn leaks(scratch: &str, cgroup: &str) -> Vec<String> {
     let before = BEFORE.get_or_init(Picture::take);
     let ours = |thing: &String| thing.contains(scratch) || thing.ends_with(cgroup);
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     loop {
         let left: Vec<String> = Picture::take()
             .added_since(before)
@@ -275,7 +277,7 @@ impl Rig {
     pub(crate) async fn exited(&mut self, id: &str) -> v1::ContainerStatus {
         let mut client = self.client.clone();
         let ended = v1::ContainerState::ContainerExited as i32;
-        eventually(DEADLINE, async || {
+        eventually(deadline(), async || {
             let status = client.container(id).await.expect("ContainerStatus");
             (status.state == ended).then_some(status)
         })
@@ -286,7 +288,7 @@ impl Rig {
     /// The log of a container, once it contains `wanted`.
     pub(crate) async fn log_with(&self, pod: &str, wanted: &str) -> String {
         let path = self.engine.path("logs").join(pod).join("main/0.log");
-        eventually(DEADLINE, async || {
+        eventually(deadline(), async || {
             let text = std::fs::read_to_string(&path).unwrap_or_default();
             text.contains(wanted).then_some(text)
         })

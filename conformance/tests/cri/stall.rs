@@ -8,10 +8,12 @@ use std::time::Duration;
 use proto::v1;
 
 use crate::crash::newest;
-use crate::rig::{DEADLINE, Rig, monitor_pid, with_own_engine};
+use crate::rig::{Rig, deadline, monitor_pid, with_own_engine};
 
 /// How long an answer may take that needs no disk.
-const PROMPT: Duration = Duration::from_secs(5);
+fn prompt() -> Duration {
+    conformance::patient(5)
+}
 
 /// A file system of its own that can be frozen; thawed and unmounted in the end.
 pub(crate) struct Disk(PathBuf);
@@ -91,7 +93,7 @@ async fn with_root_on_a_disk(test: impl AsyncFnOnce(&mut Rig, &Disk), rig: &mut 
 }
 
 async fn in_time<T>(what: &str, work: impl Future<Output = Result<T, tonic::Status>>) -> T {
-    let answered = tokio::time::timeout(PROMPT, work).await;
+    let answered = tokio::time::timeout(prompt(), work).await;
     let answered = answered.unwrap_or_else(|_| panic!("{what} waits for the disk"));
     answered.unwrap_or_else(|error| panic!("{what}: {error}"))
 }
@@ -230,7 +232,7 @@ async fn record_has_the_end(rig: &Rig, pod: &str, id: &str) {
     let record = rig
         .engine
         .path(&format!("root/pods/{pod}/containers/{id}.json"));
-    let ended = conformance::eventually(DEADLINE, async || {
+    let ended = conformance::eventually(deadline(), async || {
         let text = std::fs::read_to_string(&record).ok()?;
         newest(&text)["state"]["Exited"].is_object().then_some(())
     });
@@ -300,7 +302,7 @@ fn ends_that_a_full_disk_did_not_take_are_written_when_there_is_room() {
                 let entries = std::fs::read_dir(dir).expect("exits").flatten();
                 entries.map(|entry| entry.file_name()).collect()
             };
-            let written = conformance::eventually(DEADLINE, async || {
+            let written = conformance::eventually(deadline(), async || {
                 (names(&exits[1]) == [monitored.1.as_str()]).then_some(())
             });
             written.await.expect("the monitor has written it as well");
@@ -323,7 +325,7 @@ fn an_engine_that_ends_writes_what_a_full_disk_did_not_take() {
             let end = rig.exited(&id).await;
             // By then the pause is longer than the engine takes to end.
             let log = rig.engine.path("engine.log");
-            let tried = conformance::eventually(DEADLINE, async || {
+            let tried = conformance::eventually(deadline(), async || {
                 let log = std::fs::read_to_string(&log).ok()?;
                 (log.matches("the container's record stays stale").count() >= 3).then_some(())
             });
@@ -365,7 +367,7 @@ fn a_volume_that_does_not_answer_holds_up_its_own_container_alone() {
         let second = rig.client.run_pod(&other).await.expect("run");
         let mut client = rig.client.clone();
         let mut number = 0;
-        let refused = conformance::eventually(DEADLINE, async || {
+        let refused = conformance::eventually(deadline(), async || {
             // The same container again would only join the first call for it.
             number += 1;
             config.metadata.as_mut().expect("metadata").attempt = number;

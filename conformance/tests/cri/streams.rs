@@ -14,7 +14,7 @@ use proto::v1;
 use tokio_tungstenite::tungstenite::Error;
 use tonic::Code;
 
-use crate::rig::{DEADLINE, Rig, runs, with_own_engine};
+use crate::rig::{Rig, deadline, runs, with_own_engine};
 
 /// A client of a session.
 struct Session(session::Session);
@@ -44,7 +44,7 @@ impl Session {
 
     /// The next piece of a channel; `None` at the end.
     async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
-        let piece = tokio::time::timeout(DEADLINE, self.0.next()).await;
+        let piece = tokio::time::timeout(deadline(), self.0.next()).await;
         let piece = piece.expect("in time").expect("a piece of a channel");
         piece.map(|(channel, bytes)| (channel, bytes.to_vec()))
     }
@@ -210,7 +210,7 @@ fn a_command_ends_with_its_client_and_leaves_no_process() {
         session.until("ready").await;
         assert!(runs("sleep\u{0}4321"));
         drop(session);
-        let deadline = std::time::Instant::now() + DEADLINE;
+        let deadline = std::time::Instant::now() + deadline();
         while runs("sleep\u{0}4321") {
             assert!(std::time::Instant::now() < deadline, "a process is left");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -319,10 +319,10 @@ fn an_engine_that_ends_ends_its_sessions_and_their_commands() {
         let mut session = exec(rig, command(&id, "echo ready; sleep 5432")).await;
         session.until("ready").await;
         let took = rig.engine.terminate().expect("terminate");
-        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(took < conformance::patient(2), "{took:?}");
         assert!(session.next().await.is_none());
         rig.client = rig.engine.start().await.expect("an engine");
-        let deadline = std::time::Instant::now() + DEADLINE;
+        let deadline = std::time::Instant::now() + deadline();
         while runs("sleep\u{0}5432") {
             assert!(std::time::Instant::now() < deadline, "a command is left");
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -258,7 +258,7 @@ fn a_value_that_is_not_utf_8_arrives_as_it_is() {
         rig.client.start(&id).await.expect("start");
         let bytes = async |rig: &mut Rig, script: &str| {
             let mut client = rig.client.clone();
-            let said = conformance::eventually(crate::rig::DEADLINE, async || {
+            let said = conformance::eventually(crate::rig::deadline(), async || {
                 let output = client
                     .exec(&id, &["sh", "-c", script], 5)
                     .await
@@ -333,7 +333,7 @@ fn a_container_has_the_default_apparmor_profile_where_there_is_one() {
         let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
         let enabled = enabled.is_ok_and(|text| text.trim() == "Y");
         let mut client = rig.client.clone();
-        let told = conformance::eventually(crate::rig::DEADLINE, async || {
+        let told = conformance::eventually(crate::rig::deadline(), async || {
             let request = v1::StatusRequest { verbose: true };
             let status = client.runtime.status(request).await.expect("status");
             let told = &status.into_inner().info["appArmor"];
