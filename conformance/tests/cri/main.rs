@@ -18,6 +18,11 @@ mod cdi;
     reason = "a test ends at the first thing that is wrong"
 )]
 mod cgroups;
+#[expect(
+    clippy::expect_used,
+    reason = "a test ends at the first thing that is wrong"
+)]
+mod cgroups_v2;
 mod containers;
 #[expect(
     clippy::expect_used,
