@@ -366,12 +366,12 @@ fn connections_to_a_port_that_never_ends_them_are_gone_soon_after_their_client()
             session.send(0, b"hello").await;
             sessions.push(session);
         }
-        let connected = eventually(DEADLINE, async || {
+        let connected = eventually(deadline(), async || {
             (sockets(rig) >= before + 16).then_some(())
         });
         connected.await.expect("each session has two sockets");
         drop(sessions);
-        let gone = eventually(DEADLINE, async || (sockets(rig) <= before).then_some(()));
+        let gone = eventually(deadline(), async || (sockets(rig) <= before).then_some(()));
         assert!(gone.await.is_some(), "{} are left", sockets(rig) - before);
     });
 }

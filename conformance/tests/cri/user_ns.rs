@@ -7,7 +7,7 @@ use proto::v1;
 use tonic::Code;
 
 use crate::crash::crash_at;
-use crate::rig::{DEADLINE, Rig, with_own_engine};
+use crate::rig::{Rig, deadline, with_own_engine};
 
 /// The ids of the pods of these tests.
 const FIRST: u32 = 1_000_000;
@@ -391,7 +391,7 @@ fn a_kernel_parameter_with_a_name_without_end_is_refused_like_any_other() {
             let linux = sandbox.linux.as_mut().expect("linux");
             let name = format!("net.{}", "x".repeat(100_000));
             linux.sysctls.insert(name, "1".to_owned());
-            let ran = tokio::time::timeout(DEADLINE, rig.client.run_pod(&sandbox)).await;
+            let ran = tokio::time::timeout(deadline(), rig.client.run_pod(&sandbox)).await;
             let error = ran.expect("an answer").expect_err("no such parameter");
             assert!(error.message().contains("net.xxx"), "{error}");
             assert!(rig.client.pods().await.expect("list").is_empty());

@@ -18,7 +18,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::Value;
 
-use crate::rig::{DEADLINE, Rig};
+use crate::rig::{Rig, deadline};
 
 /// crictl, and the engine that it is to speak to.
 pub(crate) struct Crictl {
@@ -205,7 +205,7 @@ fn text(ear: &Ear) -> (String, bool) {
 
 /// Waits until something is met, or fails with what was heard.
 pub(crate) fn wait_for<T>(what: &str, mut met: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + DEADLINE;
+    let end = Instant::now() + deadline();
     loop {
         if let Some(found) = met() {
             return found;
@@ -220,7 +220,7 @@ impl Running {
     /// Waits until it has printed this; answers all that it has printed, without carriage
     /// returns.
     pub(crate) fn until(&self, wanted: &str) -> String {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + deadline();
         loop {
             let (said, ended) = text(&self.stdout);
             if said.contains(wanted) {
@@ -281,7 +281,7 @@ impl Running {
 
     /// Waits for its end.
     pub(crate) fn ended(mut self) -> Said {
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + deadline();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
                 break status;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::crictl::{Crictl, wait_for};
-use crate::rig::{DEADLINE, Rig, with_own_engine};
+use crate::rig::{Rig, deadline, with_own_engine};
 
 /// Two pods with a container each, which use a bit of a processor.
 async fn two_pods(rig: &mut Rig) -> [(String, String); 2] {
@@ -116,7 +116,7 @@ fn events_tell_a_containers_life() {
         let listener = crictl.begin(&words);
         let whole = crictl.begin(&["events"]);
         // Only who has asked already is told: something happens until both are.
-        let end = Instant::now() + DEADLINE;
+        let end = Instant::now() + deadline();
         let mut round = 0;
         while listener.said().is_empty() || whole.said().is_empty() {
             assert!(Instant::now() < end, "no event is told");

@@ -6,7 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use proto::v1;
 
 use crate::crictl::{Crictl, Running, wait_for};
-use crate::rig::{DEADLINE, Rig, runs, with_own_engine};
+use crate::rig::{Rig, deadline, runs, with_own_engine};
 
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];
 
@@ -120,7 +120,7 @@ fn who_attaches_by_pipes_writes_and_reads_to_the_containers_end() {
 
 /// Asks a shell for its terminal's size until that is the one.
 fn has_size(shell: &mut Running, size: &str) {
-    let end = std::time::Instant::now() + DEADLINE;
+    let end = std::time::Instant::now() + deadline();
     for round in 0.. {
         shell.types(&format!("echo {round}: $(stty size).\r"));
         let said = shell.until(&format!("\n{round}: "));
@@ -187,7 +187,9 @@ fn chosen(forwarder: &Running, port: u16) -> SocketAddr {
 
 fn ask(address: SocketAddr) -> String {
     let mut stream = TcpStream::connect(address).expect("crictl listens");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream
+        .set_read_timeout(Some(deadline()))
+        .expect("a deadline");
     let asked = b"GET /page HTTP/1.0\r\n\r\n";
     stream.write_all(asked).expect("written");
     let mut said = String::new();
@@ -205,7 +207,7 @@ fn ports_of_a_pod_are_reached_on_both_families_and_a_closed_one_is_told() {
             sleep 1000";
         let (pod, id) = rig.running("ports", &["sh", "-c", script]).await;
         let mut client = rig.client.clone();
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             let script = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1F9[01] .* 0A '";
             let listening = client.exec(&id, &["sh", "-c", script], 5).await;
             (listening.expect("exec").stdout == "2\n").then_some(())
@@ -256,7 +258,7 @@ fn a_forwarded_connection_is_whole_and_ends_in_each_direction_by_itself() {
             "nc -ll -p 8080 -e sh -c 'wc -c; dd if=/dev/zero bs=1024 count=4096 2>/dev/null'";
         let (pod, id) = rig.running("whole", &["sh", "-c", script]).await;
         let mut client = rig.client.clone();
-        conformance::eventually(DEADLINE, async || {
+        conformance::eventually(deadline(), async || {
             let script = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1F90 .* 0A '";
             let listening = client.exec(&id, &["sh", "-c", script], 5).await;
             (listening.expect("exec").stdout == "1\n").then_some(())
@@ -269,7 +271,9 @@ fn a_forwarded_connection_is_whole_and_ends_in_each_direction_by_itself() {
             let connections: Vec<_> = (1..=4_usize)
                 .map(|number| {
                     let mut stream = TcpStream::connect(address).expect("crictl listens");
-                    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+                    stream
+                        .set_read_timeout(Some(deadline()))
+                        .expect("a deadline");
                     std::thread::spawn(move || {
                         let sent = vec![b'x'; number << 20];
                         stream.write_all(&sent).expect("written");
