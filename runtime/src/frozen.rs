@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::ways::PROCS;
+use crate::joining::PROCS;
 use crate::{pidfd, subtree};
 
 /// The freezer's file.

@@ -34,16 +34,16 @@ pub fn is_v2(file: &[u8]) -> bool {
     Path::new(OsStr::from_bytes(file)).ends_with(PROCS)
 }
 
-/// A container's cgroups, by how a process of one thread gets into them.
+/// How a process of one thread joins a set of cgroups.
 #[derive(Debug)]
-pub struct Ways {
+pub struct Joining {
     /// The directory of one of the v2 tree, in which a process can be born.
     pub born_in: Option<OwnedFd>,
     /// Files of the others: each is joined by writing 0.
     pub joined: Vec<Vec<u8>>,
 }
 
-impl Ways {
+impl Joining {
     /// Sorts files to join by.
     ///
     /// # Errors
@@ -128,12 +128,12 @@ mod tests {
             let path = dir.path().join(file_to_join(v2));
             path.into_os_string().into_vec()
         };
-        let ways = Ways::new(&[file(false), file(true)]).unwrap();
-        assert!(ways.born_in.is_some());
-        assert_eq!(ways.joined, [file(false)]);
+        let joining = Joining::new(&[file(false), file(true)]).unwrap();
+        assert!(joining.born_in.is_some());
+        assert_eq!(joining.joined, [file(false)]);
         assert!(is_v2(&file(true)) && !is_v2(&file(false)));
         let gone = dir.path().join("gone").join(PROCS);
         let gone = gone.into_os_string().into_vec();
-        assert_eq!(Ways::new(&[gone]).unwrap_err().1, Errno::NOENT);
+        assert_eq!(Joining::new(&[gone]).unwrap_err().1, Errno::NOENT);
     }
 }

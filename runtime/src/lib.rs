@@ -19,6 +19,7 @@ pub mod exit;
 #[cfg(feature = "engine")]
 pub mod failpoint;
 pub mod frozen;
+pub mod joining;
 pub mod launcher;
 pub mod log;
 #[cfg(feature = "engine")]
@@ -39,4 +40,3 @@ pub mod subtree;
 pub mod sys;
 pub mod terminal;
 pub mod user_space;
-pub mod ways;

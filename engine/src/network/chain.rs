@@ -82,7 +82,7 @@ pub(super) fn former_runners(cni: &Cni, list: &NetworkList) -> Vec<Runner> {
 
 /// What all plugins of a list are told.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct Arguments {
     pub(super) command: Command,
     /// Empty for STATUS, like the next two.
     pub(super) id: String,
@@ -97,7 +97,7 @@ pub(super) struct Chain<'a> {
     pub(super) limits: &'a Limits,
     pub(super) list: &'a NetworkList,
     pub(super) runners: &'a [Runner],
-    pub(super) told: Told,
+    pub(super) told: Arguments,
     /// For all plugins that are processes.
     pub(super) deadline: Instant,
 }
@@ -233,7 +233,7 @@ impl Chain<'_> {
     }
 }
 
-impl Told {
+impl Arguments {
     /// A command about no attachment.
     pub(super) fn about_none(command: Command) -> Self {
         Self {
@@ -263,7 +263,7 @@ impl Told {
 }
 
 fn call_all(
-    told: &Told,
+    told: &Arguments,
     list: &NetworkList,
     plugins: &[Value],
     mut previous: Option<Value>,

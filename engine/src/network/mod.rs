@@ -25,7 +25,7 @@ use runtime::netns::NetNs;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use chain::{Chain, Failure, Runner, Told};
+use chain::{Arguments, Chain, Failure, Runner};
 pub(crate) use conf::NetworkList;
 pub(crate) use plugin::PluginError;
 pub(crate) use readiness::Readiness;
@@ -380,7 +380,7 @@ impl Network {
         &'a self,
         list: &'a NetworkList,
         runners: &'a [Runner],
-        told: Told,
+        told: Arguments,
         patience: Duration,
     ) -> Chain<'a> {
         Chain {
@@ -405,13 +405,13 @@ async fn end_survivors(id: &PodId) -> Result<(), NetworkError> {
     }
 }
 
-fn told(command: Command, id: &PodId, netns: &Path, attachment: &Attachment) -> Told {
-    Told {
+fn told(command: Command, id: &PodId, netns: &Path, attachment: &Attachment) -> Arguments {
+    Arguments {
         id: id.to_string(),
         netns: netns.to_owned(),
         args: attachment.args.clone(),
         capabilities: attachment.capabilities.clone(),
-        ..Told::about_none(command)
+        ..Arguments::about_none(command)
     }
 }
 

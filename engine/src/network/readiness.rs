@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use cni::Command;
 
-use super::chain::{Chain, Limits, Runner, Told, runners};
+use super::chain::{Arguments, Chain, Limits, Runner, runners};
 use super::conf::{self, NetworkList, kind};
 use super::plugin::installed;
 use super::{NetworkError, failed};
@@ -77,7 +77,7 @@ impl Watch {
             limits,
             list: &list,
             runners: &runners,
-            told: Told::about_none(Command::Status),
+            told: Arguments::about_none(Command::Status),
             deadline: Instant::now() + PATIENCE,
         };
         let word = match chain.others(None).await.into_iter().next() {

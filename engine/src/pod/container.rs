@@ -35,9 +35,9 @@ use crate::user_ns;
 /// that its user is told why.
 const HOST_PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a sandbox tells a container that is made in it.
+/// The sandbox in which a container is made.
 #[derive(Clone)]
-pub(crate) struct Host {
+pub(crate) struct Sandbox {
     pub(crate) pod: PodRecord,
     pub(crate) monitor: Monitor,
     /// The container whose PID namespace is to be entered.
@@ -58,7 +58,7 @@ pub(crate) struct Target {
 /// The intent: everything that follows from the request, before any work.
 pub(crate) fn intend(
     engine: &Engine,
-    host: &PodRecord,
+    sandbox: &PodRecord,
     id: ContainerId,
     mut config: ContainerConfig,
 ) -> Result<ContainerRecord, PodError> {
@@ -82,7 +82,7 @@ pub(crate) fn intend(
         image_id: image.id.to_string(),
         image_ref: named.reference,
         image_name: named.name,
-        cgroup: engine.container_cgroup(&host.cgroup, &id)?,
+        cgroup: engine.container_cgroup(&sandbox.cgroup, &id)?,
         log_path: config.log_path.clone(),
         stop_signal,
         user: User::default(),
@@ -93,20 +93,20 @@ pub(crate) fn intend(
     })
 }
 
-/// What became of the intent.
-pub(crate) struct Made {
+/// A container that was created.
+pub(crate) struct CreatedContainer {
     pub(crate) record: ContainerRecord,
     pub(crate) pid: i32,
 }
 
-/// A container that could not be made.
-pub(crate) struct NotMade {
+/// A container that could not be created.
+pub(crate) struct NotCreated {
     pub(crate) error: PodError,
     /// Whether all of it was given back, its records too.
     pub(crate) undone: Result<(), PodError>,
 }
 
-impl NotMade {
+impl NotCreated {
     /// The work panicked: what it made is not known.
     pub(crate) fn panicked(error: PodError) -> Box<Self> {
         let undone = Err(PodError::unknown_rest());
@@ -118,27 +118,27 @@ impl NotMade {
 /// paths of the host when its sender is dropped.
 pub(crate) async fn create(
     engine: Arc<Engine>,
-    host: Host,
+    sandbox: Sandbox,
     record: ContainerRecord,
     stop: oneshot::Receiver<()>,
-) -> Result<Box<Made>, Box<NotMade>> {
-    match make(&engine, &host, record.clone(), stop).await {
+) -> Result<Box<CreatedContainer>, Box<NotCreated>> {
+    match make(&engine, &sandbox, record.clone(), stop).await {
         Ok(made) => Ok(Box::new(made)),
         Err(error) => {
-            let dir = engine.pod_dir(&host.pod.id);
-            let monitor = Some(&host.monitor);
+            let dir = engine.pod_dir(&sandbox.pod.id);
+            let monitor = Some(&sandbox.monitor);
             let undone = super::teardown::container(&engine, &dir, &record, monitor).await;
-            Err(Box::new(NotMade { error, undone }))
+            Err(Box::new(NotCreated { error, undone }))
         }
     }
 }
 
 async fn make(
     engine: &Arc<Engine>,
-    host: &Host,
+    sandbox: &Sandbox,
     record: ContainerRecord,
     mut stop: oneshot::Receiver<()>,
-) -> Result<Made, PodError> {
+) -> Result<CreatedContainer, PodError> {
     let image = engine
         .images
         .find(&record.image_id)
@@ -158,7 +158,7 @@ async fn make(
         tokio::join!(of_image, snapshot, make_cgroup(engine, &record));
     let (of_image, snapshot, cgroup) = (of_image?, snapshot?, cgroup?);
     failpoint::hit("create-snapshot");
-    let user = user_ns::of_pod(&host.pod)?;
+    let user = user_ns::of_pod(&sandbox.pod)?;
     let images = image_mounts::mount(engine, &record, volumes, user.as_ref()).await?;
     failpoint::hit("create-image-volumes");
     let places = volumes::places(&of_image, &record.config)?;
@@ -173,7 +173,7 @@ async fn make(
     };
     let at = Arc::new(Whereabouts::default());
     let preparing = {
-        let (host, record, at) = (host.clone(), record.clone(), Arc::clone(&at));
+        let (sandbox, record, at) = (sandbox.clone(), record.clone(), Arc::clone(&at));
         blocking_with(engine, move |engine| {
             let (rootfs, volumes) = match filled {
                 Some(filled) => filled,
@@ -188,7 +188,7 @@ async fn make(
                 cgroup,
                 at,
             };
-            prepare(engine, &host, &record, parts)
+            prepare(engine, &sandbox, &record, parts)
         })
     };
     let prepared = tokio::select! {
@@ -204,20 +204,20 @@ async fn make(
         }),
     };
     failpoint::hit("create-cgroup");
-    launch(engine, host, record, prepared).await
+    launch(engine, sandbox, record, prepared).await
 }
 
 /// Has the monitor make the container.
 async fn launch(
     engine: &Engine,
-    host: &Host,
+    sandbox: &Sandbox,
     mut record: ContainerRecord,
     prepared: Prepared,
-) -> Result<Made, PodError> {
+) -> Result<CreatedContainer, PodError> {
     record.user = prepared.user;
     record.process = Some(Arc::new(prepared.process));
     record.raw_environment = prepared.raw_environment.map(Arc::new);
-    let created = host
+    let created = sandbox
         .monitor
         .create(prepared.order)
         .await
@@ -226,7 +226,7 @@ async fn launch(
         engine.warnings.once(warning);
     }
     failpoint::hit("create-launched");
-    Ok(Made {
+    Ok(CreatedContainer {
         record,
         pid: created.pid,
     })

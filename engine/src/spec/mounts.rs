@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use runtime::mount::{BindOptions, Propagation as TreePropagation};
-use runtime::spec::{Attributes, Mount as Made, MountAttrFlags as Attr, Parameter, What};
+use runtime::spec::{Attributes, Mount as SpecMount, MountAttrFlags as Attr, Parameter, What};
 
 use super::{Inputs, SpecError, stuck};
 use crate::model::{Forbidden, Mount, Propagation, Security};
@@ -15,7 +15,7 @@ use crate::model::{Forbidden, Mount, Propagation, Security};
 /// What is mounted at a place.
 enum Place {
     /// A filesystem of the kernel's.
-    Kernels(Made),
+    Kernels(SpecMount),
     /// A clone of a path of the host, or an image.
     Volume(Mount),
 }
@@ -24,7 +24,7 @@ enum Place {
 /// a link of the image that leads a volume there is noticed; then all others by path,
 /// so that a parent comes before what is mounted below it. A volume on /dev brings
 /// what is below it, too.
-pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Made>, SpecError> {
+pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<SpecMount>, SpecError> {
     let mut places: BTreeMap<PathBuf, Place> = BTreeMap::new();
     for mount in inputs.image_volumes {
         let target = PathBuf::from(&mount.container_path);
@@ -68,7 +68,7 @@ pub(super) fn build(inputs: &Inputs<'_>) -> Result<Vec<Made>, SpecError> {
 }
 
 /// A filesystem of the kernel's, whose type is its source too.
-fn filesystem(target: &str, kind: &str, top: Attributes, parameters: &[(&str, &str)]) -> Made {
+fn filesystem(target: &str, kind: &str, top: Attributes, parameters: &[(&str, &str)]) -> SpecMount {
     let parameter = |(key, value): &(&str, &str)| Parameter {
         key: (*key).to_owned(),
         value: (!value.is_empty()).then(|| (*value).to_owned()),
@@ -82,8 +82,8 @@ fn filesystem(target: &str, kind: &str, top: Attributes, parameters: &[(&str, &s
 }
 
 /// What shows the kernel itself travels nowhere.
-fn kernels(target: &str, what: What, top: Attributes) -> Made {
-    Made {
+fn kernels(target: &str, what: What, top: Attributes) -> SpecMount {
+    SpecMount {
         destination: PathBuf::from(target),
         what,
         top,
@@ -92,7 +92,7 @@ fn kernels(target: &str, what: What, top: Attributes) -> Made {
     }
 }
 
-fn kernel(security: &Security) -> Vec<Made> {
+fn kernel(security: &Security) -> Vec<SpecMount> {
     let access = match security.privileged {
         true => Attr::empty(),
         false => Attr::MOUNT_ATTR_RDONLY,
@@ -139,10 +139,10 @@ fn sandbox_files(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts
 }
 
-fn volume(target: PathBuf, wanted: Mount, tree: OwnedFd) -> Made {
+fn volume(target: PathBuf, wanted: Mount, tree: OwnedFd) -> SpecMount {
     let mut top = forbids(wanted.forbidden);
     top.set(Attr::MOUNT_ATTR_RDONLY, wanted.read_only);
-    Made {
+    SpecMount {
         destination: target,
         what: What::Volume {
             host_path: wanted.host_path,
@@ -156,7 +156,7 @@ fn volume(target: PathBuf, wanted: Mount, tree: OwnedFd) -> Made {
 }
 
 /// An image of which a mount was made. Nodes that it has are nobody's devices.
-fn image(inputs: &Inputs<'_>, target: PathBuf, wanted: &Mount) -> Result<Made, SpecError> {
+fn image(inputs: &Inputs<'_>, target: PathBuf, wanted: &Mount) -> Result<SpecMount, SpecError> {
     let named = |source| SpecError::Mount {
         host_path: inputs.images_dir.to_owned(),
         container_path: wanted.container_path.clone(),
@@ -166,7 +166,7 @@ fn image(inputs: &Inputs<'_>, target: PathBuf, wanted: &Mount) -> Result<Made, S
     let mounted = mounted.ok_or_else(|| named("its image is not mounted".into()))?;
     let tree = mounted.try_clone().map_err(|error| named(error.into()))?;
     let top = forbids(wanted.forbidden) | Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NODEV;
-    Ok(Made {
+    Ok(SpecMount {
         destination: target,
         what: What::Volume {
             host_path: inputs.images_dir.to_owned(),
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     /// As OCI runtimes read them.
-    fn written(mounts: Vec<Made>) -> Value {
+    fn written(mounts: Vec<SpecMount>) -> Value {
         let process = oci_spec::runtime::Process::default();
         let spec = Spec {
             mounts,

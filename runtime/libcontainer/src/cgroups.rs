@@ -13,9 +13,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Mount, Spec};
+use runtime::joining::is_v2;
 use runtime::launcher::LaunchError;
 use runtime::procfs::mount_table;
-use runtime::ways::is_v2;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;

@@ -19,9 +19,9 @@
 
 use std::os::fd::AsFd;
 
+use runtime::joining::Joining;
 use runtime::protocol::{Body, Failure, FailureKind, Fds, Setup};
 use runtime::sys::fork::{self, NewNamespaces};
-use runtime::ways::Ways;
 
 use crate::connection::ReplyTo;
 use crate::monitor::Monitor;
@@ -32,8 +32,8 @@ impl Monitor {
     /// Makes this monitor the pod's, in this process or in one that is born in the pod's
     /// cgroup. Answers when that is done.
     pub(crate) fn begin_setup(&mut self, mut setup: Setup, fds: Fds, reply: ReplyTo) {
-        let Ways { born_in, joined } = match Ways::new(&setup.cgroup_files) {
-            Ok(ways) => ways,
+        let Joining { born_in, joined } = match Joining::new(&setup.cgroup_files) {
+            Ok(joining) => joining,
             Err((dir, errno)) => {
                 let failure = setup::failed("join cgroup", format!("{dir}: {errno}"));
                 return self.reply(reply, Err(failure));

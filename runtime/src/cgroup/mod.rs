@@ -47,7 +47,7 @@ pub use processes::{Descriptors, Processes};
 pub use stats::{Psi, PsiData, Stats};
 pub use systemd::{Systemd, SystemdError, slice_path};
 
-use crate::ways;
+use crate::joining;
 use detect::{Layout, Tree};
 
 /// Which of the kernel's layouts this machine has.
@@ -131,7 +131,7 @@ impl Cgroup {
     /// The file of each hierarchy that a process of one thread joins by, see
     /// [`crate::ways`].
     pub fn files_to_join(&self) -> Vec<PathBuf> {
-        let file = |tree: &Tree| self.dir(tree).join(ways::file_to_join(tree.is_v2()));
+        let file = |tree: &Tree| self.dir(tree).join(joining::file_to_join(tree.is_v2()));
         self.layout.trees.iter().map(file).collect()
     }
 

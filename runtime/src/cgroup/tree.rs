@@ -18,7 +18,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::detect::Tree;
 use super::file::{self, errno};
 use super::{Cgroup, CgroupError, Version};
-use crate::ways::PROCS;
+use crate::joining::PROCS;
 use crate::{pidfd, subtree};
 
 /// Controllers that limits of Slipway use; others stay as the host has them.

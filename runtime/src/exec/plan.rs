@@ -11,10 +11,10 @@ use rustix::process::{Gid, Pid, Resource, Rlimit, Uid};
 
 use super::keyring::Keyring;
 use super::program::Program;
+use crate::joining::Joining;
 use crate::protocol::{CapabilitySets, Process};
 use crate::sys::seccomp_load::Filter;
 use crate::user_space::UserSpace;
-use crate::ways::Ways;
 
 /// Capabilities by their numbers.
 const CAPABILITIES: [&str; 41] = [
@@ -155,8 +155,8 @@ impl Plan {
         } else {
             process.cwd.as_slice()
         };
-        let Ways { born_in, joined } =
-            Ways::new(cgroup_files).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
+        let Joining { born_in, joined } =
+            Joining::new(cgroup_files).map_err(|(dir, errno)| BadProcess::Cgroup { dir, errno })?;
         let joined = joined.into_iter().map(CString::new);
         Ok(Self {
             program,
@@ -223,7 +223,7 @@ impl Plan {
     /// Words for what is in the way.
     pub fn be_born_beside(&mut self, process: Pid) -> Result<(), String> {
         let place = self.born_in.as_ref().ok_or("it has no cgroup")?;
-        self.born_in = Some(crate::ways::below(place.as_fd(), process)?);
+        self.born_in = Some(crate::joining::below(place.as_fd(), process)?);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use runtime::ways::file_to_join;
+use runtime::joining::file_to_join;
 
 use super::wait_until;
 

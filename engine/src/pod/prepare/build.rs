@@ -9,7 +9,7 @@ use runtime::spec::Spec;
 use super::Parts;
 use crate::context::Engine;
 use crate::model::{IpcMode, PidMode};
-use crate::pod::container::Host;
+use crate::pod::container::Sandbox;
 use crate::pod::error::PodError;
 use crate::pod::record::ContainerRecord;
 use crate::spec::{self, Visitor};
@@ -20,23 +20,23 @@ use crate::spec::{self, Visitor};
 /// `Spec`: what the request or the image asks for cannot be had here.
 pub(super) fn build(
     engine: &Engine,
-    host: &Host,
+    sandbox: &Sandbox,
     record: &ContainerRecord,
     parts: &Parts,
 ) -> Result<Spec, PodError> {
-    Ok(spec::build(&inputs(engine, host, record, parts))?)
+    Ok(spec::build(&inputs(engine, sandbox, record, parts))?)
 }
 
 fn inputs<'a>(
     engine: &'a Engine,
-    host: &'a Host,
+    sandbox: &'a Sandbox,
     record: &'a ContainerRecord,
     parts: &'a Parts,
 ) -> spec::Inputs<'a> {
-    let pod = &host.pod;
+    let pod = &sandbox.pod;
     // Launchers that need the number are not sure whose it is: the monitor is.
     let pid_of_namespace = match &record.config.security.pid {
-        PidMode::Target(_) => host.target.as_ref().map(|target| target.pid),
+        PidMode::Target(_) => sandbox.target.as_ref().map(|target| target.pid),
         PidMode::Pod | PidMode::Container | PidMode::Node => pod.init_pid,
     };
     spec::Inputs {
@@ -52,7 +52,7 @@ fn inputs<'a>(
         files: engine.pod_dir(&pod.id).files(),
         shm: (pod.config.ipc == IpcMode::Pod).then(|| engine.shm(&pod.id)),
         netns: pod.netns.clone(),
-        monitor_pid: host.monitor.pid(),
+        monitor_pid: sandbox.monitor.pid(),
         pid_of_namespace,
         unified_cgroups: engine.unified(),
         open_files: engine.config.open_files,

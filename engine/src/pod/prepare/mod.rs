@@ -18,7 +18,7 @@ use runtime::cgroup::Cgroup;
 use runtime::client::CreateContainer;
 use runtime::client::steps::mark;
 
-use super::container::Host;
+use super::container::Sandbox;
 use super::error::PodError;
 use super::record::{ContainerRecord, User};
 use crate::context::Engine;
@@ -58,15 +58,15 @@ pub(super) struct Prepared {
 /// does not answer, a limit that the kernel refuses.
 pub(super) fn prepare(
     engine: &Engine,
-    host: &Host,
+    sandbox: &Sandbox,
     record: &ContainerRecord,
     parts: Parts,
 ) -> Result<Prepared, PodError> {
     let spec = {
         let _step = mark("spec");
-        let built = build::build(engine, host, record, &parts)?;
+        let built = build::build(engine, sandbox, record, &parts)?;
         adjust::adjust(engine, record, &parts, built)?
     };
     let Parts { rootfs, cgroup, .. } = parts;
-    order::order(engine, host, record, spec, (rootfs, &cgroup))
+    order::order(engine, sandbox, record, spec, (rootfs, &cgroup))
 }

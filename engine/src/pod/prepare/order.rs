@@ -16,7 +16,7 @@ use super::Prepared;
 use crate::context::Engine;
 use crate::convert::BadRequest;
 use crate::model::{Bytes, ContainerConfig, PidMode};
-use crate::pod::container::{Host, launcher};
+use crate::pod::container::{Sandbox, launcher};
 use crate::pod::error::PodError;
 use crate::pod::record::{ContainerRecord, PodRecord, User};
 
@@ -28,13 +28,13 @@ use crate::pod::record::{ContainerRecord, PodRecord, User};
 /// those that it had.
 pub(super) fn order(
     engine: &Engine,
-    host: &Host,
+    sandbox: &Sandbox,
     record: &ContainerRecord,
     spec: Spec,
     (rootfs, cgroup): (OwnedFd, &Cgroup),
 ) -> Result<Prepared, PodError> {
     let config = &record.config;
-    let launcher = launcher(engine, &host.pod)?;
+    let launcher = launcher(engine, &sandbox.pod)?;
     let raw_environment = raw_environment(&spec);
     if raw_environment.is_some() && launcher != LauncherKind::Native {
         return Err(PodError::Request(raw_environment_refused(config)));
@@ -53,9 +53,9 @@ pub(super) fn order(
     let order = CreateContainer {
         id: record.id.to_string(),
         launcher,
-        runtime: oci_runtime(engine, &host.pod),
+        runtime: oci_runtime(engine, &sandbox.pod),
         spec,
-        pids: pids(config, host),
+        pids: pids(config, sandbox),
         rootfs,
         cgroup_files: cgroup.files_to_join(),
         cgroup_oom: cgroup.oom_file(),
@@ -92,8 +92,8 @@ fn limit(engine: &Engine, spec: &Spec, cgroup: &Cgroup) -> Result<(), PodError> 
 }
 
 /// Whose PID namespace the monitor is to enter.
-fn pids(config: &ContainerConfig, host: &Host) -> Pids {
-    match (&config.security.pid, &host.target) {
+fn pids(config: &ContainerConfig, sandbox: &Sandbox) -> Pids {
+    match (&config.security.pid, &sandbox.target) {
         (PidMode::Target(_), Some(target)) => Pids::Target(target.id.to_string()),
         (PidMode::Target(id), None) => Pids::Target(id.clone()),
         (PidMode::Pod, _) => Pids::Pod,

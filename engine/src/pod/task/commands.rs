@@ -8,7 +8,7 @@ use std::time::Duration;
 use runtime::client::steps::Steps;
 use tokio::sync::oneshot;
 
-use super::super::container::{self, Host, NotMade, Target};
+use super::super::container::{self, NotCreated, Sandbox, Target};
 use super::super::error::PodError;
 use super::super::machine::{Input, Phase, State, Work};
 use super::{Command, Done, Reply, Slot, Task};
@@ -127,14 +127,14 @@ impl Task {
         slot.creation = Some(creation);
         slot.creating.push(reply);
         self.slots.insert(id.clone(), slot);
-        let host = Host {
+        let sandbox = Sandbox {
             pod: self.record.clone(),
             monitor,
             target,
         };
-        let work = container::create(Arc::clone(&self.engine), host, record, stop);
+        let work = container::create(Arc::clone(&self.engine), sandbox, record, stop);
         self.job(async move { Ok(Box::pin(work).await) }, move |made| {
-            let made = made.unwrap_or_else(|panic| Err(NotMade::panicked(panic)));
+            let made = made.unwrap_or_else(|panic| Err(NotCreated::panicked(panic)));
             Done::Created(id, made)
         });
     }

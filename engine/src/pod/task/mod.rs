@@ -35,7 +35,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::backoff::Backoff;
-use super::container::{Made, NotMade};
+use super::container::{CreatedContainer, NotCreated};
 use super::error::PodError;
 use super::index::Inbox;
 use super::launch::{Launched, NotLaunched};
@@ -79,7 +79,7 @@ enum Done {
     Undone(Result<(), PodError>),
     /// The monitor of an earlier engine answers; `None`: it is dead.
     Reached(Option<Box<Reached>>),
-    Created(ContainerId, Result<Box<Made>, Box<NotMade>>),
+    Created(ContainerId, Result<Box<CreatedContainer>, Box<NotCreated>>),
     Started(ContainerId, Result<i64, PodError>),
     GraceOver(ContainerId),
     /// SIGKILL was sent some time ago, and the end of the container was not reported.

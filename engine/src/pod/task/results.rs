@@ -207,14 +207,18 @@ impl Task {
         }
     }
 
-    fn created(&mut self, id: &ContainerId, result: Result<Box<super::Made>, Box<super::NotMade>>) {
+    fn created(
+        &mut self,
+        id: &ContainerId,
+        result: Result<Box<super::CreatedContainer>, Box<super::NotCreated>>,
+    ) {
         match result {
             Ok(made) => self.made(id, *made),
             Err(failed) => self.not_made(id, *failed),
         }
     }
 
-    fn made(&mut self, id: &ContainerId, made: super::Made) {
+    fn made(&mut self, id: &ContainerId, made: super::CreatedContainer) {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
@@ -238,7 +242,7 @@ impl Task {
         }
     }
 
-    fn not_made(&mut self, id: &ContainerId, failed: super::NotMade) {
+    fn not_made(&mut self, id: &ContainerId, failed: super::NotCreated) {
         let error = Arc::new(failed.error);
         let Err(left) = failed.undone else {
             if let Some(mut slot) = self.slots.remove(id) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use runtime::client::{ContainerReport, ContainerState, Reached};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::container::NotMade;
+use super::super::container::NotCreated;
 use super::super::error::PodError;
 use super::super::machine::{Phase, State};
 use super::super::record::{ContainerRecord, PodRecord};
@@ -195,7 +195,7 @@ impl Task {
             async move { teardown::container(&engine, &dir, &record, monitor.as_ref()).await };
         let id = id.clone();
         self.job(work, move |undone| {
-            Done::Created(id, Err(Box::new(NotMade { error, undone })))
+            Done::Created(id, Err(Box::new(NotCreated { error, undone })))
         });
     }
 }

@@ -242,7 +242,7 @@ impl Ears {
 
     /// Whether a stream makes sense and has a place.
     fn accept(&self, id: u32, headers: &Headers) -> Result<(), Reason> {
-        let told = told(id, headers).ok_or(Reason::Protocol)?;
+        let told = read_headers(id, headers).ok_or(Reason::Protocol)?;
         if self.requests.is_none()
             || *self.finishing.borrow()
             || 2 * self.answers.len() + self.waiting.len() >= STREAMS
@@ -258,7 +258,7 @@ impl Ears {
     }
 
     async fn pair(&mut self, id: u32, headers: &Headers) {
-        let Some(Told { key, kind, port }) = told(id, headers) else {
+        let Some(PortHeaders { key, kind, port }) = read_headers(id, headers) else {
             return;
         };
         let Some(first) = self.waiting.remove(&key) else {
@@ -400,13 +400,13 @@ impl Ears {
 }
 
 /// What the headers of a stream say.
-struct Told {
+struct PortHeaders {
     key: String,
     kind: Kind,
     port: u16,
 }
 
-fn told(id: u32, headers: &Headers) -> Option<Told> {
+fn read_headers(id: u32, headers: &Headers) -> Option<PortHeaders> {
     let kind = match headers.get("streamtype")? {
         "data" => Kind::Data,
         "error" => Kind::Error,
@@ -420,7 +420,7 @@ fn told(id: u32, headers: &Headers) -> Option<Told> {
         None if kind == Kind::Data => format!("stream {}", id.checked_sub(2)?),
         None => format!("stream {id}"),
     };
-    (key.len() <= KEY).then_some(Told { key, kind, port })
+    (key.len() <= KEY).then_some(PortHeaders { key, kind, port })
 }
 
 /// Sends what the handler reports, then that there is no more.

@@ -40,7 +40,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::{
     Cgroup, CgroupError, CgroupPath, Counted, Driver, DriverKind, Hierarchies, Version, file,
 };
-use crate::ways::PROCS;
+use crate::joining::PROCS;
 use manager::{First, Manager, Scope};
 
 /// Present where systemd is PID 1: see sd_booted(3).

@@ -27,7 +27,7 @@ const CANNOT_START: u8 = 128;
 
 /// What the child says, waits at and notes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ways<'a> {
+pub(super) struct Handshake<'a> {
     /// Takes the words of `report`.
     pub(super) socket: BorrowedFd<'a>,
     /// What the process waits at.
@@ -37,15 +37,15 @@ pub(super) struct Ways<'a> {
 }
 
 /// The child's life: returns only when it failed.
-pub(super) fn run(prepared: &Prepared, ways: Ways<'_>) -> u8 {
+pub(super) fn run(prepared: &Prepared, handshake: Handshake<'_>) -> u8 {
     let mut moments = Moments::default();
     let left = match leave(prepared, &mut moments) {
         Ok(left) => left,
-        Err(problem) => return give_up(ways.socket, problem),
+        Err(problem) => return give_up(handshake.socket, problem),
     };
     match &prepared.process.user_space {
-        None => go_on(prepared, ways, (left, moments), false),
-        Some(space) => inside::run(prepared, space, ways, (left, moments)),
+        None => go_on(prepared, handshake, (left, moments), false),
+        Some(space) => inside::run(prepared, space, handshake, (left, moments)),
     }
 }
 
@@ -61,22 +61,22 @@ pub(super) struct Left {
 /// left the monitor is not the first of a session yet.
 pub(super) fn go_on(
     prepared: &Prepared,
-    ways: Ways<'_>,
+    handshake: Handshake<'_>,
     (left, mut moments): (Left, Moments),
     sibling: bool,
 ) -> u8 {
     let Left { honoured, taken } = left;
-    let set_up = set_up(prepared, ways.socket, taken, &mut moments)
-        .and_then(|stdio| connect(prepared, stdio, ways));
+    let set_up = set_up(prepared, handshake.socket, taken, &mut moments)
+        .and_then(|stdio| connect(prepared, stdio, handshake));
     let [go, words, socket] = match set_up {
         Ok(done) => done,
-        Err(problem) => return give_up(ways.socket, problem),
+        Err(problem) => return give_up(handshake.socket, problem),
     };
     let (go, words) = (fds::leave_open(go), fds::leave_open(words));
     let start = Waiting { go, words };
     let process = &prepared.process;
     let terminal = prepared.stdio.is_none();
-    let Some(note) = ways.note else {
+    let Some(note) = handshake.note else {
         let session = match sibling {
             true => steps::begin_session(terminal),
             false => steps::take_terminal(terminal),
@@ -255,10 +255,10 @@ fn open_terminal(
 fn connect(
     prepared: &Prepared,
     stdio: Streams<'_>,
-    ways: Ways<'_>,
+    handshake: Handshake<'_>,
 ) -> Result<[OwnedFd; 3], Problem> {
     let fds = stdio.each_ref().map(AsFd::as_fd);
-    let others = [ways.start.go, ways.start.words, ways.socket];
+    let others = [handshake.start.go, handshake.start.words, handshake.socket];
     let connected = steps::connect_streams(&prepared.process, fds, others);
     // Its numbers mean nothing any more.
     std::mem::forget(stdio);

@@ -15,7 +15,7 @@
 use nix::sched::CloneFlags;
 use rustix::io::Errno;
 
-use super::child::{Left, Ways, give_up, go_on};
+use super::child::{Handshake, Left, give_up, go_on};
 use super::dev;
 use super::prepare::Prepared;
 use super::report::{Moments, Own, Problem};
@@ -27,28 +27,31 @@ use crate::user_space::UserSpace;
 pub(super) fn run(
     prepared: &Prepared,
     space: &UserSpace,
-    ways: Ways<'_>,
+    handshake: Handshake<'_>,
     (mut left, moments): (Left, Moments),
 ) -> u8 {
     if let Err(problem) = enter(prepared, space, &mut left) {
-        return give_up(ways.socket, problem);
+        return give_up(handshake.socket, problem);
     }
     if prepared.pid_namespace.is_some() {
         let made = nix::sched::unshare(CloneFlags::CLONE_NEWNS)
             .map_err(|errno| Errno::from_raw_os_error(errno as i32));
         return match Own::Namespaces.at(0, made) {
-            Ok(()) => go_on(prepared, ways, (left, moments), false),
-            Err(problem) => give_up(ways.socket, problem),
+            Ok(()) => go_on(prepared, handshake, (left, moments), false),
+            Err(problem) => give_up(handshake.socket, problem),
         };
     }
-    let Some(note) = ways.note else {
+    let Some(note) = handshake.note else {
         return 1;
     };
-    let first = Ways { note: None, ..ways };
+    let first = Handshake {
+        note: None,
+        ..handshake
+    };
     let life = || go_on(prepared, first, (left, moments), true);
     match Own::Namespaces.at(0, fork::spawn_noted_sibling(prepared.new, note, life)) {
         Ok(_) => 0,
-        Err(problem) => give_up(ways.socket, problem),
+        Err(problem) => give_up(handshake.socket, problem),
     }
 }
 

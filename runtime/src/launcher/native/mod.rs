@@ -34,7 +34,7 @@ use crate::exec::{Step, keyring};
 use crate::protocol::{Plan, one_way_pair};
 use crate::sys::fork::{self, Child, NewNamespaces};
 use crate::sys::note::Note;
-use child::Ways;
+use child::Handshake;
 use prepare::{Foreign, Prepared};
 use report::{Moments, Packet};
 
@@ -117,7 +117,7 @@ impl Launcher for Native {
         let inside = prepared.process.user_space.is_some();
         let note = (shares || inside).then(Note::new).transpose();
         let note = note.map_err(failed("make the note"))?;
-        let ways = Ways {
+        let handshake = Handshake {
             socket: says.as_fd(),
             start: end.waiting(),
             note: note.as_ref(),
@@ -127,7 +127,7 @@ impl Launcher for Native {
             true => NewNamespaces::default(),
             false => prepared.new,
         };
-        let worker = fork::spawn_into(new, cgroup, || child::run(&prepared, ways));
+        let worker = fork::spawn_into(new, cgroup, || child::run(&prepared, handshake));
         let worker = worker.map_err(failed("clone"))?;
         let score = plan.process.as_ref().and_then(|p| p.oom_score_adj);
         Ok(Box::new(InProgress {

@@ -17,13 +17,13 @@ use super::super::place::{Links, below, clean};
 use super::super::{ContainerStdio, LaunchError, SharedPids};
 use super::{Shared, procfs};
 use crate::exec;
+use crate::joining::is_v2;
 use crate::protocol::{
     self, Create, Fds, MountAttributes, MountKind, MountPropagation, NamespaceKind, Plan,
 };
 use crate::sys::fork::NewNamespaces;
 use crate::sys::propagation::Propagation;
 use crate::user_space::UserSpace;
-use crate::ways::is_v2;
 
 /// Where all cgroup filesystems are.
 const CGROUPS: &str = "/sys/fs/cgroup";
