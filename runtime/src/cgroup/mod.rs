@@ -129,7 +129,7 @@ impl Cgroup {
     }
 
     /// The file of each hierarchy that a process of one thread joins by, see
-    /// [`crate::ways`].
+    /// [`crate::joining`].
     pub fn files_to_join(&self) -> Vec<PathBuf> {
         let file = |tree: &Tree| self.dir(tree).join(joining::file_to_join(tree.is_v2()));
         self.layout.trees.iter().map(file).collect()

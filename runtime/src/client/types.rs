@@ -45,7 +45,7 @@ pub struct PodSetup {
     pub state_dir: PathBuf,
     /// An existing directory; exit records are written here.
     pub exit_dir: PathBuf,
-    /// Files by which the monitor joins, see [`crate::ways`].
+    /// Files by which the monitor joins, see [`crate::joining`].
     pub cgroup_files: Vec<PathBuf>,
     /// Set in a new uts namespace. `None`: the host's namespace.
     pub hostname: Option<String>,
@@ -103,7 +103,7 @@ pub struct CreateContainer {
     pub pids: Pids,
     /// Detached mount of the root filesystem.
     pub rootfs: OwnedFd,
-    /// Files by which the container joins, see [`crate::ways`].
+    /// Files by which the container joins, see [`crate::joining`].
     pub cgroup_files: Vec<PathBuf>,
     /// `memory.events` or `memory.oom_control`, read when it ends.
     pub cgroup_oom: Option<PathBuf>,
@@ -169,7 +169,7 @@ pub struct ExecProcess {
     pub streaming: bool,
     /// After this it is killed with its session.
     pub timeout: Option<Duration>,
-    /// Files by which it joins: the container's, see [`crate::ways`].
+    /// Files by which it joins: the container's, see [`crate::joining`].
     pub cgroup_files: Vec<PathBuf>,
 }
 

@@ -51,7 +51,7 @@ pub struct Create {
     /// Detached mounts to use as sources.
     #[prost(message, repeated, tag = "5")]
     pub mounts: Vec<MountSource>,
-    /// Files to join by, see [`crate::ways`].
+    /// Files to join by, see [`crate::joining`].
     #[prost(bytes = "vec", repeated, tag = "6")]
     pub cgroup_files: Vec<Vec<u8>>,
     /// File that counts OOM kills.

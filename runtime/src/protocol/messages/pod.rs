@@ -12,7 +12,7 @@ pub struct Setup {
     /// Directory of exit records.
     #[prost(bytes = "vec", tag = "3")]
     pub exit_dir: Vec<u8>,
-    /// Files to join by, see [`crate::ways`].
+    /// Files to join by, see [`crate::joining`].
     #[prost(bytes = "vec", repeated, tag = "4")]
     pub cgroup_files: Vec<Vec<u8>>,
     /// Host name in a new uts namespace; missing: the host's namespace.

@@ -17,7 +17,7 @@ pub struct Exec {
     /// Killed after this many nanoseconds; 0: never.
     #[prost(uint64, tag = "4")]
     pub timeout: u64,
-    /// Files to join by, see [`crate::ways`].
+    /// Files to join by, see [`crate::joining`].
     #[prost(bytes = "vec", repeated, tag = "5")]
     pub cgroup_files: Vec<Vec<u8>>,
     /// Whether somebody reads its streams as they come, and takes his time: the answer
