@@ -23,6 +23,7 @@ mod otel;
 mod paths;
 mod pod;
 mod pod_metrics;
+mod regular_file;
 mod rpc;
 mod server;
 mod spec;

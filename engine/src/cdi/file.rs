@@ -4,11 +4,11 @@
 //! whole file unusable: it may ask for what would be missing in silence.
 
 use std::collections::{BTreeMap, HashSet};
-use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+
+use crate::regular_file;
 
 /// Larger files describe no devices.
 const MAX_FILE: u64 = 4 << 20;
@@ -94,19 +94,8 @@ pub(super) struct Mount {
 
 /// Reads a file and checks it.
 pub(super) fn read(path: &Path) -> Result<File, String> {
-    // A FIFO keeps nobody waiting.
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| error.to_string())?;
-    let found = file.metadata().map_err(|error| error.to_string())?;
-    if !found.is_file() || found.len() > MAX_FILE {
-        return Err("is no regular file of at most 4 MiB".to_owned());
-    }
-    let mut text = String::new();
-    let read = file.take(MAX_FILE).read_to_string(&mut text);
-    read.map_err(|error| error.to_string())?;
+    let text = regular_file::read(path, MAX_FILE).map_err(|error| error.to_string())?;
+    let text = String::from_utf8(text).map_err(|error| error.to_string())?;
     parse(&text, path.extension().is_some_and(|kind| kind == "json"))
 }
 

@@ -6,7 +6,6 @@
 //! on a thread that may wait for a disk; no handshake does. What cannot be read or does
 //! not fit together changes nothing, and is warned of once.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +18,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::sync::watch;
 
 use crate::config::StreamingTls;
+use crate::regular_file;
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(10);
@@ -174,16 +174,10 @@ impl Texts {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
-    let mut text = Vec::new();
-    let file = std::fs::File::open(path);
-    let read = file.and_then(|file| file.take(LONGEST).read_to_end(&mut text));
-    match read {
-        Ok(_) => Ok(text),
-        Err(source) => Err(CertificateError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    regular_file::read(path, LONGEST).map_err(|source| CertificateError::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn certificates(
