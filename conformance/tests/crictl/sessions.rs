@@ -198,6 +198,18 @@ fn ask(address: SocketAddr) -> String {
     said
 }
 
+/// Waits until so many sockets of the pod listen at ports that look so in /proc/net/tcp.
+async fn listens(rig: &Rig, container: &str, ports: &str, sockets: usize) {
+    let mut client = rig.client.clone();
+    let script = format!("cat /proc/net/tcp /proc/net/tcp6 | grep -c '{ports} 0A '");
+    conformance::eventually(deadline(), async || {
+        let listening = client.exec(container, &["sh", "-c", &script], 5).await;
+        (listening.expect("exec").stdout == format!("{sockets}\n")).then_some(())
+    })
+    .await
+    .expect("all listen");
+}
+
 #[test]
 fn ports_of_a_pod_are_reached_on_both_families_and_a_closed_one_is_told() {
     with_own_engine(async |rig| {
@@ -206,14 +218,7 @@ fn ports_of_a_pod_are_reached_on_both_families_and_a_closed_one_is_told() {
             busybox httpd -p 127.0.0.1:8080 -h /tmp/four; busybox httpd -p '[::1]:8081' -h /tmp/six; \
             sleep 1000";
         let (pod, id) = rig.running("ports", &["sh", "-c", script]).await;
-        let mut client = rig.client.clone();
-        conformance::eventually(deadline(), async || {
-            let script = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1F9[01] .* 0A '";
-            let listening = client.exec(&id, &["sh", "-c", script], 5).await;
-            (listening.expect("exec").stdout == "2\n").then_some(())
-        })
-        .await
-        .expect("both listen");
+        listens(rig, &id, ":1F9[01] .*", 2).await;
         for transport in TRANSPORTS {
             let words = [
                 "port-forward",
@@ -257,14 +262,7 @@ fn a_forwarded_connection_is_whole_and_ends_in_each_direction_by_itself() {
         let script =
             "nc -ll -p 8080 -e sh -c 'wc -c; dd if=/dev/zero bs=1024 count=4096 2>/dev/null'";
         let (pod, id) = rig.running("whole", &["sh", "-c", script]).await;
-        let mut client = rig.client.clone();
-        conformance::eventually(deadline(), async || {
-            let script = "cat /proc/net/tcp /proc/net/tcp6 | grep -c ':1F90 .* 0A '";
-            let listening = client.exec(&id, &["sh", "-c", script], 5).await;
-            (listening.expect("exec").stdout == "1\n").then_some(())
-        })
-        .await
-        .expect("it listens");
+        listens(rig, &id, ":1F90 .*", 1).await;
         for transport in TRANSPORTS {
             let forwarder = crictl.begin(&["port-forward", "-r", transport, &pod, ":8080"]);
             let address = chosen(&forwarder, 8080);
