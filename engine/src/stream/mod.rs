@@ -12,6 +12,7 @@ mod certificates;
 mod command;
 mod pipes;
 mod ports;
+mod pouring;
 mod terminal;
 mod tokens;
 
