@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use conformance::engine::Driver;
+use conformance::eventually;
 use proto::v1;
 
-use crate::rig::{Rig, with_own_engine};
+use crate::rig::{Rig, deadline, with_own_engine};
 
 const MIB: i64 = 1 << 20;
 
@@ -33,6 +34,23 @@ fn run(program: &str, arguments: &[&str]) {
     let output = output.expect("it can be run");
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
+}
+
+/// What systemd says of a unit's state; nothing where it does not listen.
+fn asked(unit: &str) -> Vec<u8> {
+    let asked = Command::new("systemctl").args(["is-active", unit]).output();
+    asked.expect("systemctl").stdout
+}
+
+/// Has systemd do something; again where it does not listen, since another test has it begin
+/// anew.
+async fn systemctl(arguments: &[&str]) {
+    let done = eventually(deadline(), async || {
+        let status = Command::new("systemctl").args(arguments).output();
+        status.expect("systemctl").status.success().then_some(())
+    });
+    let done = done.await;
+    assert!(done.is_some(), "systemctl {arguments:?}");
 }
 
 fn limits(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContainerResources {
@@ -364,7 +382,7 @@ fn systemd_that_is_executed_again_takes_nothing_from_pods() {
             assert_eq!(one.says(rig, made).await, "/made\n");
         }
         for order in ["daemon-reexec", "daemon-reload"] {
-            run("systemctl", &[order]);
+            systemctl(&[order]).await;
             for one in &all {
                 is_whole(rig, one).await;
             }
@@ -389,11 +407,38 @@ fn systemd_that_is_executed_again_takes_nothing_from_pods() {
         for one in &all {
             rig.client.stop_pod(&one.pod).await.expect("StopPodSandbox");
             let scope = format!("slipway-{}.scope", one.pod);
-            let asked = Command::new("systemctl")
-                .args(["is-active", &scope])
-                .output();
-            let asked = asked.expect("systemctl").stdout;
-            assert_ne!(asked, b"active\n", "{scope}");
+            // Those that end well are forgotten, and such a unit is inactive as well.
+            let gone = async || (asked(&scope) == b"inactive\n").then_some(());
+            let gone = eventually(deadline(), gone).await;
+            gone.expect("the scope ends");
+        }
+    });
+}
+
+/// While systemd begins anew it is not on the bus, and whoever waits for the end of a job
+/// may not be told.
+#[test]
+fn pods_begin_and_end_while_systemd_is_executed_again() {
+    let systemd = Path::new("/run/systemd/system").is_dir();
+    if !is_v2() || !is_there("systemd", systemd) {
+        return;
+    }
+    with_own_engine(async |rig| {
+        for round in 0..8 {
+            let anew = || {
+                let mut order = Command::new("systemctl");
+                order.arg("daemon-reexec").spawn().expect("systemctl")
+            };
+            let mut orders = vec![anew()];
+            let sandbox = rig.sandbox(&format!("anew-{round}"));
+            let pod = rig.client.run_pod(&sandbox).await.expect("RunPodSandbox");
+            orders.push(anew());
+            rig.client.stop_pod(&pod).await.expect("StopPodSandbox");
+            rig.client.remove_pod(&pod).await.expect("RemovePodSandbox");
+            for mut order in orders {
+                // It is refused where systemd begins anew already.
+                order.wait().expect("its end");
+            }
         }
     });
 }
@@ -412,7 +457,7 @@ async fn is_whole(rig: &mut Rig, one: &One) {
     assert_eq!(opens(one, rig, "/made").await, "");
     if Driver::of_environment() == Driver::Systemd {
         let scope = format!("slipway-{}.scope", one.pod);
-        run("systemctl", &["is-active", &scope]);
+        systemctl(&["is-active", &scope]).await;
     }
     let limits = v1::LinuxContainerResources {
         cpu_shares: 512,

@@ -1,7 +1,7 @@
 //! The socket and the process.
 
 use conformance::client::Client;
-use conformance::engine::{Engine, executable};
+use conformance::engine::{Driver, Engine, executable};
 use proto::v1;
 use tonic::Code;
 
@@ -44,7 +44,11 @@ fn version_and_conditions_are_complete() {
             .runtime_config(v1::RuntimeConfigRequest {})
             .await;
         let linux = config.expect("config").into_inner().linux.expect("linux");
-        assert_eq!(linux.cgroup_driver, v1::CgroupDriver::Cgroupfs as i32);
+        let driver = match Driver::of_environment() {
+            Driver::Cgroupfs => v1::CgroupDriver::Cgroupfs,
+            Driver::Systemd => v1::CgroupDriver::Systemd,
+        };
+        assert_eq!(linux.cgroup_driver, driver as i32);
     });
 }
 

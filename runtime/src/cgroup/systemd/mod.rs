@@ -217,12 +217,13 @@ impl Systemd {
         Ok(())
     }
 
-    /// Has the scope of a pod stopped whose own cgroup is or was at `path`. One that is gone
-    /// is fine, and so is a systemd that does not answer where nothing is left to run: it
-    /// removes the scope by itself.
+    /// Ends all that is in the scope of a pod whose own cgroup is or was at `path`, and has
+    /// the scope stopped. One that is gone is fine, and so is a systemd that does not answer
+    /// where nothing is left to run: it removes the scope by itself.
     ///
     /// # Errors
-    /// systemd refuses, fails or does not answer, and the scope has processes.
+    /// Processes do not end by SIGKILL, or systemd refuses, fails or does not answer, and the
+    /// scope has processes.
     pub async fn end(&self, path: &CgroupPath) -> Result<(), SystemdError> {
         let Some(scope) = names::scope_around(path) else {
             return Ok(());
@@ -231,6 +232,11 @@ impl Systemd {
         if !cgroup.exists() {
             return Ok(());
         }
+        // What no record names: systemd would ask it to end, by a signal that the first
+        // process of a container does not even see, and wait for a minute and a half.
+        let (all, patience) = (cgroup.clone(), self.patience);
+        let killed = tokio::task::spawn_blocking(move || all.kill(patience)).await;
+        killed.map_err(|error| SystemdError::Defect(error.to_string()))??;
         let stopped = self.manager.stop(scope.name(), self.patience).await;
         let finish = move || match stopped {
             // Nobody else's: what systemd does not know it does not remove.
