@@ -4,7 +4,9 @@ use conformance::eventually;
 use proto::v1;
 
 use crate::rig::{Rig, deadline};
-use crate::stage::{ATTACKER, NATIVE, armed, security, strict, unconfined, with_every_launcher};
+use crate::stage::{
+    ATTACKER, NATIVE, armed, security, strict, unconfined, with_every_launcher, without_apparmor,
+};
 
 /// All that an ordinary container may have, and tracing.
 const MOST: &str = "a80c25fb";
@@ -29,6 +31,7 @@ fn sharing(rig: &Rig, name: &str) -> v1::PodSandboxConfig {
 fn sharer(rig: &Rig, name: &str, command: &[&str]) -> v1::ContainerConfig {
     let mut config = rig.container(name, command);
     security(&mut config).namespace_options = Some(shared(v1::NamespaceMode::Pod));
+    without_apparmor(&mut config);
     config
 }
 

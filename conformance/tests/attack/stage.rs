@@ -161,10 +161,20 @@ pub(crate) fn security(config: &mut v1::ContainerConfig) -> &mut v1::LinuxContai
     linux.security_context.as_mut().expect("a security context")
 }
 
-/// No filter of system calls.
+/// No filter of system calls, and no AppArmor.
 pub(crate) fn unconfined(config: &mut v1::ContainerConfig) {
-    security(config).seccomp = Some(v1::SecurityProfile {
+    security(config).seccomp = Some(nothing());
+    without_apparmor(config);
+}
+
+/// No AppArmor, where the node has it: it would keep an attacker from what else has to hold.
+pub(crate) fn without_apparmor(config: &mut v1::ContainerConfig) {
+    security(config).apparmor = Some(nothing());
+}
+
+fn nothing() -> v1::SecurityProfile {
+    v1::SecurityProfile {
         profile_type: v1::security_profile::ProfileType::Unconfined as i32,
         ..Default::default()
-    });
+    }
 }
