@@ -124,14 +124,11 @@ impl Engine {
         std::fs::write(&path, settings).with_context(|| format!("write {}", path.display()))
     }
 
-    /// The parent of this engine's pods as a request names it: with the systemd driver the
-    /// name of a slice.
+    /// The parent of this engine's pods as the kubelet names it: by its path with both
+    /// drivers.
     #[must_use]
     pub fn cgroup_parent(&self) -> &str {
-        match Driver::of_environment() {
-            Driver::Cgroupfs => &self.cgroup,
-            Driver::Systemd => self.cgroup.trim_start_matches('/'),
-        }
+        &self.cgroup
     }
 
     /// The cgroup of a pod's own processes, or of a container in that pod.

@@ -1,9 +1,10 @@
 //! What a request says of cgroups to the paths that the kernel shows.
 //!
 //! With the cgroupfs driver `cgroup_parent` is such a path. With the systemd driver it is
-//! the name of a slice (`kubepods-besteffort-pod1.slice`), whose dashes stand for the slices
-//! above it. One that is meant for the other driver says that the kubelet has the other one,
-//! and is refused: the pod would not be where the kubelet limits it.
+//! that of a slice, as the kubelet sends it (`/kubepods.slice/kubepods-pod1.slice`), or the
+//! slice's name alone, whose dashes stand for the slices above it. One that is meant for the
+//! other driver says that the kubelet has the other one, and is refused: the pod would not
+//! be where the kubelet limits it. So is a path at which systemd has no such slice.
 
 use runtime::cgroup::{CgroupPath, DriverKind, slice_path};
 
@@ -25,7 +26,7 @@ pub(super) fn parent_from_proto(
     if path.is_empty() {
         return Ok(CgroupParent::Shared);
     }
-    let (is_slice, is_path) = (path.ends_with(".slice"), path.contains('/'));
+    let is_slice = path.ends_with(".slice");
     let other = |wanted: &str| {
         let driver = driver.as_str();
         let reason = format!(
@@ -36,16 +37,27 @@ pub(super) fn parent_from_proto(
     };
     let parent = match driver {
         DriverKind::Cgroupfs if is_slice => return other("a path, and no slice of systemd's"),
-        DriverKind::Systemd if is_path || !is_slice => {
-            return other("the name of a slice, such as \"kubepods-pod1.slice\"");
+        DriverKind::Systemd if !is_slice => {
+            return other("a slice, such as \"/kubepods.slice/kubepods-pod1.slice\"");
         }
         DriverKind::Cgroupfs => path.parse::<CgroupPath>().map(Some),
-        DriverKind::Systemd => slice_path(path),
+        DriverKind::Systemd => slice_path(path.rsplit('/').next().unwrap_or_default()),
     };
+    let is_path = path.contains('/');
     match parent {
+        Ok(slice) if driver == DriverKind::Systemd && is_path && !is_at(slice.as_ref(), path) => {
+            let there = slice.as_ref().map_or("/", CgroupPath::as_str);
+            let reason =
+                format!("{text:?} is not where systemd has this slice, which is {there:?}");
+            Err(wrong(field, reason))
+        }
         Ok(parent) => Ok(parent.map_or(CgroupParent::Shared, CgroupParent::OfPod)),
         Err(error) => Err(wrong(field, error.to_string())),
     }
+}
+
+fn is_at(slice: Option<&CgroupPath>, path: &str) -> bool {
+    slice.is_some_and(|slice| slice.as_str() == path)
 }
 
 #[cfg(test)]
@@ -78,8 +90,40 @@ mod tests {
             assert_eq!(parent, CgroupParent::Shared, "{none:?}");
         }
         let path = "/kubepods.slice/kubepods-pod1.slice";
-        let parent = parent("kubepods-pod1.slice", DriverKind::Systemd).expect("valid");
-        assert_eq!(parent, CgroupParent::OfPod(path.parse().expect("path")));
+        for text in ["kubepods-pod1.slice", path, &format!("{path}/")] {
+            let parent = parent(text, DriverKind::Systemd).expect("valid");
+            assert_eq!(parent, CgroupParent::OfPod(path.parse().expect("path")));
+        }
+    }
+
+    /// The kubelet writes the slices above into it, and so does critest.
+    #[test]
+    fn a_slice_is_named_as_the_kubelet_names_it() {
+        let path = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1_2.slice";
+        for text in [path, "/test.slice"] {
+            let parent = parent(text, DriverKind::Systemd).expect("valid");
+            assert_eq!(parent, CgroupParent::OfPod(text.parse().expect("path")));
+        }
+    }
+
+    #[test]
+    fn a_slice_at_a_path_where_systemd_has_it_not_is_refused_with_its_place() {
+        for (text, place) in [
+            (
+                "/kubepods-pod1.slice",
+                "\"/kubepods.slice/kubepods-pod1.slice\"",
+            ),
+            ("/other.slice/kubepods-pod1.slice", "\"/kubepods.slice/"),
+            ("kubepods.slice/kubepods-pod1.slice", "\"/kubepods.slice/"),
+            ("/kubepods.slice/../test.slice", "\"/test.slice\""),
+            ("//test.slice", "\"/test.slice\""),
+            ("a/../b.slice", "\"/b.slice\""),
+            ("/kubepods/test.slice", "\"/test.slice\""),
+            ("/-.slice", "\"/\""),
+        ] {
+            let error = refused(text, DriverKind::Systemd);
+            assert!(error.contains(place), "{error}");
+        }
     }
 
     fn refused(text: &str, driver: DriverKind) -> String {
@@ -114,7 +158,7 @@ mod tests {
             assert!(error.contains("driver cgroupfs"), "{error}");
             assert!(error.contains("systemd"), "{error}");
         }
-        for text in ["/kubepods/pod1", "/kubepods.slice", "a/../b.slice", "pod1"] {
+        for text in ["/kubepods/pod1", "/kubepods.slice/pod1", "pod1"] {
             let error = refused(text, DriverKind::Systemd);
             assert!(error.contains("driver systemd"), "{error}");
             assert!(error.contains("slice"), "{error}");
