@@ -102,10 +102,6 @@ fn read(stream: &TcpStream) -> io::Result<Bytes> {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::unwrap_used,
-    reason = "a test ends at the first thing that is wrong"
-)]
 mod tests {
     use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
