@@ -191,6 +191,8 @@ fn apparmor_from_proto(
         }) => match ProfileType::try_from(profile_type) {
             Ok(ProfileType::RuntimeDefault) => "runtime/default".to_owned(),
             Ok(ProfileType::Unconfined) => "unconfined".to_owned(),
+            // The kubelet gives the name alone, others with what annotations had before it.
+            Ok(ProfileType::Localhost) if localhost_ref.starts_with("localhost/") => localhost_ref,
             Ok(ProfileType::Localhost) => format!("localhost/{localhost_ref}"),
             Err(_) => return Err(wrong(field, format!("{profile_type} is not known"))),
         },
@@ -233,6 +235,25 @@ fn localhost_apparmor(field: &str, wanted: &str) -> Result<AppArmor, BadRequest>
         Err(error) => {
             let reason = format!("the loaded profiles cannot be read: {error}");
             Err(wrong(field, reason))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No kernel has this profile, and the refusal names what was looked for.
+    #[test]
+    fn an_apparmor_profile_may_be_given_with_its_prefix_or_without() {
+        for localhost_ref in ["no-such-profile", "localhost/no-such-profile"] {
+            let profile = v1::SecurityProfile {
+                profile_type: ProfileType::Localhost as i32,
+                localhost_ref: localhost_ref.to_owned(),
+            };
+            let error = apparmor_from_proto(Some(profile), "").expect_err("no such profile");
+            let error = error.to_string();
+            assert!(error.contains("\"no-such-profile\""), "{error}");
         }
     }
 }
