@@ -208,7 +208,9 @@ fn a_command_ends_with_its_client_and_leaves_no_process() {
         let script = "setsid sleep 4321 & echo ready; sleep 4321";
         let mut session = exec(rig, command(&id, script)).await;
         session.until("ready").await;
-        assert!(runs("sleep\u{0}4321"));
+        // The shell says so before either of them is executed.
+        let both = eventually(deadline(), async || runs("sleep\u{0}4321").then_some(()));
+        both.await.expect("a process runs");
         drop(session);
         let deadline = std::time::Instant::now() + deadline();
         while runs("sleep\u{0}4321") {
