@@ -97,7 +97,7 @@ pub(super) struct Chain<'a> {
     pub(super) limits: &'a Limits,
     pub(super) list: &'a NetworkList,
     pub(super) runners: &'a [Runner],
-    pub(super) told: Arguments,
+    pub(super) arguments: Arguments,
     /// For all plugins that are processes.
     pub(super) deadline: Instant,
 }
@@ -126,7 +126,7 @@ impl Chain<'_> {
     /// DEL for that, and all are asked.
     pub(super) async fn others(&self, result: Option<Value>) -> Vec<Failure> {
         let mut failures = Vec::new();
-        for (runner, plugins) in self.parts(self.told.command == Command::Del) {
+        for (runner, plugins) in self.parts(self.arguments.command == Command::Del) {
             let results = self.run(runner, plugins, result.clone(), false).await;
             failures.extend(results.into_iter().filter_map(|(_, one)| one.err()));
         }
@@ -184,17 +184,21 @@ impl Chain<'_> {
         previous: Option<&Value>,
     ) -> Vec<Result<Value, PluginError>> {
         let call = Call {
-            command: self.told.command.name(),
-            id: &self.told.id,
-            netns: &self.told.netns,
-            args: &self.told.args,
+            command: self.arguments.command.name(),
+            id: &self.arguments.id,
+            netns: &self.arguments.netns,
+            args: &self.arguments.args,
             bin_dirs: &self.cni.bin_dirs,
             deadline: self.deadline,
         };
-        let turns = self.limits.processes(self.list.name(), self.told.command);
+        let turns = self
+            .limits
+            .processes(self.list.name(), self.arguments.command);
         let mut results = Vec::new();
         for plugin in plugins {
-            let input = self.list.input(plugin, &self.told.capabilities, previous);
+            let input = self
+                .list
+                .input(plugin, &self.arguments.capabilities, previous);
             let Ok(_turn) = turns.acquire().await else {
                 results.push(Err(PluginError::Defect("the engine ends".into())));
                 break;
@@ -202,7 +206,7 @@ impl Chain<'_> {
             let result = call.run(kind(plugin), input).await;
             let failed = result.is_err();
             results.push(result);
-            if failed && self.told.command == Command::Add {
+            if failed && self.arguments.command == Command::Add {
                 break;
             }
         }
@@ -215,13 +219,15 @@ impl Chain<'_> {
         previous: Option<Value>,
         chained: bool,
     ) -> Vec<Result<Value, PluginError>> {
-        let turns = self.limits.builtin(self.list.name(), self.told.command);
+        let turns = self
+            .limits
+            .builtin(self.list.name(), self.arguments.command);
         let Ok(permit) = turns.acquire_owned().await else {
             return vec![Err(PluginError::Defect("the engine ends".into()))];
         };
-        let (told, list) = (self.told.clone(), self.list.clone());
+        let (arguments, list) = (self.arguments.clone(), self.list.clone());
         let work = move || {
-            let results = call_all(&told, &list, &plugins, previous, chained);
+            let results = call_all(&arguments, &list, &plugins, previous, chained);
             // With the work, even if nobody waits for it any more.
             drop(permit);
             results
@@ -263,7 +269,7 @@ impl Arguments {
 }
 
 fn call_all(
-    told: &Arguments,
+    arguments: &Arguments,
     list: &NetworkList,
     plugins: &[Value],
     mut previous: Option<Value>,
@@ -271,8 +277,8 @@ fn call_all(
 ) -> Vec<Result<Value, PluginError>> {
     let mut results = Vec::new();
     for plugin in plugins {
-        let input = list.input(plugin, &told.capabilities, previous.as_ref());
-        let result = told.call(kind(plugin), &input);
+        let input = list.input(plugin, &arguments.capabilities, previous.as_ref());
+        let result = arguments.call(kind(plugin), &input);
         let failed = result.is_err();
         if chained {
             previous = result.as_ref().ok().cloned();

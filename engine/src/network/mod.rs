@@ -217,8 +217,8 @@ impl Network {
         let list = &attachment.list;
         let runners = self.runners(attachment);
         self.all_installed(list, &runners)?;
-        let told = told(Command::Add, id, netns, attachment);
-        let chain = self.chain(list, &runners, told, ADD_DEADLINE);
+        let arguments = arguments(Command::Add, id, netns, attachment);
+        let chain = self.chain(list, &runners, arguments, ADD_DEADLINE);
         let result = chain
             .add()
             .await
@@ -246,9 +246,9 @@ impl Network {
             true => netns,
             false => Path::new(""),
         };
-        let told = told(Command::Del, id, netns, attachment);
+        let arguments = arguments(Command::Del, id, netns, attachment);
         let failures = self
-            .chain(list, &runners, told, DEL_DEADLINE)
+            .chain(list, &runners, arguments, DEL_DEADLINE)
             .others(result)
             .await;
         if let Some(failure) = failures.into_iter().next() {
@@ -380,7 +380,7 @@ impl Network {
         &'a self,
         list: &'a NetworkList,
         runners: &'a [Runner],
-        told: Arguments,
+        arguments: Arguments,
         patience: Duration,
     ) -> Chain<'a> {
         Chain {
@@ -388,7 +388,7 @@ impl Network {
             limits: &self.limits,
             list,
             runners,
-            told,
+            arguments,
             deadline: Instant::now() + patience,
         }
     }
@@ -405,7 +405,7 @@ async fn end_survivors(id: &PodId) -> Result<(), NetworkError> {
     }
 }
 
-fn told(command: Command, id: &PodId, netns: &Path, attachment: &Attachment) -> Arguments {
+fn arguments(command: Command, id: &PodId, netns: &Path, attachment: &Attachment) -> Arguments {
     Arguments {
         id: id.to_string(),
         netns: netns.to_owned(),

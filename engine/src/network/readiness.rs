@@ -77,7 +77,7 @@ impl Watch {
             limits,
             list: &list,
             runners: &runners,
-            told: Arguments::about_none(Command::Status),
+            arguments: Arguments::about_none(Command::Status),
             deadline: Instant::now() + PATIENCE,
         };
         let word = match chain.others(None).await.into_iter().next() {

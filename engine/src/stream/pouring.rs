@@ -17,8 +17,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-/// What is read at once.
-const PIECE: usize = 64 * 1024;
+use super::pipes::PIECE;
+
 /// What is to be there before the reader of a pour is woken.
 const ENOUGH: u16 = 32 * 1024;
 /// How long so much may take: the shortest time that a timer of tokio knows.

@@ -8,7 +8,7 @@
 //! the process.
 
 mod channels;
-mod pipes;
+mod delivery;
 mod ports;
 mod request;
 mod server;

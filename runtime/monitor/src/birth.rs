@@ -7,9 +7,10 @@
 //! descriptors, and ends:
 //!
 //! ```text
-//! engine ──fork──▶ idle monitor ──Setup──▶ still idle: exit(0)
-//!    │                                        │ clone(PARENT, INTO_CGROUP)
-//!    └───────────── child of the engine ◀─────┘ goes on, answers the Setup
+//! engine ──spawn──▶ idle monitor ──clone(CLONE_PARENT, CLONE_INTO_CGROUP)──┐
+//!    │                   │ exit(0)                                         ▼
+//!    └─ parent of both ──┴───────────────────────▶ its copy, in the pod's cgroup:
+//!                                                  goes on, answers the Setup
 //! ```
 //!
 //! Beside hierarchies of version 1 the v2 tree holds no limits and is left out: the

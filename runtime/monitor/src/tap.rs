@@ -484,3 +484,27 @@ fn pass_on(from: &OwnedFd, to: &OwnedFd, piece: &mut Vec<u8>) -> Result<Option<u
     }
     Ok(Some(piece.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_pours_in_small_pieces_is_let_gather_and_nothing_else() {
+        let mut pace = Pace::default();
+        let mut naps = |length: usize, wait: u64| {
+            let mut naps = 0;
+            for _ in 0..=POURING {
+                naps += u32::from(pace.waited(wait));
+                pace.passed(length);
+            }
+            naps
+        };
+        // The first of a pour are passed on as they come.
+        assert_eq!(naps(4096, 0), 1);
+        assert_eq!(naps(4096, 0), POURING + 1);
+        // A conversation has pauses, and full pieces have gathered already.
+        assert_eq!(naps(4096, POURING_GAP), 0);
+        assert_eq!(naps(PIECE, 0), 0);
+    }
+}

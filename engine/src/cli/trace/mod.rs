@@ -99,18 +99,21 @@ pub(super) fn run(args: TraceArgs) -> anyhow::Result<()> {
         svg,
         json,
     } = args;
-    let text = client::block_on(ask(&socket.path(), pod))?;
-    let calls: Vec<Call> = serde_json::from_str(&text).context("the engine's steps")?;
+    let told = client::block_on(ask(&socket.path(), pod))?;
+    let calls = Vec::<Call>::deserialize(&told).context("the engine's steps")?;
     if let Some(path) = svg {
         std::fs::write(&path, draw::svg(&calls))
             .with_context(|| format!("write {}", path.display()))?;
     }
-    let out = if json { text } else { draw::terminal(&calls) };
+    let out = match json {
+        true => told.to_string(),
+        false => draw::terminal(&calls),
+    };
     super::print(&out)
 }
 
 /// The steps of a pod's last calls, as the engine has them.
-async fn ask(socket: &Path, pod: String) -> anyhow::Result<String> {
+async fn ask(socket: &Path, pod: String) -> anyhow::Result<serde_json::Value> {
     let mut client = client::connect(socket).await?;
     let request = v1::PodSandboxStatusRequest {
         pod_sandbox_id: pod,
@@ -121,8 +124,9 @@ async fn ask(socket: &Path, pod: String) -> anyhow::Result<String> {
     let Some(steps) = info.remove("steps") else {
         bail!("the engine at {} tells no steps", socket.display());
     };
-    let steps: serde_json::Value = serde_json::from_str(&steps).context("the engine's steps")?;
-    Ok(steps["calls"].to_string())
+    let mut steps: serde_json::Value =
+        serde_json::from_str(&steps).context("the engine's steps")?;
+    Ok(steps["calls"].take())
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use super::sizes::{self, Sizes};
 use super::{Connection, Writer, converse};
 use crate::Wants;
 use crate::channels::{Channels, Flow, Gone, Input, Outcome, Output, Size, Verdict};
-use crate::pipes::{self, Delivered};
+use crate::delivery::{self, Delivered};
 use crate::status::Spelling;
 use crate::wire::{Event, Lost, Out, Reason, Sink, Source};
 
@@ -372,7 +372,7 @@ impl Ears {
         let Some(stdin) = &self.stdin else {
             return true;
         };
-        match pipes::deliver(bytes, stdin, out, connection, &mut self.finishing).await {
+        match delivery::deliver(bytes, stdin, out, connection, &mut self.finishing).await {
             Delivered::Taken => true,
             Delivered::Unwanted => {
                 self.stdin = None;

@@ -19,7 +19,7 @@ use tracing::debug;
 
 use super::{Connection, Writer, converse};
 use crate::channels::{Flow, Gone, Input, Output};
-use crate::pipes::{self, Delivered};
+use crate::delivery::{self, Delivered};
 use crate::ports::{Place, PortError, PortRequest, PortRequests};
 use crate::spdy::Headers;
 use crate::wire::{Event, Lost, Out, Reason, Sink, Source};
@@ -175,7 +175,7 @@ impl Ears {
                     self.sweep(creation).await;
                     continue;
                 }
-                () = pipes::finished(&mut finishing), if !finished => continue,
+                () = delivery::finished(&mut finishing), if !finished => continue,
                 event = source.next() => event,
             };
             match event {
@@ -351,7 +351,7 @@ impl Ears {
             return true;
         };
         let Some(pipe) = inbound else { return true };
-        match pipes::deliver(bytes, pipe, &self.out, connection, &mut self.finishing).await {
+        match delivery::deliver(bytes, pipe, &self.out, connection, &mut self.finishing).await {
             Delivered::Taken => true,
             Delivered::Unwanted => {
                 *inbound = None;
@@ -433,7 +433,7 @@ async fn tell(
     let report = tokio::select! {
         biased;
         report = reported => report.ok(),
-        () = pipes::finished(&mut finishing) => None,
+        () = delivery::finished(&mut finishing) => None,
     };
     if let Some(report) = report {
         out.send(Out::Data(id, report.into())).await.ok();
@@ -445,6 +445,6 @@ async fn tell(
 async fn letting_go(held: oneshot::Receiver<()>, mut finishing: watch::Receiver<bool>) {
     tokio::select! {
         _ = held => {}
-        () = pipes::finished(&mut finishing) => {}
+        () = delivery::finished(&mut finishing) => {}
     }
 }
