@@ -12,7 +12,6 @@ mod certificates;
 mod command;
 mod pipes;
 mod ports;
-mod pouring;
 mod terminal;
 mod tokens;
 

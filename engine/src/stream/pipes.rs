@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::unix::pipe::{Receiver, Sender};
 
 /// What is passed on at once: what a pipe holds.
-pub(super) const PIECE: usize = 64 * 1024;
+const PIECE: usize = 64 * 1024;
 /// What a pipe to a client of a container holds: a burst of output that finds no room
 /// is lost to it.
 const ROOM: usize = 256 * 1024;
@@ -60,7 +60,7 @@ pub(super) async fn pass_out(mut pipe: Receiver, output: Option<Output>) {
 
 /// The next bytes of a stream; `None` at its end. Nothing is allocated while waiting: most
 /// sessions are silent most of the time.
-async fn piece<R: AsyncRead + Unpin>(from: &mut R) -> Option<Bytes> {
+pub(super) async fn piece<R: AsyncRead + Unpin>(from: &mut R) -> Option<Bytes> {
     let piece = poll_fn(|context| {
         let mut space = [MaybeUninit::<u8>::uninit(); PIECE];
         let mut buffer = ReadBuf::uninit(&mut space);

@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::pouring::Source;
+use super::pipes::piece;
 use crate::causes::with_causes;
 use crate::context::Engine;
 use crate::ids::PodId;
@@ -106,10 +106,9 @@ async fn connection(
 /// Passes bytes on until both sides have ended or one of them breaks. A side that has
 /// said all may still be answered.
 async fn pass_both_ways(mut stream: TcpStream, mut input: Input, mut output: Output) {
-    let (from_pod, mut to_pod) = stream.split();
-    let mut from_pod = Source::new(from_pod.as_ref());
+    let (mut from_pod, mut to_pod) = stream.split();
     let answers = async {
-        while let Some(bytes) = from_pod.next().await {
+        while let Some(bytes) = piece(&mut from_pod).await {
             output.give(bytes).await?;
         }
         output.shutdown().await

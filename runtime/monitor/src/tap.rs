@@ -45,16 +45,6 @@ const SILENCE: Timespec = Timespec {
 };
 /// What is passed on at once.
 const PIECE: usize = 64 * 1024;
-/// A stream pours when so many pieces in a row each came within [`POURING_GAP`].
-const POURING: u32 = 8;
-/// Nanoseconds: no answer to what a client sent comes as fast.
-const POURING_GAP: u64 = 100_000;
-/// How long what pours is let gather, where less than half a piece was there: a program that
-/// writes 4 KiB at a time would otherwise cost everyone on the way a turn for each.
-const GATHERING: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000,
-};
 /// How long after a relay could not be made the next is tried, nanoseconds.
 const RETRY: u64 = 1_000_000_000;
 /// How often what is there is looked for at the end: a relay may just have left.
@@ -366,14 +356,8 @@ fn relay(pairs: &[(BorrowedFd<'_>, BorrowedFd<'_>)], told: BorrowedFd<'_>) -> Re
     rustix::thread::set_name(&std::ffi::CString::new(WRITER_NAME).map_err(|_| Errno::INVAL)?)?;
     let mut piece = Vec::with_capacity(PIECE);
     let mut rest = None;
-    let mut pace = Pace::default();
     loop {
-        let waits_from = monotonic_now();
         let (brings, ends) = wait(&streams, &told, rest.is_some())?;
-        if pace.waited(monotonic_now().saturating_sub(waits_from)) && rest.is_none() {
-            // Cut short by a signal, less has gathered.
-            let _slept = rustix::thread::nanosleep(&GATHERING);
-        }
         if ends && rest.is_none() {
             rest = Some(REST);
         }
@@ -387,41 +371,12 @@ fn relay(pairs: &[(BorrowedFd<'_>, BorrowedFd<'_>)], told: BorrowedFd<'_>) -> Re
             };
             match pass_on(from, to, &mut piece)? {
                 None => ended.push(index),
-                Some(length) => {
-                    pace.passed(length);
-                    rest = rest.map(|rest| rest.saturating_sub(length));
-                }
+                Some(length) => rest = rest.map(|rest| rest.saturating_sub(length)),
             }
         }
         for index in ended.into_iter().rev() {
             drop(streams.remove(index));
         }
-    }
-}
-
-/// How fast what a relay passes on comes.
-#[derive(Debug, Default)]
-struct Pace {
-    /// Pieces in a row for which there was no wait to speak of.
-    prompt: u32,
-    /// What the last one had.
-    last: usize,
-}
-
-impl Pace {
-    /// So many nanoseconds were waited for what comes now: whether to let it gather.
-    fn waited(&mut self, nanoseconds: u64) -> bool {
-        self.prompt = if nanoseconds < POURING_GAP {
-            self.prompt.saturating_add(1)
-        } else {
-            0
-        };
-        self.prompt > POURING && self.last < PIECE / 2
-    }
-
-    /// A piece of so many bytes was passed on.
-    fn passed(&mut self, length: usize) {
-        self.last = length;
     }
 }
 
@@ -483,28 +438,4 @@ fn pass_on(from: &OwnedFd, to: &OwnedFd, piece: &mut Vec<u8>) -> Result<Option<u
         }
     }
     Ok(Some(piece.len()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_pours_in_small_pieces_is_let_gather_and_nothing_else() {
-        let mut pace = Pace::default();
-        let mut naps = |length: usize, wait: u64| {
-            let mut naps = 0;
-            for _ in 0..=POURING {
-                naps += u32::from(pace.waited(wait));
-                pace.passed(length);
-            }
-            naps
-        };
-        // The first of a pour are passed on as they come.
-        assert_eq!(naps(4096, 0), 1);
-        assert_eq!(naps(4096, 0), POURING + 1);
-        // A conversation has pauses, and full pieces have gathered already.
-        assert_eq!(naps(4096, POURING_GAP), 0);
-        assert_eq!(naps(PIECE, 0), 0);
-    }
 }

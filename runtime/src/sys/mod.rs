@@ -15,8 +15,6 @@ pub(crate) mod filtered_child;
 pub mod fork;
 pub mod heap;
 pub mod keyring;
-#[cfg(feature = "engine")]
-pub mod low_water;
 pub(crate) mod mount_attr;
 pub mod note;
 pub mod parcel;
